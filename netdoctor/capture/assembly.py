@@ -1,0 +1,195 @@
+"""Makes the `Recording` of a finished (or running) observation."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from netdoctor.capture.naming import SEPARATOR
+from netdoctor.capture.observer import Observer
+from netdoctor.capture.recorder import rename
+from netdoctor.capture.training import TrainingTaps
+from netdoctor.graph import Operation, StepGraph
+from netdoctor.recording import Header, Parameter, Recording
+
+_FAMILIES = {
+    "cross_entropy": "cross_entropy",
+    "nll_loss": "nll",
+    "binary_cross_entropy": "bce",
+    "binary_cross_entropy_with_logits": "bce",
+    "mse_loss": "mse",
+    "l1_loss": "l1",
+    "smooth_l1_loss": "huber",
+    "huber_loss": "huber",
+    "kl_div": "kl",
+    "ctc_loss": "ctc",
+    "hinge_embedding_loss": "hinge",
+    "margin_ranking_loss": "margin",
+    "triplet_margin_loss": "margin",
+    "triplet_margin_with_distance_loss": "margin",
+    "multi_margin_loss": "margin",
+    "multilabel_margin_loss": "margin",
+    "cosine_embedding_loss": "cosine",
+}
+
+
+def assemble(observer: Observer, training: TrainingTaps, target: str, version: str, ended: str) -> Recording:
+    """Everything that was observed so far, under the names that the reader knows."""
+    recording = Recording(header=_header(observer, target, version, ended), steps=observer.step)
+    observer.recorder.write(recording)
+    recording.layers = list(observer.layers.layers.values())
+    display, labels = _names(observer, recording)
+    recording.optimizers = [
+        replace(o, parameters=tuple(display.get(p, p) for p in o.parameters), steps=steps)
+        for o, steps in zip(training.optimizers, training.steps, strict=True)
+    ]
+    recording.parameters = _parameters(observer, training, display, labels)
+    rename(recording, display, labels)
+    recording.graphs = [_renamed(graph, display) for graph in observer.graphs]
+    recording.graph = recording.graphs[0] if recording.graphs else None
+    origin = observer.origin
+    if origin is not None:
+        module, parameter = display.get(origin.module, origin.module), display.get(origin.parameter, origin.parameter)
+        recording.origin = replace(origin, module=module, parameter=parameter)
+    _name_losses(recording)
+    recording.faults = observer.containment.faults
+    recording.facts = {**_facts(recording), **observer.facts}
+    return recording
+
+
+def _header(observer: Observer, target: str, version: str, ended: str) -> Header:
+    devices = {str(p.device) for root in observer.names.roots for p in getattr(root.module(), "parameters", list)()}
+    return Header(
+        target,
+        version,
+        torch.__version__,
+        platform.python_version(),
+        ", ".join(sorted(devices)) or "cpu",
+        time.strftime("%Y-%m-%dT%H:%M:%S"),
+        observing_s=time.perf_counter() - observer.started,
+        ended=ended,
+    )
+
+
+def _names(observer: Observer, recording: Recording) -> tuple[dict[str, str], dict[str, str]]:
+    """Internal key → name for the reader, and internal key → model label; labels only where several models train."""
+    used = {layer.path.split(SEPARATOR)[0] for layer in recording.layers if SEPARATOR in layer.path}
+    several = len(used) > 1
+    display: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    keys = {site.module for site, _ in recording.tracks} | {site.parameter for site, _ in recording.tracks}
+    keys |= {layer.path for layer in recording.layers}
+    for root in observer.names.roots:
+        module = root.module()
+        if module is not None:
+            keys |= {f"{root.label}{SEPARATOR}{path}" for path, _ in module.named_modules()}
+            keys |= {f"{root.label}{SEPARATOR}{name}" for name, _ in module.named_parameters()}
+    for key in keys:
+        label, found, path = key.partition(SEPARATOR)
+        if found:
+            display[key] = ".".join(part for part in (label, path) if part) if several else path
+            labels[key] = label if several else ""
+    return display, labels
+
+
+def _parameters(
+    observer: Observer, training: TrainingTaps, display: dict[str, str], labels: dict[str, str]
+) -> dict[str, Parameter]:
+    owners = {name: index for index, facts in enumerate(training.optimizers) for name in facts.parameters}
+    eps = {o.index: float(o.groups[0].get("eps", 0.0)) if o.groups else 0.0 for o in training.optimizers}
+    found: dict[str, Parameter] = {}
+    for root in observer.names.roots:
+        module = root.module()
+        for name, parameter in [] if module is None else module.named_parameters():
+            key = f"{root.label}{SEPARATOR}{name}"
+            path, _, _ = name.rpartition(".")
+            owner = module.get_submodule(path) if module is not None else None
+            shown = display.get(key, name)
+            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+                continue
+            found[shown] = Parameter(
+                shown,
+                display.get(f"{root.label}{SEPARATOR}{path}", path),
+                type(owner).__name__,
+                tuple(parameter.shape),
+                str(parameter.dtype).removeprefix("torch."),
+                parameter.requires_grad,
+                owners.get(key),
+                labels.get(key, ""),
+                eps.get(owners.get(key, -1), 0.0),
+            )
+    for key, index in owners.items():
+        if SEPARATOR not in key:
+            shape, dtype = observer.names.loose_shape(key)
+            found[key] = Parameter(key, "", "", shape, dtype, True, index, "", eps.get(index, 0.0))
+    return found
+
+
+def _renamed(graph: StepGraph, display: dict[str, str]) -> StepGraph:
+    def name(key: str) -> str:
+        return display.get(key, key.rpartition(SEPARATOR)[2])
+
+    operations = [replace(o, module=name(o.module)) for o in graph.operations]
+    values = [replace(v, name=name(v.name)) for v in graph.values]
+    return StepGraph(operations, values, graph.loss)
+
+
+def _name_losses(recording: Recording) -> None:
+    labels = list(recording.losses)
+    if len(labels) == 1:
+        recording.losses = {"loss": recording.losses[labels[0]]}
+        return
+    named = {}
+    for label in labels:
+        file, _, line = label.rpartition(":")
+        named[f"loss ({os.path.basename(file) or 'unknown'}:{line})"] = recording.losses[label]
+    recording.losses = named
+
+
+def _facts(recording: Recording) -> dict[str, float | str | bool]:
+    facts: dict[str, float | str | bool] = {
+        "several_optimizers": sum(o.steps > 0 for o in recording.optimizers) > 1,
+        "pretrained": any(e.kind == "load_state" and e.step == 0 for e in recording.events),
+        "gradients_before_backward": recording.counts.get("stale start", 0) > recording.counts.get("clean start", 0),
+        "zeroed_before_step": recording.counts.get("zeroed before step", 0) > 0.5 * max(1, recording.steps),
+    }
+    graph = recording.graph
+    if graph is not None and graph.loss is not None:
+        behind = graph.loss_operations()
+        facts["moving_target"] = any(_moves(graph, operation) for operation in behind)
+        family, operation = _family(graph, behind)
+        facts["loss_family"] = family
+        facts["loss_lower_bound"] = float("-inf") if family == "custom" else 0.0
+        if family in ("cross_entropy", "nll") and operation is not None:
+            shape = graph.values[operation.inputs[0]].shape
+            facts["classes"] = float(shape[1] if len(shape) > 1 else shape[0])
+    return facts
+
+
+def _moves(graph: StepGraph, operation: Operation) -> bool:
+    """An operation behind the loss whose value depends on weights, though no gradient flows through it: a target that moves."""
+    trained = any(graph.values[value].trained for value in operation.inputs)
+    return trained and (operation.name == "detach" or (operation.inside and not operation.grad_enabled))
+
+
+def _family(graph: StepGraph, behind: list[Operation]) -> tuple[str, Operation | None]:
+    """The known loss nearest to the value that backward was called on, or a squared or absolute difference written by hand."""
+    for operation in behind:
+        if operation.name in _FAMILIES:
+            return _FAMILIES[operation.name], operation
+        if operation.inside:
+            break
+        before = graph.producer(operation.inputs[0]) if operation.inputs else None
+        if before is not None and before.name in ("sub", "rsub"):
+            if operation.name == "square" or (operation.name == "pow" and operation.attributes.get("1") == 2):
+                return "mse", operation
+            if operation.name == "mul" and len(set(operation.inputs)) == 1:
+                return "mse", operation
+            if operation.name == "abs":
+                return "l1", operation
+    return "custom", None

@@ -1,0 +1,121 @@
+"""Builds the `StepGraph`: facts of every operation of the first training step, inside modules and around them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netdoctor.capture.statistics import floats
+from netdoctor.capture.tree import tensors
+from netdoctor.graph import Operation, Scalar, StepGraph, Value
+
+MAX_OPERATIONS = 20_000  # a step longer than this is cut off, so that memory stays bounded
+_MAX_MEASURED = 4_000_000  # elements; the range of a larger tensor is read from a strided part
+_OPERAND_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+
+
+class GraphBuilder:
+    """Collects operations of one iteration. Tensors are known by identity and held weakly."""
+
+    def __init__(self) -> None:
+        self._operations: list[Operation] = []
+        self._values: list[Value] = []
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self.full = False
+
+    def value_of(self, tensor: Tensor) -> int | None:
+        """The index of the value that this tensor holds now, or None."""
+        found = self._known.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def reading(self, arguments: Iterable[Tensor], parameter_name: Any) -> tuple[int, ...]:
+        """Indices of the values of some arguments; unseen tensors become inputs, parameters or buffers."""
+        return tuple(self._enter(tensor, parameter_name) for tensor in arguments)
+
+    def _enter(self, tensor: Tensor, parameter_name: Any) -> int:
+        known = self.value_of(tensor)
+        if known is not None:
+            return known
+        name = parameter_name(tensor)
+        origin = "parameter" if name or isinstance(tensor, torch.nn.Parameter) else "input"
+        leaf = tensor.requires_grad and tensor.is_leaf
+        return self._put(tensor, origin, None, name, trained=leaf)
+
+    def _put(self, tensor: Tensor, origin: str, producer: int | None, name: str = "", trained: bool = False) -> int:
+        index = len(self._values)
+        self._values.append(_facts(tensor, index, origin, producer, name, trained))
+        self._known[id(tensor)] = (weakref.ref(tensor), index)
+        return index
+
+    def add(self, operation: Operation, result: Any) -> None:
+        """Append an operation and the values that it made. `operation.index` and `.outputs` are filled in here."""
+        if len(self._operations) >= MAX_OPERATIONS:
+            self.full = True
+            return
+        index = len(self._operations)
+        trained = any(self._values[value].trained for value in operation.inputs)
+        outputs = tuple(self._put(tensor, "operation", index, trained=trained) for tensor in tensors(result))
+        self._operations.append(replace(operation, index=index, outputs=outputs))
+
+    def finish(self, loss: Tensor | None) -> StepGraph:
+        """The graph so far, with the loss marked."""
+        number = None if loss is None else self.value_of(loss)
+        return StepGraph(list(self._operations), list(self._values), number)
+
+
+def scalar_attributes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Scalar]:
+    """The scalar arguments of a call by name; positional ones by position; short tuples of numbers as text."""
+    found: dict[str, Scalar] = {}
+    for name, value in [*zip(_OPERAND_NAMES, args, strict=False), *kwargs.items()]:
+        if isinstance(value, bool | int | float | str):
+            found[name] = value
+        elif isinstance(value, tuple | list | torch.Size) and len(value) <= 8 and all(isinstance(v, int) for v in value):
+            found[name] = str(tuple(value))
+        elif isinstance(value, torch.dtype):
+            found[name] = str(value)
+    return found
+
+
+def _facts(tensor: Tensor, index: int, origin: str, producer: int | None, name: str, trained: bool) -> Value:
+    value = Value(
+        index,
+        tuple(tensor.shape),
+        str(tensor.dtype).removeprefix("torch."),
+        origin,
+        producer,
+        name,
+        requires_grad=tensor.requires_grad,
+        trained=trained,
+    )
+    measured = _range(tensor)
+    return value if measured is None else replace(value, **measured)
+
+
+def _range(tensor: Tensor) -> dict[str, Any] | None:
+    if tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized and tensor.numel():
+        values = floats(tensor)
+        if values is None and not tensor.is_complex():
+            values = tensor.detach().double()
+        if values is not None:
+            return _measure(values.reshape(-1))
+    return None
+
+
+def _measure(flat: Tensor) -> dict[str, Any]:
+    flat = flat[:: max(1, flat.numel() // _MAX_MEASURED)]
+    low, high = torch.aminmax(flat)
+    finite = bool(torch.isfinite(low) & torch.isfinite(high))
+    if not finite:
+        flat = flat[torch.isfinite(flat)]
+        if flat.numel() == 0:
+            return {"finite": False}
+        low, high = torch.aminmax(flat)
+    mean = flat.mean(dtype=torch.float64)
+    spread = float(((flat.double() - mean) ** 2).mean()) ** 0.5
+    integral = bool((flat == flat.round()).all())
+    return {"low": float(low), "high": float(high), "mean": float(mean), "std": spread, "finite": finite, "integral": integral}

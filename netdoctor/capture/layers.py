@@ -1,0 +1,168 @@
+"""Per-layer statistics of a sampled step: what each layer-making operation gave, and the gradient with respect to it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from netdoctor.capture import statistics
+from netdoctor.capture.functions import KINDS, PRODUCTS, is_library_leaf
+from netdoctor.capture.tree import tensors
+from netdoctor.recording import Kind, Layer, Role, Site, SourceLine, Stat
+
+MAX_CALLS = 8  # of one place within a step: cells called along time are followed this far
+Sink = Callable[[Site, Stat, Tensor], None]
+
+_RELU_LIKE = frozenset({"relu", "relu6", "threshold"})
+_KEEPS_UNITS = frozenset({Kind.ACTIVATION, Kind.NORM, Kind.DROPOUT, Kind.OTHER})
+
+
+class LayerRecorder:
+    """Recognises layers as operations run, and hands their statistics to `sink` as device-side numbers."""
+
+    def __init__(self, sink: Sink, wanted: frozenset[Stat]) -> None:
+        self.layers: dict[Site, Layer] = {}
+        self._sink = sink
+        self._wanted = wanted
+        self._calls: dict[tuple[str, str], int] = {}
+        self._unit_dims: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def new_step(self) -> None:
+        """Start counting calls afresh."""
+        self._calls.clear()
+        self._unit_dims.clear()
+
+    def operation(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+        module: nn.Module | None,
+        path: str,
+        describe: Callable[[Tensor], tuple[str, Any]],
+        source: Callable[[], SourceLine | None],
+    ) -> None:
+        """Take the statistics of one operation if it makes a layer. `describe` names parameters, `source` finds the user's line."""
+        output = next(tensors(result), None)
+        if output is None or not output.dtype.is_floating_point:
+            return
+        kind, name = _kind(name, args, kwargs)
+        unit_dim = self._unit_dim(name, kind, args, output)
+        self._unit_dims[id(output)] = (weakref.ref(output), unit_dim)
+        if kind is None:
+            return
+        library = module is not None and is_library_leaf(module)
+        type_name = type(module).__name__ if library and module is not None else name
+        call = self._calls.get((path, type_name), 0)
+        self._calls[path, type_name] = call + 1
+        if call >= MAX_CALLS:
+            return
+        site = Site(path, type_name, Role.OUTPUT, call)
+        if site not in self.layers:
+            weight, bias, fans = _parameters(name, args, kwargs, describe)
+            units = int(output.shape[unit_dim]) if output.dim() else 1
+            training = bool(getattr(module, "training", True))
+            self.layers[site] = Layer(
+                path, type_name, kind, len(self.layers), call, "", units, weight, bias, *fans, source(), training, name
+            )
+        self._measure(site, kind, name, output, unit_dim)
+
+    def _measure(self, site: Site, kind: Kind, name: str, output: Tensor, unit_dim: int) -> None:
+        values = statistics.floats(output)
+        if values is None:
+            return
+        for stat, value in statistics.moments(values, self._wanted).items():
+            self._sink(site, stat, value)
+        spread = statistics.batch_spread(values)
+        if spread is not None:
+            self._sink(site, Stat.BATCH_STD, spread)
+        if kind in (Kind.ACTIVATION, Kind.SOFTMAX) and values.dim():
+            self._sink(site, Stat.SAMPLES, values.new_tensor(float(values.numel() // max(1, values.shape[unit_dim]))))
+            self._measure_units(site, name, values, unit_dim)
+        if output.requires_grad and output.grad_fn is not None:
+            self._follow_gradient(site, output)
+
+    def _measure_units(self, site: Site, name: str, values: Tensor, unit_dim: int) -> None:
+        if name in _RELU_LIKE:
+            self._sink(site, Stat.UNIT_ACTIVE, statistics.units_active(values, unit_dim))
+        bounded = statistics.saturated(values, name, unit_dim)
+        if bounded is not None:
+            self._sink(site, Stat.SATURATED_SHARE, bounded[0])
+            self._sink(site, Stat.UNIT_SATURATED, bounded[1])
+
+    def _follow_gradient(self, site: Site, output: Tensor) -> None:
+        gradient_site = Site(site.module, site.layer, Role.OUTPUT_GRADIENT, site.call)
+        sink, wanted = self._sink, self._wanted & {Stat.RMS, Stat.ABSMAX}
+
+        def hook(gradient: Tensor) -> None:
+            try:
+                values = statistics.floats(gradient)
+                if values is not None:
+                    for stat, value in statistics.moments(values, wanted).items():
+                        sink(gradient_site, stat, value)
+            except Exception:  # a hook that raises would stop the user's backward; the missing track is seen by every reader
+                return
+
+        output.register_hook(hook)
+
+    def _unit_dim(self, name: str, kind: Kind | None, args: tuple[Any, ...], output: Tensor) -> int:
+        """Which dimension counts units: channels of a convolution, features of a dense layer, inherited by what follows."""
+        if "conv" in name:
+            return 1 if output.dim() > 2 else 0
+        if kind in (None, Kind.ACTIVATION, Kind.NORM, Kind.DROPOUT, Kind.OTHER):
+            for tensor in tensors(args):
+                known = self._unit_dims.get(id(tensor))
+                if known is not None and known[0]() is tensor and tensor.dim() == output.dim():
+                    return known[1]
+        return 1 if output.dim() >= 4 and kind not in (Kind.LINEAR, Kind.SOFTMAX) else -1
+
+
+def _kind(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kind | None, str]:
+    """The kind of layer that an operation makes, and the name to know it by; (None, name) when it makes none."""
+    if name in ("clamp", "clip", "clamp_min") and _clips_at_zero(name, args, kwargs):
+        return Kind.ACTIVATION, "relu"  # a rectifier written by hand
+    if name in PRODUCTS:
+        has_weight = any(isinstance(t, nn.Parameter) or (t.requires_grad and t.is_leaf) for t in tensors(args))
+        return (Kind.LINEAR if has_weight else None), "matmul"
+    return KINDS.get(name), name
+
+
+def _clips_at_zero(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    low = kwargs.get("min", args[1] if len(args) > 1 else None)
+    high = kwargs.get("max", args[2] if len(args) > 2 else None)
+    return low == 0 and high is None if not isinstance(low, Tensor) else False
+
+
+def _parameters(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], describe: Callable[[Tensor], tuple[str, Any]]
+) -> tuple[str, str, tuple[int, int]]:
+    """Names of weight and bias, and (fan in, fan out) of the weight, all empty where the operation has none."""
+    held = [t for t in tensors((args, kwargs)) if isinstance(t, nn.Parameter) or (t.requires_grad and t.is_leaf)]
+    weight = next((t for t in held if t.dim() >= 2), None)
+    bias = next((t for t in held if t.dim() == 1), None)
+    if weight is None:
+        return "", "", (0, 0)
+    first = next(tensors(args), None)
+    weight_name, bias_name = describe(weight)[0], "" if bias is None else describe(bias)[0]
+    return weight_name, bias_name, fans(name, weight, kwargs, weight is first)
+
+
+def fans(name: str, weight: Tensor, kwargs: dict[str, Any], on_the_left: bool = False) -> tuple[int, int]:
+    """(inputs of one unit, units that one input feeds), as torch.nn.init counts them for dense and convolution weights.
+
+    A transposed convolution sums over its first dimension, and each output position sees 1/stride^d of the kernel. A weight used
+    in a plain product `x @ W` has shape (inputs, units); `W @ x` has (units, inputs).
+    """
+    shape = tuple(weight.shape)
+    if name == "matmul" and len(shape) == 2:
+        return (shape[1], shape[0]) if on_the_left else (shape[0], shape[1])
+    field = 1
+    for size in shape[2:]:
+        field *= size
+    if "conv_transpose" in name:
+        return shape[0] * field, shape[1] * field
+    return shape[1] * field, shape[0] * field

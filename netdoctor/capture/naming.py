@@ -1,0 +1,169 @@
+"""Which module is which: paths, owners, and the user's line that built each of them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import weakref
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from netdoctor.capture.source import is_user_file, source_line, user_position, variable_name
+from netdoctor.recording import SourceLine
+
+SEPARATOR = "\x1f"  # between a model's label and a path inside of it; never in a Python name
+
+
+@dataclass(slots=True)
+class Root:
+    """A whole model: the topmost owner of the modules that are called. `label` tells several models apart."""
+
+    module: weakref.ref[nn.Module]
+    label: str
+
+
+class ModuleNames:
+    """Paths of modules and names of parameters, as the topmost module that owns them would list them."""
+
+    def __init__(self) -> None:
+        self._parents: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+        self._built: weakref.WeakKeyDictionary[nn.Module, tuple[str, int]] = weakref.WeakKeyDictionary()
+        self._paths: weakref.WeakKeyDictionary[nn.Module, tuple[str, Root]] = weakref.WeakKeyDictionary()
+        self._parameters: dict[int, tuple[weakref.ref[Tensor], str, nn.Module | None]] = {}
+        self.roots: list[Root] = []
+
+    def registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        """Hook for torch's module registration: remembers who owns whom."""
+        if child is not None:
+            self._parents[child] = weakref.ref(parent)
+            self._paths.pop(child, None)
+
+    def constructed(self, module: nn.Module) -> None:
+        """Remember the user's line that is building this module. Called from `Module.__init__`."""
+        file, line = user_position()
+        if file:
+            self._built[module] = (file, line)
+
+    def root_of(self, module: nn.Module) -> Root:
+        """The topmost owner of a module."""
+        return self._locate(module)[1]
+
+    def path_of(self, module: nn.Module) -> str:
+        """The module's path under its root, as `named_modules` gives it; "" for the root itself."""
+        return self._locate(module)[0]
+
+    def key_of(self, module: nn.Module) -> str:
+        """A key that is unique over all models: the root's label and the path, until the reader's names are known."""
+        path, root = self._locate(module)
+        return f"{root.label}{SEPARATOR}{path}"
+
+    def add_root(self, module: nn.Module) -> Root:
+        """Make a module a root of its own (it was handed to us), and name everything under it."""
+        for root in self.roots:
+            if root.module() is module:
+                self._index(root, module)
+                return root
+        root = Root(weakref.ref(module), variable_name(module) or type(module).__name__)
+        taken = {other.label for other in self.roots}
+        if root.label in taken:
+            root.label = next(f"{root.label}{n}" for n in range(2, 10_000) if f"{root.label}{n}" not in taken)
+        self.roots.append(root)
+        self._index(root, module)
+        return root
+
+    def _locate(self, module: nn.Module) -> tuple[str, Root]:
+        found = self._paths.get(module)
+        if found is None:
+            top = self._topmost(module)
+            root = self.add_root(top)
+            found = self._paths.get(module)
+            if found is None:  # owned once, but no longer listed by the owner: it stands for itself
+                found = self._paths[module] = ("", self.add_root(module) if module is not top else root)
+        return found
+
+    def _topmost(self, module: nn.Module) -> nn.Module:
+        top = module
+        for _ in range(100):  # a cycle of owners would be the user's bug; ours must not be an endless loop
+            parent = self._parents.get(top)
+            owner = None if parent is None else parent()
+            if owner is None or not any(child is top for child in owner.children()):
+                break
+            top = owner
+        return top
+
+    def _index(self, root: Root, module: nn.Module) -> None:
+        for path, child in module.named_modules():
+            self._paths[child] = (path, root)
+        for name, parameter in module.named_parameters():
+            owner = module.get_submodule(name.rpartition(".")[0])
+            self._parameters[id(parameter)] = (weakref.ref(parameter), name, owner)
+
+    def parameter_name(self, parameter: Tensor) -> str:
+        """The parameter's full name, or the user's variable that holds it, or "" when unknown."""
+        found = self._parameters.get(id(parameter))
+        return found[1] if found is not None and found[0]() is parameter else ""
+
+    def parameter_key(self, parameter: Tensor) -> str:
+        """Like `parameter_name`, but unique over all models."""
+        found = self._parameters.get(id(parameter))
+        if found is None or found[0]() is not parameter:
+            return ""
+        owner = found[2]
+        return found[1] if owner is None else f"{self._locate(owner)[1].label}{SEPARATOR}{found[1]}"
+
+    def parameter_owner(self, parameter: Tensor) -> nn.Module | None:
+        """The module that holds a parameter directly."""
+        found = self._parameters.get(id(parameter))
+        return found[2] if found is not None and found[0]() is parameter else None
+
+    def name_loose(self, parameter: Tensor, fallback: str) -> str:
+        """Name a parameter that no module holds, after the user's variable."""
+        name = variable_name(parameter) or fallback
+        taken = {other for ref, other, _ in self._parameters.values() if ref() is not None}
+        if name in taken:
+            name = fallback
+        self._parameters[id(parameter)] = (weakref.ref(parameter), name, None)
+        return name
+
+    def loose_shape(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of a parameter that no module holds; ((), "") when it is gone."""
+        for ref, other, _ in self._parameters.values():
+            tensor = ref()
+            if other == name and tensor is not None:
+                return tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        return (), ""
+
+    def built_at(self, module: nn.Module) -> SourceLine | None:
+        """The user's line that built a module: seen when it was built, else found in the source of its owner's class."""
+        position = self._built.get(module)
+        if position is not None:
+            return source_line(*position)
+        return self._from_source(module)
+
+    def _from_source(self, module: nn.Module) -> SourceLine | None:
+        path, root = self._locate(module)
+        top = root.module()
+        parts = path.split(".") if path else []
+        for depth in range(len(parts) - 1, -1, -1):
+            owner = top.get_submodule(".".join(parts[:depth])) if top is not None else None
+            found = None if owner is None else _assignment(type(owner), parts[depth])
+            if found is not None:
+                return found
+        return None
+
+
+def _assignment(owner: type, attribute: str) -> SourceLine | None:
+    """The line `self.attribute = ...` in the user's class."""
+    try:
+        lines, first = inspect.getsourcelines(owner)
+        file = inspect.getsourcefile(owner) or ""
+    except (OSError, TypeError):
+        return None
+    if not is_user_file(file):
+        return None
+    pattern = re.compile(rf"\bself\.{re.escape(attribute)}\s*(:[^=]+)?=")
+    for offset, text in enumerate(lines):
+        if pattern.search(text):
+            return SourceLine(file, first + offset, text.strip())
+    return None

@@ -1,0 +1,268 @@
+"""The state of an observation, from `start` to `stop`: which step it is, whether it is measured in full, what the tape holds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from netdoctor.capture import functions
+from netdoctor.capture.containment import Containment
+from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
+from netdoctor.capture.layers import LayerRecorder
+from netdoctor.capture.naming import ModuleNames
+from netdoctor.capture.program import Program
+from netdoctor.capture.recorder import Recorder, Schedule
+from netdoctor.capture.source import user_line, user_position
+from netdoctor.capture.tape import Backward, Entry, Tape, random_states
+from netdoctor.capture.tree import tensors
+from netdoctor.graph import Operation, StepGraph
+from netdoctor.recording import Origin, Stat
+R = TypeVar("R")
+
+
+class Observer:
+    """Everything that is known while the user's code runs. The taps (modules, operations, training) call its methods."""
+
+    def __init__(self, wanted: frozenset[Stat] = frozenset(Stat), every: int | None = None) -> None:
+        self.containment = Containment()
+        self.recorder = Recorder()
+        self.names = ModuleNames()
+        self.tape = Tape()
+        self.program = Program(self.names)
+        self.layers = LayerRecorder(lambda site, stat, value: self.recorder.put(site, stat, value), wanted)
+        self.graph: GraphBuilder | None = GraphBuilder()
+        self.graphs: list[StepGraph] = []
+        self.origin: Origin | None = None
+        self.find_origin: Callable[[Observer, list[Backward], str], Origin | None] | None = None
+        self.on_step: Callable[[int], None] = lambda step: None  # told the number of steps taken, after each
+        self.on_trip: Callable[[], None] = lambda: None  # told once, when the first NaN or Inf was found
+        self.pending: Exception | None = None  # to be raised into the user's code, on their own wish
+        self.facts: dict[str, float | str | bool] = {}
+        self.step = 0
+        self.detailed = False
+        self.in_backward = False
+        self.suspended = 0  # > 0 while our own code runs torch functions
+        self.thread = threading.get_ident()
+        self.schedule = Schedule(every)
+        self.mode = _OperationMode(self)
+        self.started = time.perf_counter()
+        self.stack: list[nn.Module] = []  # modules that are running, outermost first
+        self._unit: Entry | None = None  # the outermost module with state that is running
+        self._measured: set[int] = set()  # models whose first pass of this step was measured
+        self._measuring = False
+        self._evaluating = False
+
+    # --- steps ---------------------------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Decide whether the coming step is measured, and switch the operation watch accordingly."""
+        self.detailed = self.schedule.due(self.step)
+        self._measured.clear()
+        self.layers.new_step()
+        if self.detailed or self.program.functional:
+            self.mode.push()
+        else:
+            self.mode.pop()
+
+    def end_step(self) -> None:
+        """Read back what the step left, and go on to the next."""
+        if self.detailed:
+            self.recorder.flush(self.step)
+        self.program.end_iteration(self.step)
+        if self.graph is not None and (self.graphs or self.step >= 2):
+            self.graph = None
+        self.tape.clear()
+        self.step += 1
+        self.begin_step()
+        self.on_step(self.step)
+
+    # --- modules -------------------------------------------------------------------------------------------------------------
+
+    def call_module(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module call for the user, and look at it before and after."""
+        unit = self._unit is None and has_state(module)
+        entry = self._ours("module call", self._enter, module, args, kwargs) if unit else None
+        self.stack.append(module)
+        try:
+            result = call(module, *args, **kwargs)
+        except BaseException:
+            self._leave(module, unit)
+            raise
+        self._leave(module, unit)
+        if entry is not None:
+            self._ours("module result", self._left, entry, module, result)
+        return result
+
+    def _ours(self, where: str, work: Callable[..., R], *args: Any) -> R | None:
+        """Run our own code in the middle of the user's: contained, and unseen by our own watch."""
+        self.suspended += 1
+        try:
+            return self.containment.run(where, work, *args)
+        finally:
+            self.suspended -= 1
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Entry:
+        grad = torch.is_grad_enabled()
+        root = self.names.root_of(module)
+        self.program.see_module(module, root)
+        entry = Entry(None, module, self.tape.encode(args), self.tape.encode(kwargs), context=random_states(True))
+        entry.modes = tuple(child.training for child in module.modules())
+        entry.position = user_position()
+        entry.name = type(module).__name__
+        self._unit = entry
+        self._measuring = self.detailed and grad and id(module) not in self._measured
+        if self._measuring:
+            self._measured.add(id(module))
+        if not grad and not self._evaluating:
+            self.recorder.count("evaluation", self.step, detail="train" if module.training else "eval", source=user_line())
+        self._evaluating = not grad
+        if self.detailed:
+            self.mode.push()
+        else:
+            self.mode.pop()
+        return entry
+
+    def _leave(self, module: nn.Module, unit: bool) -> None:
+        while self.stack and self.stack.pop() is not module:
+            pass
+        if unit:
+            self._unit = None
+            self._measuring = False
+
+    def _left(self, entry: Entry, module: nn.Module, result: Any) -> None:
+        self.tape.add(entry, result)
+        if self.graph is not None and self.detailed:
+            outputs = list(tensors(result))
+            if outputs and all(self.graph.value_of(tensor) is None for tensor in outputs):
+                # Nothing inside could be seen (scripted, compiled, another library): the call stands as one operation.
+                inputs = self.graph.reading(tensors((entry.args, entry.kwargs)), self.names.parameter_name)
+                self._add_to_graph(entry.name, inputs, {}, result, entry.position)
+        if entry.context is not None and entry.context.grad:
+            self.mode.push()
+
+    # --- operations ----------------------------------------------------------------------------------------------------------
+
+    def before_operation(self, name: str, function: Any, args: Any, kwargs: Any) -> tuple[Entry | None, tuple[int, ...]] | None:
+        """Note the arguments of an operation before it may change them. None when it is of no interest."""
+        mutates = functions.mutates(name, kwargs)
+        entry = None
+        if self._unit is None and self.tape.depends(args, kwargs):
+            entry = self._entry(name, function, args, kwargs, mutates)
+        inputs: tuple[int, ...] = ()
+        if self.detailed and self.graph is not None:
+            inputs = self.graph.reading(tensors((args, kwargs)), self.names.parameter_name)
+        return (entry, inputs) if entry is not None or self.detailed else None
+
+    def _entry(self, name: str, function: Any, args: Any, kwargs: Any, mutates: bool) -> Entry:
+        encoded = self.tape.encode(args)
+        if mutates and args and isinstance(args[0], Tensor) and self.tape.slot(args[0]) is None and not args[0].requires_grad:
+            encoded = (self.tape.encode(args[0].detach().clone()), *encoded[1:])  # its value from before the change
+        entry = Entry(function, None, encoded, self.tape.encode(kwargs), context=random_states(False))
+        entry.mutates, entry.name, entry.position = mutates, name, user_position()
+        return entry
+
+    def after_operation(self, noted: tuple[Entry | None, tuple[int, ...]], name: str, args: Any, kwargs: Any, result: Any) -> None:
+        """Keep what an operation made."""
+        entry, inputs = noted
+        made = args[0] if functions.mutates(name, kwargs) and args else result
+        if entry is not None:
+            self.tape.add(entry, made)
+        if not self.detailed:
+            return
+        plain = functions.plain(name)
+        if self.graph is not None:
+            self._add_to_graph(plain, inputs, scalar_attributes(args, kwargs), made, user_position())
+        if self._measuring or (self._unit is None and entry is not None and torch.is_grad_enabled()):
+            module = self.stack[-1] if self.stack else None
+            self.layers.operation(plain, args, kwargs, made, module, self._path(module), self._describe, lambda: self._source(module))
+
+    def _add_to_graph(self, name: str, inputs: tuple[int, ...], attributes: Any, made: Any, position: tuple[str, int]) -> None:
+        module = self.stack[-1] if self.stack else None
+        operation = Operation(
+            0,
+            name,
+            self._path(module),
+            "" if module is None else type(module).__name__,
+            inputs,
+            (),
+            attributes,
+            0,
+            *position,
+            torch.is_grad_enabled(),
+            self._unit is not None,
+        )
+        if self.graph is not None:
+            self.graph.add(operation, made)
+
+    def _path(self, module: nn.Module | None) -> str:
+        return "" if module is None else self.names.key_of(module)
+
+    def _describe(self, parameter: Tensor) -> tuple[str, Any]:
+        name = self.names.parameter_key(parameter) or self.names.name_loose(parameter, f"parameter{parameter.dim()}d")
+        return name, None
+
+    def _source(self, module: nn.Module | None) -> Any:
+        if module is not None and functions.is_library_leaf(module):
+            return self.names.built_at(module) or user_line()
+        return user_line()
+
+    # --- the first NaN or Inf ------------------------------------------------------------------------------------------------
+
+    def trip(self, backwards: list[Backward], where: str) -> None:
+        """Something is not finite, and the weights are still untouched: find out where it began, once."""
+        if self.origin is None and self.find_origin is not None:
+            self.suspended += 1
+            try:
+                self.origin = self.containment.run("origin search", self.find_origin, self, backwards, where)
+            finally:
+                self.suspended -= 1
+            if self.origin is None:
+                self.origin = Origin(where, "NaN", self.step, reproduced=False, note="the step could not be run again")
+            self.on_trip()
+
+
+def has_state(module: nn.Module) -> bool:
+    """Whether a module holds anything that training could change; a loss function without parameters does not."""
+    return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
+
+
+class _OperationMode(TorchFunctionMode):
+    """Shows every torch function call of this thread to the observer while it is pushed."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+        self.on = False
+
+    def push(self) -> None:
+        """Start watching. May be called when already on."""
+        if not self.on:
+            self.__enter__()
+            self.on = True
+
+    def pop(self) -> None:
+        """Stop watching, unless the user entered a mode of their own on top of ours: theirs must be left first."""
+        depth = torch._C._len_torch_function_stack()
+        if self.on and depth and torch._C._get_function_stack_at(depth - 1) is self:
+            self.__exit__(None, None, None)
+            self.on = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        observer = self._observer
+        name = functions.function_name(func)
+        if observer.suspended or observer.in_backward or functions.is_silent(func, name):
+            return func(*args, **kwargs)
+        noted = observer.containment.run("operation", observer.before_operation, name, func, args, kwargs)
+        result = func(*args, **kwargs)
+        if noted is not None:
+            observer.containment.run("operation result", observer.after_operation, noted, name, args, kwargs, result)
+        return result
+
+

@@ -1,0 +1,270 @@
+"""Finds the first operation that made a NaN or an Inf, forward or backward, by running the very step again on a copy.
+
+The search starts where the damage shows (the loss, or a gradient) and walks back along non-finite values to the operation that
+made the first one out of finite inputs. What is made on purpose and removed again (a mask of -inf before a softmax) is no origin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from netdoctor.capture.functions import is_library_leaf
+from netdoctor.capture.naming import SEPARATOR
+from netdoctor.capture.observer import Observer
+from netdoctor.capture.source import source_line
+from netdoctor.capture.step import Copies, Replay
+from netdoctor.capture.tape import Backward
+from netdoctor.capture.watch import NODE_KEY, Watch, Watched, backward_nodes, is_bad
+from netdoctor.errors import CannotReplayError
+from netdoctor.recording import Operand, Origin, SourceLine
+
+_MASKING = frozenset({"masked_fill", "where", "full", "full_like", "new_full", "triu", "tril", "setitem", "fill", "masked_scatter"})
+_MAX_LISTED = 16
+
+
+def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Origin | None:
+    """The origin of a non-finite loss (`where` = "forward") or gradient ("backward") of the running step.
+
+    Must be called before the optimizer touches the weights. The user's model, random states and gradients are left as they were.
+    """
+    broken = _broken_parameter(observer)
+    if broken is not None:
+        return broken
+    if not backwards:
+        return Origin(where, "NaN", observer.step, reproduced=False, note="the operations behind the loss could not be followed")
+    modules = {id(e.module): e.module for b in backwards for e in b.entries if e.module is not None}
+    try:
+        with preserved_random_state(), torch.enable_grad():
+            return _Search(observer, Copies(modules.values(), []), list(modules.values())).run(backwards, where)
+    except CannotReplayError as error:
+        return Origin(where, "NaN", observer.step, reproduced=False, note=str(error))
+
+
+@contextlib.contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Put every random state back, whatever happened in between."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def _broken_parameter(observer: Observer) -> Origin | None:
+    """A parameter that is not finite before the step ran: the optimizer made it so, or it was loaded so."""
+    for parameter, name in observer.program.parameters():
+        nan, inf = is_bad(parameter.detach())
+        if nan or inf:
+            steps = observer.step
+            phase = "optimizer" if steps > 0 or observer.recorder.counts.get("step") else "parameter"
+            owner = observer.names.parameter_owner(parameter)
+            return Origin(
+                phase,
+                "NaN" if nan else "Inf",
+                max(0, steps - 1) if phase == "optimizer" else 0,
+                parameter=name,
+                module="" if owner is None else observer.names.key_of(owner),
+                inputs=(_operand(parameter.detach(), name.rpartition(SEPARATOR)[2]),),
+                source=None if owner is None else observer.names.built_at(owner),
+            )
+    return None
+
+
+class _Search:
+    def __init__(self, observer: Observer, copies: Copies, modules: list[nn.Module]) -> None:
+        self._observer = observer
+        self._replay = Replay(copies)
+        self._originals: dict[int, nn.Module] = {}
+        self._parameters: dict[int, str] = {}
+        self._watch = Watch(self._replay, lambda tensor: self._parameters.get(id(tensor), ""))
+        for module in modules:
+            copied = copies.of(module)
+            self._watch.attach(copied)
+            for old, new in zip(module.modules(), copied.modules(), strict=True):
+                self._originals[id(new)] = old
+            for old_p, new_p in zip(module.parameters(), copied.parameters(), strict=True):
+                self._parameters[id(new_p)] = observer.names.parameter_key(old_p)
+
+    def run(self, backwards: list[Backward], where: str) -> Origin | None:
+        try:
+            for backward in backwards:
+                with self._watch:
+                    loss = self._replay.loss(backward)
+                if not bool(torch.isfinite(loss.detach()).all()):
+                    return self._forward(loss)
+                if where == "backward":
+                    found = self._backward(loss)
+                    if found is not None:
+                        return found
+        finally:
+            self._watch.close()
+        note = "the step was finite when it was run again"
+        return Origin(where, "NaN", self._observer.step, reproduced=False, note=note)
+
+    # --- forward -------------------------------------------------------------------------------------------------------------
+
+    def _forward(self, loss: Tensor) -> Origin | None:
+        start = self._watch.maker(loss)
+        queue = [start if start is not None else len(self._watch.operations) - 1]
+        seen: set[int] = set()
+        found: list[tuple[int, Origin]] = []
+        while queue:
+            index = queue.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            operation = self._watch.operations[index]
+            origin, further = self._examine(operation)
+            if origin is not None:
+                found.append((index, origin))
+            queue.extend(further)
+        return min(found, key=lambda pair: pair[0])[1] if found else None
+
+    def _examine(self, operation: Watched) -> tuple[Origin | None, list[int]]:
+        """(an origin, if it is here; else the operations to go on to)."""
+        made_nan = any(is_bad(tensor)[0] for tensor in operation.outputs)
+        bad = [(number, *state) for number, state in enumerate(operation.bad) if any(state)]
+        if not bad:
+            return self._origin(operation, "forward", made_nan), []
+        nans = [number for number, nan, _ in bad if nan]
+        culprits = nans or [number for number, _, _ in bad]
+        if made_nan and not nans and all(self._intended(operation, number) for number in culprits):
+            return self._origin(operation, "forward", True), []
+        further = [operation.makers[number] for number in culprits]
+        outside = [number for number, maker in zip(culprits, further, strict=True) if maker is None]
+        on = [maker for maker in further if maker is not None]
+        if outside and not on:
+            return self._from_outside(operation, outside[0], bool(nans)), []
+        return None, on
+
+    def _intended(self, operation: Watched, number: int, depth: int = 0) -> bool:
+        """Whether an Inf was put there on purpose: by a masking function or a constant, possibly passed on."""
+        maker = operation.makers[number]
+        if maker is None:
+            return True
+        producer = self._watch.operations[maker]
+        if producer.name in _MASKING:
+            return True
+        bad = [index for index, state in enumerate(producer.bad) if any(state)]
+        return bool(bad) and depth < 20 and all(self._intended(producer, index, depth + 1) for index in bad)
+
+    def _from_outside(self, operation: Watched, number: int, nan: bool) -> Origin:
+        tensor = operation.inputs[number]
+        name = operation.parameters[number]
+        origin = self._origin(operation, "parameter" if name else "input", nan)
+        bad = ~torch.isfinite(tensor)
+        return Origin(
+            origin.phase,
+            origin.kind,
+            origin.step,
+            origin.operation,
+            origin.module,
+            origin.call,
+            parameter=name,
+            inputs=(_operand(tensor, name or ("the model's input" if operation.module is not None else "the target or input")),),
+            output=origin.output,
+            attributes=origin.attributes,
+            samples=_rows(bad),
+            columns=_columns(bad),
+            source=origin.source,
+        )
+
+    # --- backward ------------------------------------------------------------------------------------------------------------
+
+    def _backward(self, loss: Tensor) -> Origin | None:
+        first: list[tuple[Any, bool, Tensor]] = []
+
+        def hook_for(node: Any) -> Any:
+            def hook(given: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> None:
+                if first or any(g is not None and any(is_bad(g.detach())) for g in received):
+                    return
+                for gradient in given:
+                    if gradient is not None and any(is_bad(gradient.detach())):
+                        first.append((node, is_bad(gradient.detach())[0], gradient.detach()))
+                        return
+
+            return hook
+
+        nodes = [node for node in backward_nodes(loss) if NODE_KEY in node.metadata]
+        handles = [node.register_hook(hook_for(node)) for node in nodes]
+        try:
+            torch.autograd.backward(loss)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not first:
+            return None
+        node, nan, gradient = first[0]
+        operation = self._watch.operations[node.metadata[NODE_KEY]]
+        return self._origin(operation, "backward", nan, gradient)
+
+    # --- what is said of an operation ----------------------------------------------------------------------------------------
+
+    def _origin(self, operation: Watched, phase: str, nan: bool, gradient: Tensor | None = None) -> Origin:
+        module = None if operation.module is None else self._originals.get(id(operation.module))
+        made = gradient if gradient is not None else next((t for t in operation.outputs if any(is_bad(t))), None)
+        upstream = next((self._watch.operations[m].name for m in operation.makers if m is not None), "")
+        names = self._observer.names
+        return Origin(
+            phase,
+            "NaN" if nan else "Inf",
+            self._observer.step,
+            operation.name,
+            "" if module is None else names.key_of(module),
+            operation.call,
+            inputs=tuple(_operand(t, self._operand_name(operation, n)) for n, t in enumerate(operation.inputs[:4])),
+            output=None if made is None else _operand(made, "gradient" if gradient is not None else "output"),
+            attributes=operation.attributes,
+            samples=() if made is None else _rows(~torch.isfinite(made)),
+            source=self._source(operation, module),
+            upstream=upstream,
+        )
+
+    def _operand_name(self, operation: Watched, number: int) -> str:
+        key = operation.parameters[number]
+        return key.partition(SEPARATOR)[2] or key or ("input" if number == 0 else f"operand {number}")
+
+    def _source(self, operation: Watched, module: nn.Module | None) -> SourceLine | None:
+        if module is not None and is_library_leaf(module):
+            built = self._observer.names.built_at(module)
+            if built is not None:
+                return built
+        return source_line(*operation.position)
+
+
+def _operand(tensor: Tensor, name: str) -> Operand:
+    shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+    if tensor.numel() == 0 or tensor.is_complex():
+        return Operand(name, shape, dtype, float("nan"), float("nan"))
+    values = tensor.detach().double().reshape(-1)
+    finite = values[torch.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (float("nan"), float("nan"))
+    nans, infs = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+    return Operand(name, shape, dtype, low, high, nans, infs, int((values == 0).sum()))
+
+
+def _rows(bad: Tensor) -> tuple[int, ...]:
+    """Indices along the first dimension where something is bad; () when that is everywhere, which names nobody."""
+    if bad.dim() == 0 or bad.shape[0] < 2:
+        return ()
+    rows = bad.reshape(bad.shape[0], -1).any(1).nonzero().reshape(-1)
+    return () if len(rows) == bad.shape[0] else tuple(int(row) for row in rows[:_MAX_LISTED])
+
+
+def _columns(bad: Tensor) -> tuple[int, ...]:
+    if bad.dim() != 2:
+        return ()
+    columns = bad.any(0).nonzero().reshape(-1)
+    return () if len(columns) == bad.shape[1] else tuple(int(column) for column in columns[:_MAX_LISTED])

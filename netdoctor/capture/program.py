@@ -1,0 +1,130 @@
+"""The captured iterations: what the loop did in the first steps, and the weights from before them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from netdoctor.capture.naming import ModuleNames, Root
+from netdoctor.capture.step import Action, Iteration, OptimizerStart, TrainingStep
+from netdoctor.capture.tape import Backward, Leaf, walk
+
+MAX_ITERATIONS = 24
+MAX_BYTES = 256 << 20  # of captured batches
+
+
+class Program:
+    """Captures iterations until there are enough, and snapshots what trains before it is trained."""
+
+    def __init__(self, names: ModuleNames) -> None:
+        self._names = names
+        self.iterations: list[Iteration] = []
+        self.current = Iteration()
+        self.functional = False  # parameters are used outside of modules before any module runs
+        self.keep_start = True  # costs one copy of the model's weights
+        self.lost = ""
+        self._bytes = 0
+        self._modules: dict[int, nn.Module] = {}
+        self._leaves: dict[int, Tensor] = {}
+        self._optimizers: dict[int, OptimizerStart] = {}
+        self._starts: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def capturing(self) -> bool:
+        """Whether more iterations are wanted."""
+        return len(self.iterations) < MAX_ITERATIONS and self._bytes < MAX_BYTES and self.keep_start
+
+    def see_module(self, module: nn.Module, root: Root) -> None:
+        """An outermost module is about to run: keep the weights of the whole model as they are before its first step."""
+        top = root.module()
+        if id(module) in self._modules or not self.keep_start:
+            return
+        top = module if top is None else top
+        self._modules[id(module)] = module
+        self._modules.setdefault(id(top), top)
+        for tensor in [*top.parameters(), *top.buffers(), *module.parameters(), *module.buffers()]:
+            self._snapshot(tensor)
+
+    def _snapshot(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._starts and not isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            with torch.no_grad():
+                self._starts[id(tensor)] = (tensor, tensor.detach().clone())
+
+    def see_optimizer(self, optimizer: Optimizer, index: int) -> None:
+        """An optimizer is about to take its first step: keep its options and whatever state it was loaded with."""
+        if index in self._optimizers or not self.keep_start:
+            return
+        parameters = [list(group["params"]) for group in optimizer.param_groups]
+        groups = [{k: copy.deepcopy(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        state: dict[int, Any] = {}
+        for tensor, entry in optimizer.state.items():
+            state[id(tensor)] = copy.deepcopy(entry)
+        self._optimizers[index] = OptimizerStart(optimizer, groups, parameters, state)
+
+    def backward(self, backward: Backward) -> None:
+        """A backward call of the running iteration."""
+        self.current.actions.append(Action("backward", backward))
+        if not self.capturing:
+            return
+
+        def keep(item: Any) -> None:
+            if isinstance(item, Leaf) and id(item.tensor) not in self._starts:
+                self._leaves[id(item.tensor)] = item.tensor
+                self._snapshot(item.tensor)
+
+        for entry in backward.entries:
+            walk((entry.args, entry.kwargs), keep)
+
+    def end_iteration(self, step: int) -> None:
+        """The running iteration is over: keep it if more are wanted."""
+        done, self.current = self.current, Iteration()
+        if not self.capturing or not done.backwards:
+            return
+        seen = {id(entry): entry for backward in done.backwards for entry in backward.entries}
+        done.bytes = sum(entry.bytes() for entry in seen.values())
+        self._bytes += done.bytes
+        self.iterations.append(done)
+
+    def training_step(self) -> TrainingStep:
+        """Everything that experiments need."""
+        modules = list(self._modules.values())
+        used = self._used_leaves()
+        owned = {id(p) for module in modules for p in module.parameters()}
+        leaves = [leaf for key, leaf in self._leaves.items() if key not in owned and key in used]
+        optimizers = [self._optimizers[index] for index in sorted(self._optimizers)]
+        lost = self.lost
+        if not self.iterations and not lost:
+            lost = "no complete training step was captured"
+        return TrainingStep(self.iterations, modules, leaves, optimizers, dict(self._starts), lost)
+
+    def parameters(self) -> Iterator[tuple[Tensor, str]]:
+        """Everything that trains, as it is now, with its key."""
+        seen: set[int] = set()
+        for module in self._modules.values():
+            for parameter in module.parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter, self._names.parameter_key(parameter)
+        for start in self._optimizers.values():
+            for parameter in (p for group in start.parameters for p in group):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter, self._names.parameter_key(parameter)
+
+    def _used_leaves(self) -> set[int]:
+        """Loose leaves that persist: those that an optimizer owns, or that more than one iteration uses."""
+        owned = {id(p) for start in self._optimizers.values() for group in start.parameters for p in group}
+        counts: dict[int, int] = {}
+        for iteration in self.iterations:
+            found: set[int] = set()
+            for backward in iteration.backwards:
+                for entry in backward.entries:
+                    walk((entry.args, entry.kwargs), lambda item, f=found: f.add(id(item.tensor)) if isinstance(item, Leaf) else None)
+            for key in found:
+                counts[key] = counts.get(key, 0) + 1
+        return owned | {key for key, count in counts.items() if count > 1}

@@ -1,0 +1,154 @@
+"""Collects what was measured, in bounded memory, and makes the `Recording` of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netdoctor.recording import Event, Recording, Series, Site, SourceLine, Stat, Track
+
+FIRST_STEPS = 8  # sampled one by one; what goes wrong at the start goes wrong here
+GROWTH = 1.1  # then each sampled step is 10 % later than the one before: 50 samples in 1,000 steps, 120 in a million
+MAX_POINTS = 4096  # of a scalar series
+MAX_EVENTS = 512  # in order, from the start; totals are counted for ever
+
+
+class Schedule:
+    """Which steps are measured in full: the first ones, then ever more thinly."""
+
+    def __init__(self, every: int | None = None) -> None:
+        self._every = every
+        self._next = 0
+
+    def due(self, step: int) -> bool:
+        """Whether this step is measured; ask once per step."""
+        if self._every is not None:
+            return step % self._every == 0
+        if step < self._next:
+            return False
+        self._next = step + 1 if step + 1 < FIRST_STEPS else max(step + 1, int(step * GROWTH))
+        return True
+
+
+class SeriesRecorder:
+    """A scalar per step. When it grows too long every second point goes, so that its memory is bounded for ever."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._sums: list[float] = []
+        self._counts: list[int] = []
+        self._stride = 1
+
+    def add(self, step: int, value: float) -> None:
+        """Add a value; several values of one step are averaged."""
+        if self._steps and self._steps[-1] == step:
+            self._sums[-1] += value
+            self._counts[-1] += 1
+            return
+        if step % self._stride and np.isfinite(value):  # a non-finite value is kept wherever it comes
+            return
+        self._steps.append(step)
+        self._sums.append(value)
+        self._counts.append(1)
+        if len(self._steps) >= MAX_POINTS:
+            self._stride *= 2
+            kept = [i for i, s in enumerate(self._steps) if s % self._stride == 0]
+            self._steps, self._sums = [self._steps[i] for i in kept], [self._sums[i] for i in kept]
+            self._counts = [self._counts[i] for i in kept]
+
+    @property
+    def last(self) -> float:
+        """The newest value, NaN when there is none."""
+        return self._sums[-1] / self._counts[-1] if self._steps else float("nan")
+
+    def series(self) -> Series:
+        """What was collected."""
+        values = np.asarray(self._sums, np.float64) / np.maximum(np.asarray(self._counts, np.float64), 1)
+        return Series(np.asarray(self._steps, np.int64), values)
+
+
+class Recorder:
+    """Takes device-side numbers during a step, reads them back once at its end, and keeps tracks, series and events."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, SeriesRecorder] = {}
+        self.scalars: dict[str, SeriesRecorder] = {}
+        self.events: list[Event] = []
+        self.counts: dict[str, int] = {}
+        self._pending: list[tuple[Site, Stat, Tensor]] = []
+        self._steps: dict[tuple[Site, Stat], list[int]] = {}
+        self._values: dict[tuple[Site, Stat], list[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]] = {}
+
+    def put(self, site: Site, stat: Stat, value: Tensor) -> None:
+        """Keep a device-side number (0-dim) or a vector (one entry per unit) of the running step."""
+        self._pending.append((site, stat, value.detach()))
+
+    def flush(self, step: int) -> None:
+        """Read back everything that the step left, at once."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        flat = torch.cat([value.reshape(-1).to("cpu", torch.float64) for _, _, value in pending]).numpy()
+        start = 0
+        for site, stat, value in pending:
+            size = value.numel()
+            self._keep(site, stat, step, flat[start : start + size].copy() if value.dim() else flat[start].copy())
+            start += size
+
+    def _keep(self, site: Site, stat: Stat, step: int, value: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:
+        key = (site, stat)
+        steps = self._steps.setdefault(key, [])
+        values = self._values.setdefault(key, [])
+        if steps and steps[-1] == step:
+            return  # the first of several calls in a step stands for all
+        if values and values[0].shape != value.shape:
+            return  # the layer was changed on the way; its old units are not the new ones
+        steps.append(step)
+        values.append(value)
+
+    def count(self, kind: str, step: int, detail: str = "", value: float = float("nan"), source: SourceLine | None = None) -> None:
+        """Count an event, and keep it when it is one of the first."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if len(self.events) < MAX_EVENTS:
+            self.events.append(Event(step, kind, detail, value, source))
+
+    def loss(self, label: str, step: int, value: float) -> None:
+        """A loss that `backward` was called on."""
+        self.losses.setdefault(label, SeriesRecorder()).add(step, value)
+
+    def scalar(self, name: str, step: int, value: float) -> None:
+        """A scalar of the training: lr, gradient norm, ..."""
+        self.scalars.setdefault(name, SeriesRecorder()).add(step, value)
+
+    def write(self, recording: Recording) -> None:
+        """Put everything into a recording."""
+        recording.losses = {label: series.series() for label, series in self.losses.items()}
+        recording.scalars = {name: series.series() for name, series in self.scalars.items()}
+        recording.events = list(self.events)
+        recording.counts = dict(self.counts)
+        recording.tracks = {
+            key: Track(np.asarray(steps, np.int64), np.stack(self._values[key]).astype(np.float64))
+            for key, steps in self._steps.items()
+        }
+
+
+def rename(recording: Recording, display: dict[str, str], labels: dict[str, str]) -> None:
+    """Replace internal module keys by the paths that the reader knows, everywhere."""
+
+    def site(old: Site) -> Site:
+        return replace(old, module=display.get(old.module, old.module), parameter=display.get(old.parameter, old.parameter))
+
+    recording.tracks = {(site(s), stat): track for (s, stat), track in recording.tracks.items()}
+    recording.layers = [
+        replace(
+            layer,
+            path=display.get(layer.path, layer.path),
+            model=labels.get(layer.path, ""),
+            weight=display.get(layer.weight, layer.weight),
+            bias=display.get(layer.bias, layer.bias),
+        )
+        for layer in recording.layers
+    ]

@@ -1,0 +1,74 @@
+"""The user's own file and line behind a call: the nearest frame that is neither torch's, nor a library's, nor ours."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import sysconfig
+from types import CodeType, FrameType
+
+from netdoctor.recording import SourceLine
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_LIBRARIES = tuple(
+    os.path.abspath(path) + os.sep for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")} if path
+)
+_is_user: dict[str, bool] = {}
+
+
+def is_user_file(filename: str) -> bool:
+    """True for code that the user wrote: not netdoctor, not the standard library, not an installed package."""
+    known = _is_user.get(filename)
+    if known is None:
+        known = _is_user[filename] = _judge(filename)
+    return known
+
+
+def _judge(filename: str) -> bool:
+    if filename.startswith("<"):
+        return filename.startswith(("<ipython", "<stdin", "<string"))
+    path = os.path.abspath(filename)
+    if path.startswith(_HERE + os.sep) or f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path:
+        return False
+    return not path.startswith(_LIBRARIES)
+
+
+def user_frame(within: CodeType | None = None) -> FrameType | None:
+    """The nearest frame of the user's code on this thread's stack, or None; not looking beyond a call of `within`."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = None if frame.f_code is within else frame.f_back
+    return frame
+
+
+def user_position(within: CodeType | None = None) -> tuple[str, int]:
+    """File and line of the nearest user frame; ("", 0) when there is none. About one microsecond."""
+    frame = user_frame(within)
+    return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+def source_line(file: str, line: int) -> SourceLine | None:
+    """The line with its text, or None when the position is unknown."""
+    return SourceLine(file, line, linecache.getline(file, line).strip()) if file else None
+
+
+def user_line() -> SourceLine | None:
+    """The nearest user line with its text."""
+    return source_line(*user_position())
+
+
+def variable_name(thing: object) -> str:
+    """The name under which the user's nearest frames hold `thing` ("model", "self.net"), or "" when none does."""
+    frame = user_frame()
+    while frame is not None:
+        if is_user_file(frame.f_code.co_filename):
+            for name, value in list(frame.f_locals.items()):
+                if value is thing and not name.startswith("_") and name != "self":
+                    return name
+            owner = frame.f_locals.get("self")
+            for name, value in list(getattr(owner, "__dict__", {}).items()):
+                if value is thing:
+                    return f"self.{name}"
+        frame = frame.f_back
+    return ""

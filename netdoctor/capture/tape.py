@@ -1,0 +1,231 @@
+"""What the user's loop did between the model and `backward`, kept so that it can be done again on a copy.
+
+A tape entry is a call of an outermost module with state, or of a torch function outside of any such module. Its tensor arguments
+are rewritten to what they mean: the result of an earlier entry (`Slot`), a leaf that wants a gradient (`Leaf`), or a constant.
+Entries that neither touch parameters nor depend on anything that does are not kept: their results are constants.
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from netdoctor.capture.tree import substitute, tensors
+
+
+_PRUNE_ENTRIES, _PRUNE_BYTES = 256, 64 << 20  # beyond what is in use: then calls that no backward can reach are dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The n-th tensor that the tape's entries made."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf tensor that requires grad: a parameter, or an input that a gradient is wanted of."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor that does not depend on parameters. `version` tells whether it was overwritten since."""
+
+    tensor: Tensor
+    version: int
+
+    def nbytes(self) -> int:
+        """What it holds, in bytes."""
+        return self.tensor.numel() * self.tensor.element_size()
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the tensor was changed in place since the tape saw it."""
+        return version(self.tensor) != self.version
+
+
+@dataclass(slots=True)
+class Context:
+    """What surrounds a call and changes its result: random state, gradient mode, autocast."""
+
+    grad: bool
+    autocast: tuple[str, torch.dtype] | None
+    cpu_random: Tensor
+    cuda_random: list[Tensor] | None
+    numpy_random: Any = None
+    python_random: Any = None
+
+
+@dataclass(slots=True)
+class Entry:
+    """One call. `modes` are the train/eval flags of the module and all its submodules, in the order of `modules()`."""
+
+    call: Callable[..., Any] | None
+    module: nn.Module | None
+    args: Any
+    kwargs: Any
+    outputs: list[int] = field(default_factory=list)
+    context: Context | None = None
+    modes: tuple[bool, ...] = ()
+    mutates: bool = False  # the first argument is changed in place and is the result
+    position: tuple[str, int] = ("", 0)
+    name: str = ""
+
+    def inputs(self) -> list[int]:
+        """The slots that it reads."""
+        found: list[int] = []
+        walk((self.args, self.kwargs), lambda item: found.append(item.number) if isinstance(item, Slot) else None)
+        return found
+
+    def bytes(self) -> int:
+        """What its constants hold, in bytes."""
+        found: list[int] = []
+        walk((self.args, self.kwargs), lambda item: found.append(item.nbytes()) if isinstance(item, Constant) else None)
+        return sum(found)
+
+
+def version(tensor: Tensor) -> int:
+    """How often the tensor was changed in place; inference tensors do not say, and cannot be changed in training."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def walk(thing: Any, visit: Callable[[Any], None], depth: int = 0) -> None:
+    """Call `visit` on every `Slot`, `Leaf` and `Constant` in rewritten arguments."""
+    if isinstance(thing, Slot | Leaf | Constant):
+        visit(thing)
+    elif isinstance(thing, list | tuple) and depth < 10:
+        for item in thing:
+            walk(item, visit, depth + 1)
+    elif isinstance(thing, dict) and depth < 10:
+        for item in thing.values():
+            walk(item, visit, depth + 1)
+    elif hasattr(thing, "__dataclass_fields__") and not isinstance(thing, type):
+        for name in thing.__dataclass_fields__:
+            walk(getattr(thing, name, None), visit, depth + 1)
+    elif hasattr(thing, "values") and hasattr(thing, "keys") and not isinstance(thing, Tensor):
+        for key in list(thing.keys()):
+            walk(thing[key], visit, depth + 1)
+
+
+def random_states(everything: bool) -> Context:
+    """The context of a call that is about to be made. `everything` includes the states of numpy and `random`."""
+    cuda = None
+    if torch.cuda.is_initialized():  # a fact of the process; asking costs nothing and starts no driver
+        cuda = torch.cuda.get_rng_state_all()
+    autocast = None
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            autocast = (device, torch.get_autocast_dtype(device))
+    return Context(
+        torch.is_grad_enabled(),
+        autocast,
+        torch.get_rng_state(),
+        cuda,
+        np.random.get_state() if everything else None,
+        random.getstate() if everything else None,
+    )
+
+
+@dataclass(slots=True)
+class Backward:
+    """One `backward` call: the entries that the loss depends on, in order, and the slots it was called on."""
+
+    entries: list[Entry]
+    losses: list[Slot]
+    position: tuple[str, int]
+    seeds: tuple[Tensor | None, ...] = ()
+    fresh: bool = True  # no parameter held a gradient from before
+    retain: bool = False
+    value: float = float("nan")  # the sum of the losses, as the user's run had it
+
+
+class Tape:
+    """Collects the entries of the running step. Results are held weakly: how long a tensor lives stays the user's affair."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._entries: list[Entry] = []
+        self._count = 0
+        self._bytes = 0
+        self._limits = (_PRUNE_ENTRIES, _PRUNE_BYTES)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def clear(self) -> None:
+        """Forget the step."""
+        self._slots.clear()
+        self._entries.clear()
+        self._bytes = 0
+        self._limits = (_PRUNE_ENTRIES, _PRUNE_BYTES)
+
+    def depends(self, args: Any, kwargs: Any) -> bool:
+        """Whether any argument depends on parameters."""
+        return any(
+            self.slot(tensor) is not None or (tensor.requires_grad and tensor.is_leaf) for tensor in tensors((args, kwargs))
+        )
+
+    def slot(self, tensor: Tensor) -> int | None:
+        """The slot that holds this very tensor, or None."""
+        found = self._slots.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def encode(self, thing: Any) -> Any:
+        """Rewrite the tensors of some arguments to what they mean."""
+        return substitute(thing, self._encode)
+
+    def _encode(self, tensor: Tensor) -> Slot | Leaf | Constant:
+        slot = self.slot(tensor)
+        if slot is not None:
+            return Slot(slot)
+        if tensor.requires_grad and tensor.is_leaf:
+            return Leaf(tensor)
+        self._bytes += tensor.numel() * tensor.element_size()
+        return Constant(tensor, version(tensor))
+
+    def add(self, entry: Entry, result: Any) -> None:
+        """Keep an entry, and remember which tensors it made."""
+        for tensor in tensors(result):
+            self._slots[id(tensor)] = (weakref.ref(tensor), self._count)
+            entry.outputs.append(self._count)
+            self._count += 1
+        self._entries.append(entry)
+        if len(self._entries) > self._limits[0] or self._bytes > self._limits[1]:
+            self._prune()
+
+    def _prune(self) -> None:
+        """Drop entries whose results are gone and unused: passes that never reach a backward must not pile up."""
+        alive = {number for ref, number in self._slots.values() if ref() is not None}
+        kept: list[Entry] = []
+        for entry in reversed(self._entries):
+            if alive.intersection(entry.outputs):
+                kept.append(entry)
+                alive.update(entry.inputs())
+        self._entries = kept[::-1]
+        self._slots = {key: slot for key, slot in self._slots.items() if slot[0]() is not None}
+        self._bytes = sum(entry.bytes() for entry in self._entries)
+        self._limits = (2 * len(self._entries) + _PRUNE_ENTRIES, 2 * self._bytes + _PRUNE_BYTES)
+
+    def backward(self, roots: list[Tensor], position: tuple[str, int]) -> Backward | None:
+        """The part of the tape that these losses depend on, or None when the tape did not see them being made."""
+        numbers = [self.slot(root) for root in roots]
+        slots = [Slot(number) for number in numbers if number is not None]
+        if not slots or len(slots) != len(roots):
+            return None
+        wanted = {slot.number for slot in slots}
+        kept: list[Entry] = []
+        for entry in reversed(self._entries):
+            if wanted.intersection(entry.outputs):
+                kept.append(entry)
+                wanted.update(entry.inputs())
+        return Backward(kept[::-1], slots, position)

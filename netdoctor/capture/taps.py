@@ -1,0 +1,247 @@
+"""Installs the observation into torch, process-wide, and takes it out again."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from netdoctor.capture.observer import Observer
+from netdoctor.capture.patching import Patches
+from netdoctor.capture.source import user_line
+from netdoctor.capture.training import TrainingTaps
+
+
+class Taps:
+    """All the places where torch tells the observer something. `install` and `remove` may each be called once."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.training = TrainingTaps(observer)
+        self._patches = Patches()
+        self._handles: list[Any] = []
+
+    def install(self) -> None:
+        """Start to observe."""
+        wrap = self._patches.wrap
+        wrap(nn.Module, "__call__", self._module_call)
+        wrap(nn.Module, "__init__", self._module_init)
+        wrap(nn.Module, "load_state_dict", self._noting("load_state"))
+        wrap(Tensor, "backward", self._tensor_backward)
+        wrap(torch.autograd, "backward", self._autograd_backward)
+        wrap(torch.autograd.Function, "apply", self._function_apply)
+        wrap(Optimizer, "__init__", self._optimizer_init)
+        wrap(Optimizer, "zero_grad", self._zero_grad)
+        wrap(nn.Module, "zero_grad", self._zero_grad)
+        wrap(clip_grad, "_clip_grads_with_norm_", self._clip_norm)
+        wrap(clip_grad, "clip_grad_value_", self._clip_value)
+        wrap(nn.utils, "clip_grad_value_", self._clip_value)
+        wrap(LRScheduler, "__init__", self._noting("scheduler"))
+        wrap(torch.amp.GradScaler, "scale", self._scale)
+        hook = nn.modules.module.register_module_module_registration_hook
+        self._handles = [
+            hook(self._safely("module registration", self._observer.names.registered)),
+            register_optimizer_step_pre_hook(self._safely("optimizer step", lambda o, *_: self.training.before_step(o))),
+            register_optimizer_step_post_hook(self._safely("optimizer stepped", lambda o, *_: self.training.after_step(o))),
+        ]
+        self._observer.begin_step()
+
+    def remove(self) -> None:
+        """Stop observing; torch is left as it was."""
+        self._observer.mode.pop()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._patches.remove()
+
+    def _safely(self, where: str, work: Any) -> Any:
+        observer = self._observer
+
+        def run(*args: Any, **kwargs: Any) -> None:
+            if observer.suspended or threading.get_ident() != observer.thread:
+                return
+            observer.suspended += 1
+            try:
+                observer.containment.run(where, work, *args, **kwargs)
+            finally:
+                observer.suspended -= 1
+            if observer.pending is not None:
+                error, observer.pending = observer.pending, None
+                raise error
+
+        return run
+
+    def _module_call(self, original: Any) -> Any:
+        observer, get_ident, is_compiling = self._observer, threading.get_ident, torch.compiler.is_compiling
+
+        @functools.wraps(original)
+        def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_compiling():
+                return original(module, *args, **kwargs)
+            if observer.stack and not observer.detailed:
+                return original(module, *args, **kwargs)
+            if observer.suspended or observer.in_backward or get_ident() != observer.thread:
+                return original(module, *args, **kwargs)
+            return observer.call_module(original, module, args, kwargs)
+
+        return __call__
+
+    def _module_init(self, original: Any) -> Any:
+        observed = self._safely("module construction", self._observer.names.constructed)
+
+        @functools.wraps(original)
+        def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            original(module, *args, **kwargs)
+            observed(module)
+
+        return __init__
+
+    def _noting(self, kind: str) -> Any:
+        observer = self._observer
+        note = self._safely(kind, lambda: observer.recorder.count(kind, observer.step, source=user_line()))
+
+        def make(original: Any) -> Any:
+            @functools.wraps(original)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                note()
+                return original(*args, **kwargs)
+
+            return wrapper
+
+        return make
+
+    def _tensor_backward(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def backward(
+            self: Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
+        ) -> Any:
+            retain = bool(retain_graph or create_graph)
+            return taps.run_backward(
+                [self], (gradient,), retain, lambda: original(self, gradient, retain_graph, create_graph, inputs)
+            )
+
+        taps = self
+        return backward
+
+    def _autograd_backward(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+            losses = [tensors] if isinstance(tensors, Tensor) else [t for t in tensors if isinstance(t, Tensor)]
+            seeds = (grad_tensors,) if isinstance(grad_tensors, Tensor) else tuple(grad_tensors or (None,) * len(losses))
+            retain = bool(kwargs.get("retain_graph") or kwargs.get("create_graph"))
+            return taps.run_backward(losses, seeds, retain, lambda: original(tensors, grad_tensors, *args, **kwargs))
+
+        taps = self
+        return backward
+
+    def run_backward(self, losses: list[Tensor], seeds: tuple[Any, ...], retain: bool, work: Any) -> Any:
+        """Run a backward call for the user, and look at what goes in and out."""
+        observer = self._observer
+        if observer.in_backward or observer.suspended or threading.get_ident() != observer.thread:
+            return work()
+        self._safely("backward", self.training.before_backward)(losses, seeds, retain)
+        observer.mode.pop()
+        observer.in_backward = True
+        try:
+            result = work()
+        finally:
+            observer.in_backward = False
+        self._safely("after backward", self.training.after_backward)()
+        if observer.program.functional:
+            observer.mode.push()
+        return result
+
+    def _function_apply(self, original: Any) -> Any:
+        observer, inner = self._observer, original.__func__
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            library = cls.__module__.startswith("torch.")
+            hidden = observer.suspended or observer.in_backward or threading.get_ident() != observer.thread
+            if library or hidden or not (observer.mode.on):
+                return inner(cls, *args, **kwargs)
+            name = f"{cls.__name__}.apply"
+            noted = observer.containment.run("custom function", observer.before_operation, name, cls.apply, args, kwargs)
+            observer.suspended += 1
+            try:
+                result = inner(cls, *args, **kwargs)
+            finally:
+                observer.suspended -= 1
+            if noted is not None:
+                observer.containment.run("custom function", observer.after_operation, noted, name, args, kwargs, result)
+            return result
+
+        return classmethod(apply)
+
+    def _optimizer_init(self, original: Any) -> Any:
+        observed = self._safely("optimizer construction", self.training.made)
+
+        @functools.wraps(original)
+        def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+            original(optimizer, *args, **kwargs)
+            observed(optimizer)
+
+        return __init__
+
+    def _zero_grad(self, original: Any) -> Any:
+        observer, note = self._observer, self._safely("zero_grad", self.training.zero_grad)
+
+        @functools.wraps(original)
+        def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
+            note(self)
+            was_on = observer.mode.on
+            observer.mode.pop()
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                if was_on:
+                    observer.mode.push()
+
+        return zero_grad
+
+    def _clip_norm(self, original: Any) -> Any:
+        def clip(parameters: Any, limit: Any, norm: Any) -> None:
+            held = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            self.training.clip(held, float(limit), float(norm), by_value=False)
+
+        observed = self._safely("clipping", clip)
+
+        @functools.wraps(original)
+        def wrapper(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
+            parameters = parameters if isinstance(parameters, Tensor) else list(parameters)
+            observed(parameters, max_norm, total_norm)
+            return original(parameters, max_norm, total_norm, *args, **kwargs)
+
+        return wrapper
+
+    def _clip_value(self, original: Any) -> Any:
+        def clip(parameters: Any, limit: Any) -> None:
+            held = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            self.training.clip(held, float(limit), float("nan"), by_value=True)
+
+        observed = self._safely("clipping", clip)
+
+        @functools.wraps(original)
+        def wrapper(parameters: Any, clip_value: Any, *args: Any, **kwargs: Any) -> Any:
+            parameters = parameters if isinstance(parameters, Tensor) else list(parameters)
+            observed(parameters, clip_value)
+            return original(parameters, clip_value, *args, **kwargs)
+
+        return wrapper
+
+    def _scale(self, original: Any) -> Any:
+        observed = self._safely("loss scaler", self.training.scaled)
+
+        @functools.wraps(original)
+        def scale(scaler: Any, outputs: Any) -> Any:
+            scaled = original(scaler, outputs)
+            observed(scaled, outputs)
+            return scaled
+
+        return scale

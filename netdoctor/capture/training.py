@@ -1,0 +1,270 @@
+"""Taps on the training loop: losses given to `backward`, zero_grad, clipping, optimizer steps, schedules, the loss scaler."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from netdoctor.capture import statistics
+from netdoctor.capture.observer import Observer
+from netdoctor.capture.source import user_line, user_position
+from netdoctor.capture.step import Action
+from netdoctor.recording import Optimizer as OptimizerFacts
+from netdoctor.recording import Role, Site, SourceLine, Stat
+
+_NEVER_STEPPED = 16  # backward calls without any optimizer step after which each backward counts as a step
+_ROWS = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d", "LazyLinear", "Bilinear"})
+
+
+class TrainingTaps:
+    """What the observation knows of losses, gradients and optimizers."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._alive: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._sources: weakref.WeakKeyDictionary[Optimizer, SourceLine] = weakref.WeakKeyDictionary()
+        self._indices: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self.optimizers: list[OptimizerFacts] = []
+        self._steps: list[int] = []
+        self._stepped: set[int] = set()  # optimizers that stepped since this step began
+        self._expected: set[int] | None = None  # those that stepped in the one before
+        self._backwards = 0  # since the last optimizer step
+        self._zeroed = False  # zero_grad ran since the last optimizer step
+        self._before: list[tuple[Site, Tensor, Tensor]] = []
+        self._unscaled: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
+        self._fresh = True  # the running backward started from clean gradients
+
+    # --- backward ------------------------------------------------------------------------------------------------------------
+
+    def before_backward(self, losses: list[Tensor], seeds: Any, retain: bool) -> None:
+        """A backward call is about to run: keep the loss, and the part of the tape that it depends on."""
+        observer = self._observer
+        position = user_position()
+        true_losses = [self._true_loss(loss) for loss in losses]
+        self._note_gradients()
+        captured = observer.tape.backward(true_losses, position)
+        value = sum(float(loss.detach().sum()) for loss in true_losses) if losses else math.nan
+        if captured is not None:
+            captured.fresh, captured.retain, captured.value = self._fresh, retain, value
+            captured.seeds = seeds if true_losses[0] is losses[0] else ()
+            observer.program.backward(captured)
+            if observer.detailed and captured.entries[0].module is None:
+                observer.program.functional = True  # weights are used before any module runs: the watch must be on by then
+        elif observer.program.capturing and not observer.program.iterations:
+            observer.program.lost = "the operations between the model and the loss could not be followed"
+        observer.recorder.loss(_label(position), observer.step, value)
+        observer.recorder.count("backward", observer.step, value=value, source=None)
+        self._keep_graph(true_losses[0] if true_losses else None)
+        if not math.isfinite(value):
+            observer.trip([captured] if captured is not None else [], "forward")
+        observer.mode.pop()
+        self._backwards += 1
+
+    def _keep_graph(self, loss: Tensor | None) -> None:
+        graph = self._observer.graph
+        if graph is not None and self._observer.detailed and len(self._observer.graphs) < 4:
+            self._observer.graphs.append(graph.finish(loss))
+
+    def _true_loss(self, loss: Tensor) -> Tensor:
+        """The loss before the scaler multiplied it."""
+        found = self._unscaled.get(id(loss))
+        original = None if found is None or found[0]() is not loss else found[1]()
+        return loss if original is None else original
+
+    def scaled(self, scaled: Any, original: Any) -> None:
+        """The loss scaler made `scaled` out of `original`."""
+        if isinstance(scaled, Tensor) and isinstance(original, Tensor):
+            self._unscaled = {id(scaled): (weakref.ref(scaled), weakref.ref(original))}
+
+    def _note_gradients(self) -> None:
+        """Whether backward starts from clean gradients; on measured steps the values are looked at too."""
+        held = [p.grad for optimizer in self._alive for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._fresh = not held
+        if held and self._observer.detailed:
+            self._fresh = not any(bool(g.detach().any()) for g in held if g.layout is torch.strided)
+        elif held:
+            self._fresh = self._zeroed
+        if self._backwards == 0 and self._observer.step > 0 and self._observer.detailed and len(self._alive) < 2:
+            self._observer.recorder.count("clean start" if self._fresh else "stale start", self._observer.step)
+
+    def after_backward(self) -> None:
+        """A backward call is done."""
+        stepping = any(self._steps) or (self._alive and self._backwards < _NEVER_STEPPED)
+        if not stepping:  # the loop updates its weights by itself, or not at all
+            self._observer.end_step()
+            self._backwards = 0
+
+    # --- zero_grad, clipping -------------------------------------------------------------------------------------------------
+
+    def zero_grad(self, owner: Optimizer | nn.Module) -> None:
+        """An optimizer or a module is about to clear its gradients."""
+        observer = self._observer
+        held = owner.parameters() if isinstance(owner, nn.Module) else (p for g in owner.param_groups for p in g["params"])
+        observer.program.current.actions.append(Action("zero", parameters=tuple(held)))
+        lost = self._backwards > 0 and not self._stepped and self._gradients_alive()
+        observer.recorder.count("zero_grad", observer.step, detail="before step" if lost else "", source=user_line())
+        if lost:
+            observer.recorder.count("zeroed before step", observer.step)
+        self._zeroed = True
+
+    def _gradients_alive(self) -> bool:
+        return any(p.grad is not None for optimizer in self._alive for group in optimizer.param_groups for p in group["params"])
+
+    def clip(self, parameters: list[Tensor], limit: float, norm: float, by_value: bool, norm_type: float = 2.0) -> None:
+        """Gradients are about to be clipped; `norm` is their norm before."""
+        observer = self._observer
+        self._take_gradients(parameters)
+        observer.recorder.count("clip", observer.step, "value" if by_value else "norm", limit, user_line())
+        observer.recorder.scalar("clip limit", observer.step, limit)
+        if math.isfinite(norm):
+            observer.recorder.scalar("norm at clipping", observer.step, norm)
+        kept = tuple(parameters)
+        observer.program.current.actions.append(
+            Action("clip", parameters=kept, limit=limit, by_value=by_value, norm_type=norm_type)
+        )
+
+    # --- optimizers ----------------------------------------------------------------------------------------------------------
+
+    def made(self, optimizer: Optimizer) -> None:
+        """An optimizer was constructed."""
+        self._alive.add(optimizer)
+        line = user_line()
+        if line is not None:
+            self._sources[optimizer] = line
+        for number, group in enumerate(optimizer.param_groups):
+            for position, parameter in enumerate(group["params"]):
+                if not isinstance(parameter, nn.Parameter) and not self._observer.names.parameter_name(parameter):
+                    self._observer.names.name_loose(parameter, f"parameter {number}.{position}")
+
+    def index_of(self, optimizer: Optimizer) -> int:
+        """The optimizer's number, given at its first step."""
+        index = self._indices.get(optimizer)
+        if index is None:
+            index = self._indices[optimizer] = len(self.optimizers)
+            self._alive.add(optimizer)
+            names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
+            groups = tuple(
+                {k: v for k, v in group.items() if isinstance(v, int | float | str | bool)}
+                | ({"beta1": group["betas"][0], "beta2": group["betas"][1]} if isinstance(group.get("betas"), tuple) else {})
+                for group in optimizer.param_groups
+            )
+            self.optimizers.append(OptimizerFacts(index, type(optimizer).__name__, groups, names, self._sources.get(optimizer)))
+            self._steps.append(0)
+        return index
+
+    def _key(self, parameter: Tensor) -> str:
+        names = self._observer.names
+        return names.parameter_key(parameter) or names.name_loose(parameter, f"parameter{len(self.optimizers)}")
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step: the last look at gradients while the weights are untouched."""
+        observer = self._observer
+        observer.mode.pop()
+        index = self.index_of(optimizer)
+        if index in self._stepped:
+            self._close()
+        observer.program.see_optimizer(optimizer, index)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
+        if gradients:
+            norm = gradient_norm(gradients)
+            observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
+            if not math.isfinite(norm) and self._backwards:
+                observer.trip(observer.program.current.backwards, "backward")
+        self._take_gradients(parameters)
+        for number, group in enumerate(optimizer.param_groups[:4]):
+            label = "lr" if index == 0 and number == 0 else f"lr ({index}.{number})"
+            observer.recorder.scalar(label, observer.step, float(group.get("lr", math.nan)))
+        if observer.detailed:
+            self._take_weights(parameters)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """An optimizer stepped."""
+        observer = self._observer
+        index = self.index_of(optimizer)
+        self._steps[index] += 1
+        for site, parameter, before in self._before:
+            change = statistics.strided_sample(parameter) - before
+            observer.recorder.put(site, Stat.RMS, change.square().mean().sqrt())
+        self._before = []
+        lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
+        observer.program.current.actions.append(Action("step", optimizer=index, lrs=lrs))
+        observer.recorder.count("step" if self._backwards else "step without backward", observer.step)
+        self._stepped.add(index)
+        self._backwards, self._zeroed = 0, False
+        expected = self._expected if self._expected is not None else {self._indices.get(o, -1) for o in self._alive}
+        if expected <= self._stepped:
+            self._close()
+        elif observer.program.functional:
+            observer.mode.push()
+
+    def _close(self) -> None:
+        self._expected, self._stepped = set(self._stepped), set()
+        self._observer.end_step()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """How many steps each optimizer took."""
+        return tuple(self._steps)
+
+    # --- parameters ----------------------------------------------------------------------------------------------------------
+
+    def _take_gradients(self, parameters: list[Tensor]) -> None:
+        observer = self._observer
+        if not observer.detailed:
+            return
+        for parameter in parameters:
+            gradient = parameter.grad
+            site = None if gradient is None else self._site(parameter, Role.WEIGHT_GRADIENT)
+            values = None if gradient is None else statistics.floats(gradient)
+            if site is None or values is None:
+                continue
+            for stat, value in statistics.moments(values, _GRADIENT_STATS).items():
+                observer.recorder.put(site, stat, value)
+            if values.dim() >= 2:
+                observer.recorder.put(site, Stat.UNIT_ZERO_GRADIENT, statistics.rows_without_gradient(values))
+                observer.recorder.put(site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
+
+    def _take_weights(self, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            site, values = self._site(parameter, Role.WEIGHT), statistics.floats(parameter)
+            if site is None or values is None:
+                continue
+            for stat, value in statistics.moments(values, _WEIGHT_STATS).items():
+                self._observer.recorder.put(site, stat, value)
+            if values.dim() >= 2:
+                self._observer.recorder.put(site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
+            if parameter.grad is not None:
+                update = self._site(parameter, Role.UPDATE)
+                if update is not None:
+                    self._before.append((update, parameter, statistics.strided_sample(parameter)))
+
+    def _site(self, parameter: Tensor, role: Role) -> Site | None:
+        names = self._observer.names
+        key = names.parameter_key(parameter)
+        owner = names.parameter_owner(parameter)
+        if not key:
+            return None
+        module = "" if owner is None else names.key_of(owner)
+        return Site(module, "" if owner is None else type(owner).__name__, role, 0, key)
+
+
+_GRADIENT_STATS = frozenset({Stat.RMS, Stat.ABSMAX, Stat.ZERO_SHARE, Stat.NONFINITE})
+_WEIGHT_STATS = frozenset({Stat.RMS, Stat.STD, Stat.MEAN, Stat.ABSMAX, Stat.NONFINITE})
+
+
+def gradient_norm(gradients: list[Tensor]) -> float:
+    """The 2-norm over all gradients, in one fused pass per device and one read-back. NaN and Inf show in it."""
+    norms = torch._foreach_norm(gradients)
+    if len({norm.device for norm in norms}) > 1:
+        norms = [norm.cpu() for norm in norms]
+    return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))
+
+
+def _label(position: tuple[str, int]) -> str:
+    return f"{position[0]}:{position[1]}"

@@ -1,0 +1,1 @@
+"""Checks that read an experiment on a copy of the model."""

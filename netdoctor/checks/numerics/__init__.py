@@ -1,0 +1,1 @@
+"""Checks of family 1: something is no longer a number."""

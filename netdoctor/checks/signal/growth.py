@@ -1,0 +1,61 @@
+"""Scales that grow from step to step: without an end, or by one jump that lasts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from netdoctor.recording import Array, Layer, Recording, Series, Stat
+
+SAMPLES = 8  # two values in each quarter of the window
+BEFORE = 3  # steps in the running median, at least; a divergence may be over after ten
+AFTER = 5  # steps that a jump must last, so that one spike does not count
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A jump of a scalar: its step, the median of all steps before, the level from then on."""
+
+    step: int
+    before: float
+    level: float
+
+
+def over_steps(recording: Recording, layer: Layer) -> float:
+    """How far a layer's scale grew over max(start, 1), 0 unless it still grows.
+
+    A vanished signal may recover freely, which is why the start counts as 1 at least.
+    """
+    track = recording.of_layer(layer, Stat.RMS)
+    if track is None:
+        return 0.0
+    values = finite_part(track.values)
+    return float(values[-1] / max(values[0], 1.0)) if values.size >= SAMPLES and grows(values) else 0.0
+
+
+def grows(values: Array) -> bool:
+    """Whether the medians of the last three quarters rise one after the other."""
+    quarter = max(1, values.size // 4)
+    levels = [float(np.median(values[values.size - k * quarter :][:quarter])) for k in (3, 2, 1)]
+    return all(after > before for before, after in pairwise(levels))
+
+
+def jump(series: Series, limit: float, ends: bool) -> Jump | None:
+    """The first jump over `limit` times the running median that lasts to the end; None when there is none.
+
+    `ends` tells that the run became non-finite: then the last value alone may be the jump.
+    """
+    values = finite_part(series.values)
+    for index in range(BEFORE, values.size - (0 if ends else AFTER - 1)):
+        median, level = float(np.median(values[:index])), float(np.median(values[index:]))
+        lasting = min(values[index], values[-1], level) > limit * median and values[-1] >= level / 2
+        if median > 0 and lasting:
+            return Jump(int(series.steps[index]), median, level)
+    return None
+
+
+def finite_part(values: Array) -> Array:
+    """The values before the first that is not finite."""
+    return values[: int(np.argmin(np.append(np.isfinite(values), False)))]

@@ -1,0 +1,143 @@
+"""Depth profiles: the decimal logarithm of a scale, layer by layer, and the straight line through it.
+
+A first:last ratio alone is confounded by the sizes of those two layers, by weight sharing and by residual branches
+(peers.md c2), so a profile is judged by its Theil-Sen slope (median of all pairwise slopes; Sen 1968), which a minority of odd
+layers (a zero-initialised residual end, a small head) cannot move, and confirmed by its first and last third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from netdoctor.recording import Array, Kind, Layer, Recording, Role, Stat, Track
+
+FLOOR = 1e-30  # stands for zero in a logarithm; float32's smallest normal number is 1.2e-38
+ROUNDING = 1e-9  # a variation under 1e-9 of the scale is rounding (float32 resolves 1.2e-7, averaged over many entries)
+CEILING = 38.5  # decades; stands for infinity: float32's largest number is 3.4e38
+REPEATS = 4  # a module called at least 4 times in a step is a loop over time (or depth) with a profile of its own
+ALONG = 0.4  # share of neighbours that must follow the line: two towers of different scale make one jump, not a trend
+SIGMOIDS = frozenset({"sigmoid", "hardsigmoid", "softmax", "logsigmoid"})
+SQUASHING = SIGMOIDS | {"tanh", "hardtanh", "softsign"}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Decades (log10 of a scale) of at least two layers, in order of execution."""
+
+    layers: tuple[Layer, ...]
+    decades: Array
+
+    @property
+    def slope(self) -> float:
+        """Decades per layer: the median of all pairwise slopes."""
+        rows, columns = np.triu_indices(self.decades.size, 1)
+        return float(np.median((self.decades[columns] - self.decades[rows]) / (columns - rows)))
+
+    @property
+    def total(self) -> float:
+        """Decades from the first to the last layer on the fitted line; 0 where the ends or the neighbours deny it."""
+        fitted, third = self.slope * (self.decades.size - 1), max(1, self.decades.size // 3)
+        ends = float(np.median(self.decades[-third:]) - np.median(self.decades[:third]))
+        steps = np.diff(self.decades) * np.sign(self.slope)
+        along = float(np.mean(steps > abs(self.slope) / 4))
+        return fitted if ends * fitted > 0 and abs(ends) >= abs(fitted) / 2 and along >= ALONG else 0.0
+
+
+def weighted(recording: Recording) -> Iterator[list[Layer]]:
+    """The chains of linear and recurrent layers: one per model (first calls), one per module that is called in a loop."""
+    layers = recording.of_kind(Kind.LINEAR, Kind.RECURRENT)
+    for model in dict.fromkeys(layer.model for layer in layers):
+        yield [layer for layer in layers if layer.model == model and layer.call == 0]
+    for path in dict.fromkeys(layer.path for layer in layers if layer.call >= REPEATS - 1):
+        yield [layer for layer in layers if layer.path == path]
+
+
+def profile(layers: Sequence[Layer], value: Callable[[Layer], float | None], shortest: int) -> Profile | None:
+    """The profile of `value` over those of the layers where it is known and positive; None when fewer than `shortest`."""
+    known = [(layer, scale) for layer in layers if (scale := value(layer)) is not None and scale > 0]
+    if len(known) < max(2, shortest):
+        return None
+    decades = np.log10([min(max(scale, FLOOR), 10**CEILING) for _, scale in known])
+    return Profile(tuple(layer for layer, _ in known), np.asarray(decades, dtype=np.float64))
+
+
+def at(track: Track | None, index: int) -> float | None:
+    """A track's value at a sample, infinity where it was not finite, None where there is no track."""
+    if track is None or track.values.size == 0:
+        return None
+    value = float(track.values[index])
+    return value if np.isfinite(value) else float("inf")
+
+
+def scale(recording: Recording, layer: Layer, index: int = 0, role: Role = Role.OUTPUT) -> float | None:
+    """The root mean square of a layer's activation (or of the gradient with respect to it) at a sample."""
+    return at(recording.of_layer(layer, Stat.RMS, role), index)
+
+
+def variation(recording: Recording, layer: Layer, index: int = 0) -> float | None:
+    """How much a layer's output varies over the batch, at least `ROUNDING` of its scale; None where that was not taken.
+
+    This is the part of the signal that depends on the input: biases keep the root mean square up when it is long gone.
+    """
+    std, rms = at(recording.of_layer(layer, Stat.BATCH_STD), index), scale(recording, layer, index)
+    return None if std is None or rms is None else max(std, ROUNDING * rms)
+
+
+def varies(recording: Recording) -> bool:
+    """Whether the batch can vary at all: False for batches of one sample, where every BATCH_STD is zero."""
+    return any((at(recording.of_layer(layer, Stat.BATCH_STD), 0) or 0.0) > 0 for layer in recording.layers)
+
+
+def gradient_ratio(recording: Recording, layer: Layer, early: bool = True) -> float | None:
+    """Median of rms(gradient) / rms(weight) over the first (or last) 8 sampled steps; None where that says nothing.
+
+    Left out are frozen weights, and weights that start at zero (residual ends, LoRA's B), whose ratio is boundless.
+    """
+    parameter = recording.parameters.get(layer.weight)
+    weight = recording.of_parameter(layer.weight, Stat.RMS)
+    gradient = recording.of_parameter(layer.weight, Stat.RMS, Role.WEIGHT_GRADIENT)
+    if parameter is None or weight is None or gradient is None or not parameter.requires_grad:
+        return None
+    _, at_weight, at_gradient = np.intersect1d(weight.steps, gradient.steps, return_indices=True)
+    part = slice(0, 8) if early else slice(-8, None)
+    scales, gradients = weight.values[at_weight][part], gradient.values[at_gradient][part]
+    usable = (scales > 1e-8) & np.isfinite(gradients)
+    if weight.values[0] <= 1e-8 or not usable.any():
+        return None
+    return float(np.median(gradients[usable] / scales[usable]))
+
+
+def gradients(recording: Recording, shortest: int, early: bool = True) -> Iterator[Profile]:
+    """The profiles of gradient to weight, one per model, over distinct weights."""
+    for chain in weighted(recording):
+        distinct = list({layer.weight: layer for layer in reversed(chain) if layer.weight}.values())[::-1]
+        found = profile(distinct, lambda layer: gradient_ratio(recording, layer, early), shortest)
+        if found is not None:
+            yield found
+
+
+def begin(recording: Recording, found: Profile, value: Callable[[Layer], float | None]) -> Layer:
+    """The weight layer at which the change starts: the first place that is half a layer's change off the first one.
+
+    Activations count too, as a scaling between a layer and its activation shows there first; they stand for their layer.
+    """
+    chain, start = found.layers, found.decades[0]
+    place = chain[0]
+    for layer in recording.layers[recording.layers.index(chain[0]) + 1 :]:
+        if layer.model != chain[0].model or layer.kind not in {Kind.LINEAR, Kind.RECURRENT, Kind.ACTIVATION}:
+            continue
+        place = layer if layer.kind is not Kind.ACTIVATION else place
+        measured = value(layer)
+        if measured and (np.log10(max(measured, FLOOR)) - start) / found.slope >= 0.5:
+            return place
+    return chain[0]
+
+
+def share_of(recording: Recording, layers: Sequence[Layer], names: frozenset[str]) -> float:
+    """The share of activation layers of the same model that are of the named types (lower case)."""
+    models = {layer.model for layer in layers}
+    found = [layer for layer in recording.of_kind(Kind.ACTIVATION) if layer.model in models]
+    return float(np.mean([layer.type.lower() in names for layer in found])) if found else 0.0

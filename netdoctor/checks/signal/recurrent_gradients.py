@@ -1,0 +1,93 @@
+"""Gradients that explode or die along time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from netdoctor import trend
+from netdoctor.check import Check
+from netdoctor.checks.signal import consequences as c
+from netdoctor.checks.signal import initialisation
+from netdoctor.checks.signal.profile import REPEATS, profile, scale
+from netdoctor.finding import Evidence, Finding, Location, Reach, Severity
+from netdoctor.recording import Kind, Layer, Recording, Role, Stat
+
+
+@dataclass(frozen=True)
+class RecurrentGradients(Check):
+    """The gradient with respect to the hidden state grows or shrinks geometrically along time.
+
+    What it is: each time step multiplies the gradient by the recurrent weights once more.
+    Why it hurts: it explodes over long sequences, or the early positions get nothing and long memory cannot be learned.
+    How it is decided: rms of the gradient at the first position over that at the last one (for a cell called in a loop: a
+    line through the calls); beyond 1e3 for growth or under 1e-5 for decay, in most sampled steps, while training fails.
+    When it stays silent: training that learns (a trained LSTM may well forget); short sequences.
+    Fix: clip the norm (5 to 15), LSTM or GRU for a plain RNN, orthogonal or identity recurrent weights.
+    Sources: Pascanu et al. 2013; Le et al. 2015 (identity initialisation); Saxe et al. 2014 (orthogonal).
+    """
+
+    name = "recurrent-gradients"
+    needs = frozenset({Stat.RMS, Stat.TIME_RATIO})
+    explains = c.NON_FINITE | c.NO_TRAINING | {"exploding-gradients", "learning-rate-too-high", "vanishing-gradients"}
+
+    growth: float = 3.0  # decades; losses at each position by themselves add up to 1 to 2 towards the start
+    decay: float = 5.0  # decades; default LSTMs that learn were seen to lose 3 over 30 positions
+    most: float = 0.5  # share of sampled steps
+
+    def judge(self, recording: Recording) -> Iterator[Finding]:
+        outcome = trend.judge(recording)
+        if not outcome.failing:
+            return
+        ratios = [(layer, r) for layer, r in self._ratios(recording) if r >= self.growth or r <= -self.decay]
+        if ratios:
+            yield self._finding(*max(ratios, key=lambda pair: abs(pair[1])), outcome)
+
+    def _ratios(self, recording: Recording) -> Iterator[tuple[Layer, float]]:
+        """Decades of the gradient at the first position over that at the last one, where most steps agree on the side."""
+        for layer in recording.of_kind(Kind.RECURRENT):
+            track = recording.of_layer(layer, Stat.TIME_RATIO, Role.OUTPUT_GRADIENT)
+            if track is not None and np.isfinite(track.values).any():
+                yield layer, float(np.quantile(track.values[np.isfinite(track.values)], self.most))
+        layers = recording.of_kind(Kind.LINEAR, Kind.RECURRENT)
+        for path in dict.fromkeys(layer.path for layer in layers if layer.call >= REPEATS - 1):
+            calls = [layer for layer in layers if layer.path == path]
+            found = profile(calls, lambda call: scale(recording, call, 0, Role.OUTPUT_GRADIENT), REPEATS)
+            if found is not None:
+                yield calls[0], -found.total
+
+    def _finding(self, layer: Layer, decades: float, outcome: trend.Trend) -> Finding:
+        grows = decades > 0
+        limit, relation = (self.growth, ">") if grows else (-self.decay, "<")
+        site, fan = layer.site(Role.OUTPUT_GRADIENT), f"model.{layer.path}" if layer.path else "model"
+        orthogonal = initialisation.advise(
+            "orthogonal-recurrence",
+            "Start the recurrent weights orthogonal.",
+            f'for name, weight in {fan}.named_parameters():\n    if "weight_hh" in name:\n'
+            "        torch.nn.init.orthogonal_(weight)",
+        )
+        gated = initialisation.advise(
+            "gated-recurrence", "Use an LSTM or GRU in place of a plain recurrence.", reach=Reach.MODEL
+        )
+        return Finding(
+            check=self.name,
+            title=f"the gradient {'grows' if grows else 'shrinks'} by 1e{abs(decades):.0f} along time in {layer.name}",
+            severity=Severity.ERROR if grows or outcome.kind == "non-finite" else Severity.WARNING,
+            explanation="The first position gets a gradient that is so many decades off the last one's. "
+            + initialisation.outcome_words(outcome),
+            location=Location.at(layer.source, layer.path),
+            evidence=(
+                Evidence(
+                    "log10 of gradient at first over last position",
+                    decades,
+                    relation,
+                    limit,
+                    "decades",
+                    site,
+                    Stat.TIME_RATIO,
+                ),
+            ),
+            fixes=(initialisation.CLIP, orthogonal, gated) if grows else (gated, orthogonal),
+        )

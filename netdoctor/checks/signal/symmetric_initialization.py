@@ -1,0 +1,109 @@
+"""Units that start identical and get identical gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from netdoctor.check import Check
+from netdoctor.checks.signal import consequences as c
+from netdoctor.checks.signal import initialisation
+from netdoctor.finding import Abstention, Evidence, Finding, Location, Severity
+from netdoctor.recording import Kind, Layer, Parameter, Recording, Role, Stat
+
+_GATES = {
+    "LSTM": 4,
+    "GRU": 3,
+}  # rows of different gates get different gradients: so many distinct rows are still symmetric
+
+
+@dataclass(frozen=True)
+class SymmetricInitialization(Check):
+    """All units of a layer start with the same weights and get the same gradient, so they stay one unit.
+
+    What it is: constant (or zero) weights in a hidden layer: nothing tells its units apart.
+    Why it hurts: the layer is as good as one unit wide; only rounding, noise or dropout slowly breaks the tie.
+    How it is decided: at step 0 all rows of the weight are equal, and the rows of its first gradient that is not zero are
+    nearly all equal too (under half are distinct: rounding makes a few). A weight of zeros without any gradient counts too.
+    When it stays silent: zero biases; a zero-initialised last layer, residual end or LoRA-B, whose rows get different
+    gradients; norms; single units; frozen weights; pretrained models.
+    Fix: a random initialisation.
+    Sources: Goodfellow et al. 2016, section 8.4 (breaking symmetry).
+    """
+
+    name = "symmetric-initialization"
+    needs = frozenset({Stat.RMS, Stat.DISTINCT_ROWS})
+    explains = (
+        c.NON_FINITE
+        | c.NO_TRAINING
+        | c.NO_SIGNAL
+        | c.LEARNING_RATE
+        | c.EXPLODING
+        | c.VANISHING
+        | {"poor-initialization"}
+    )
+
+    distinct: float = (
+        0.5  # share of distinct gradient rows; measured 0.02 to 0.2 for constant hidden layers, 1.0 for heads
+    )
+    dead_samples: int = 3  # sampled steps without gradient before zeros count: a zero head delays it by one step
+
+    def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
+        if recording.facts.get("pretrained"):
+            return
+        layers = {layer.weight: layer for layer in recording.of_kind(Kind.LINEAR, Kind.RECURRENT) if layer.weight}
+        found = [
+            layer for layer in layers.values() if self._symmetric(recording, recording.parameters.get(layer.weight))
+        ]
+        if found:
+            yield self._finding(recording, found, len(found) / len(layers))
+
+    def _symmetric(self, recording: Recording, parameter: Parameter | None) -> bool:
+        if parameter is None or not parameter.requires_grad or len(parameter.shape) < 2 or parameter.shape[0] < 2:
+            return False
+        rows, gates = recording.of_parameter(parameter.name, Stat.DISTINCT_ROWS), _GATES.get(parameter.module_type, 1)
+        if rows is None or rows.steps[0] != 0 or parameter.shape[0] <= gates:
+            return False
+        alike = rows.values[0] * parameter.shape[0] <= gates + 0.5
+        return bool(alike) and self._same_gradients(recording, parameter)
+
+    def _same_gradients(self, recording: Recording, parameter: Parameter) -> bool:
+        distinct = recording.of_parameter(parameter.name, Stat.DISTINCT_ROWS, Role.WEIGHT_GRADIENT)
+        size = recording.of_parameter(parameter.name, Stat.RMS, Role.WEIGHT_GRADIENT)
+        if distinct is None or size is None:
+            return False
+        first = np.flatnonzero(size.values[: distinct.values.size] > 0)
+        if first.size == 0:
+            weight = recording.of_parameter(parameter.name, Stat.RMS)
+            return size.values.size >= self.dead_samples and weight is not None and weight.values[0] == 0
+        return bool(distinct.values[first[0]] < self.distinct)
+
+    def _finding(self, recording: Recording, layers: list[Layer], share: float) -> Finding:
+        first = layers[0]
+        parameter = recording.parameters[first.weight]
+        rows = recording.of_parameter(first.weight, Stat.DISTINCT_ROWS)
+        units, more = parameter.shape[0], f" (and those of {len(layers) - 1} more layers)" if len(layers) > 1 else ""
+        return Finding(
+            check=self.name,
+            title=f"all {units} units of {first.name} start identical{more}",
+            severity=Severity.ERROR,
+            explanation=f"The rows of {first.weight} are equal at step 0 and their gradients are equal too, so that the {units} "
+            "units compute one and the same thing. Only random weights tell units apart.",
+            location=Location.at(first.source, first.path, step=0),
+            evidence=(
+                Evidence(
+                    f"share of distinct rows of {first.weight}",
+                    0.0 if rows is None else rows.first,
+                    "≤",
+                    _GATES.get(parameter.module_type, 1) / units,
+                    site=parameter.site(Role.WEIGHT),
+                    stat=Stat.DISTINCT_ROWS,
+                ),
+            ),
+            fixes=(initialisation.fix(recording, layers),),
+            first_step=0,
+            places=tuple(layer.name for layer in layers),
+            share=share,
+        )

@@ -1,0 +1,1 @@
+"""Gradients, optimizer and the training loop."""

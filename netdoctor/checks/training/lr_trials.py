@@ -1,0 +1,105 @@
+"""What the learning-rate trials say: whether another learning rate trains on a copy where the script's own does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from netdoctor.checks.training.optimizer_line import with_lr
+from netdoctor.finding import Evidence, Fix, Reach, Trial, Verdict
+from netdoctor.recording import Arm, Recording
+from netdoctor.trend import Trend, judge_series
+
+STEPS = 8  # an arm with fewer losses has no trend
+
+
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """A learning rate that trains from the same start on the same batches, beside the control that does not.
+
+    `lost` and `control_lost` are the fractions of the common starting loss that each arm lost; minus infinity for an
+    arm that ended in NaN or Inf.
+    """
+
+    lr: float
+    old: float
+    lost: float
+    control_lost: float
+    control: Arm
+    treated: Arm
+
+    def evidence(self, gain: float, stuck: float) -> tuple[Evidence, ...]:
+        """Both fractions beside their limits."""
+        return (
+            Evidence(f"loss lost at lr {self.lr:g}", 100 * self.lost, "≥", 100 * gain, "%"),
+            Evidence(f"loss lost at lr {self.old:g}", 100 * self.control_lost, "<", 100 * stuck, "%"),
+        )
+
+    def fix(self, recording: Recording, treatment: str) -> Fix:
+        """The learning rate that the trial found, in the user's own line, with both curves."""
+        steps, start = len(self.treated.losses), float(self.treated.losses[0])
+        ends = f"{start:.3g} → {_level(self.treated):.3g} at {self.lr:g}, {_level(self.control):.3g} at {self.old:g}"
+        says = f"loss on a copy after {steps} steps: {ends}"
+        seconds = self.control.seconds + self.treated.seconds
+        curves = tuple(map(float, self.control.losses)), tuple(map(float, self.treated.losses))
+        trial = Trial(Verdict.CURED, *curves, steps=steps, seconds=seconds, says=says)
+        code = with_lr(recording.optimizers[0], self.lr) if recording.optimizers else ""
+        return Fix(treatment, f"Set the learning rate to {self.lr:g} ({says}).", code, Reach.RUN, trial)
+
+
+def rescue(recording: Recording, factors: Sequence[str], gain: float, stuck: float) -> Rescue | None:
+    """The best learning rate of `factors` ("0.1"), if it lost `gain` of the loss and the control less than `stuck`."""
+    control = ran(recording, "trial/control")
+    arms = [(factor, ran(recording, f"trial/lr x{factor}")) for factor in factors]
+    there = [(factor, arm) for factor, arm in arms if arm is not None]
+    if control is None or not there:
+        return None
+    factor, best = min(there, key=lambda pair: _level(pair[1]))
+    bound = float(recording.facts.get("loss_lower_bound", -math.inf))
+    if not math.isfinite(bound) and bool((best.losses >= 0).all()):
+        bound = 0.0  # a hand-written loss that was never negative
+    start = _start([*(arm for _, arm in there), control], bound)
+    lost, control_lost = (_lost(arm, start, bound) for arm in (best, control))
+    if not (judge_series(best.losses, bound).learning and lost >= gain and control_lost < stuck):
+        return None
+    old = recording.optimizers[0].lr if recording.optimizers else math.nan
+    return Rescue(float(best.facts.get("lr", old * float(factor))), old, lost, control_lost, control, best)
+
+
+def works(trend: Trend, enough: float) -> bool:
+    """Whether the real training learns so well that its learning rate needs no trial."""
+    return trend.kind == "converged" or (trend.kind == "falls" and trend.drop >= enough)
+
+
+def ran(recording: Recording, name: str) -> Arm | None:
+    """An arm that ran long enough to be judged."""
+    arm = recording.arms.get(name)
+    return arm if arm is not None and not arm.failure and len(arm.losses) >= STEPS else None
+
+
+def why_not(recording: Recording) -> str:
+    """Why the trials cannot be read."""
+    arm = recording.arms.get("trial/control")
+    if arm is None:
+        return "experiments were off, or their budget ran out before the learning-rate trials"
+    return arm.failure or f"the trials took {len(arm.losses)} steps, {STEPS} are needed"
+
+
+def _start(arms: Sequence[Arm], bound: float) -> float:
+    """The level that all arms start from, as the slowest of them shows it; one that grows or breaks shows nothing."""
+    trends = [judge_series(arm.losses, bound) for arm in arms]
+    return max((t.start for t in trends if t.kind not in {"rises", "non-finite"}), default=math.nan)
+
+
+def _lost(arm: Arm, start: float, bound: float) -> float:
+    scale = start - bound if math.isfinite(bound) else abs(start)
+    return (start - _level(arm)) / scale if scale > 0 else 0.0
+
+
+def _level(arm: Arm) -> float:
+    """The median of the last fifth of the losses; infinite when one of them is NaN or Inf."""
+    tail = arm.losses[-max(2, len(arm.losses) // 5) :]
+    return float(np.median(tail)) if np.isfinite(tail).all() else math.inf

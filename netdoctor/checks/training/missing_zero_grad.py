@@ -1,0 +1,56 @@
+"""Gradients that are never cleared, so that each step adds to all before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from netdoctor.check import Check
+from netdoctor.checks.training.optimizer_line import first_source, variable
+from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
+from netdoctor.recording import Recording
+
+
+@dataclass(frozen=True)
+class MissingZeroGrad(Check):
+    """The gradients of earlier steps are still there when backward adds new ones to them.
+
+    What it is: PyTorch adds to `.grad`; without `zero_grad` each update uses the sum of all gradients so far.
+    Why it hurts: the steps grow with the number of steps, old gradients point nowhere, and the loss oscillates or
+    diverges.
+    How it is decided: from events. In each observed step `.grad` was already filled when backward began, although an
+    optimizer step had used it.
+    When it stays silent: gradient accumulation with a regular cycle; several backwards per step with as many clearings
+    as steps; fewer than 3 steps.
+    Fix: `optimizer.zero_grad()` once per step, before backward.
+    Sources: PyTorch's tutorial on zeroing gradients; Karpathy's list of the most common neural net mistakes.
+    """
+
+    name = "missing-zero-grad"
+    explains = frozenset(
+        {"learning-rate-too-high", "loss-diverging", "loss-not-decreasing", "unstable-loss", "exploding-gradients"}
+        | {"non-finite-parameter", "accumulation-scaling", "cannot-overfit-tiny-batch", "dead-relu"}
+    )
+
+    steps: int = 3  # the first backward finds nothing, so two more show a habit
+
+    def judge(self, recording: Recording) -> Iterator[Finding]:
+        if not recording.facts.get("gradients_before_backward") or recording.steps < self.steps:
+            return
+        cleared, backwards = recording.counts.get("zero_grad", 0), recording.counts.get("backward", 0)
+        if backwards > recording.steps and cleared >= recording.steps:
+            return  # several backwards share one step, and it is cleared
+        source = first_source(recording, "backward")
+        name = variable(recording)
+        code = f"{name}.zero_grad()\n{source.text if source and source.text else 'loss.backward()'}"
+        yield Finding(
+            self.name,
+            f"gradients are never cleared: {cleared} zero_grad for {recording.steps} optimizer steps",
+            Severity.ERROR,
+            "Each step uses the sum of all gradients so far instead of the last one.",
+            Location.at(source, step=1),
+            (Evidence("zero_grad calls", cleared, "<", recording.steps),),
+            (Fix("zero-grad", "Clear the gradients once per step, before backward.", code, Reach.RUN),),
+            first_step=1,  # the first step is still right
+            share=1.0,
+        )

@@ -1,0 +1,48 @@
+"""The user's own optimizer and loop lines, rewritten: another learning rate, another variable."""
+
+from __future__ import annotations
+
+import re
+
+from netdoctor.recording import Optimizer, Recording, SourceLine
+
+_LR = re.compile(r"\blr\s*=\s*(?!=)")
+_POSITIONAL = re.compile(r"(\.parameters\(\)\s*,\s*)(?=[\d.]|\w+\s*[,)])(?!\w+\s*=)")
+
+
+def with_lr(optimizer: Optimizer, lr: float) -> str:
+    """The line that builds the optimizer with this learning rate; the general form where the line is not known."""
+    text = optimizer.source.text if optimizer.source is not None else ""
+    for pattern in (_LR, _POSITIONAL):
+        found = pattern.search(text)
+        if found:
+            return f"{text[: found.end()]}{lr:g}{text[_end(text, found.end()) :]}"
+    return f"for group in optimizer.param_groups:\n    group['lr'] = {lr:g}"
+
+
+def variable(recording: Recording) -> str:
+    """What the script calls its optimizer, as far as the line of a step or of its construction tells."""
+    lines = [event.source.text for event in recording.events if event.kind == "step" and event.source]
+    for text in lines:
+        if found := re.search(r"([A-Za-z_][\w.]*)\.step\(([\w.]*)", text):
+            return found[2] if found[2] and "scaler" in found[1].lower() else found[1]
+    for optimizer in recording.optimizers:
+        text = optimizer.source.text if optimizer.source is not None else ""
+        if found := re.match(r"([A-Za-z_][\w.]*)\s*=[^=]", text):
+            return found[1]
+    return "optimizer"
+
+
+def _end(text: str, start: int) -> int:
+    """Where the expression that begins at `start` ends: a comma or closing bracket outside of its own brackets."""
+    depth = 0
+    for at, letter in enumerate(text[start:], start):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth < 0 or (letter == "," and depth == 0):
+            return at
+    return len(text)
+
+
+def first_source(recording: Recording, kind: str) -> SourceLine | None:
+    """The user's line of the first event of this kind whose line is known."""
+    return next((event.source for event in recording.events if event.kind == kind and event.source), None)

@@ -1,0 +1,1 @@
+"""Checks of family 3: units that stopped working."""

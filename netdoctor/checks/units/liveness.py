@@ -1,0 +1,117 @@
+"""Which units of rectifiers are dead, and since when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netdoctor.checks.units.window import before, feeder, late_start
+from netdoctor.recording import Layer, Recording, Role, Stat, Track
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """One rectifier: which units are dead in the window, and the last step in which each was active (-1: never)."""
+
+    layer: Layer
+    feeder: Layer | None
+    dead: NDArray[np.bool_]
+    last_active: NDArray[np.int64]
+    steps: int  # sampled steps in the window
+    samples: float  # values per unit in the window
+    first_step: int  # of the window
+    trained: bool  # False for idle units of a frozen, pretrained part: no fault of this run
+    zero_gradient: float  # share of the dead units whose incoming weights got exactly no gradient; NaN when unknown
+
+    @property
+    def share(self) -> float:
+        """The share of dead units."""
+        return float(self.dead.mean())
+
+    @property
+    def from_start(self) -> bool:
+        """Whether most of the dead units never gave anything."""
+        return bool(np.mean(self.last_active[self.dead] < 0) >= 0.5)
+
+    @property
+    def died_after(self) -> int:
+        """The step after which they died (the median over those that lived once)."""
+        lived = self.last_active[self.dead & (self.last_active >= 0)]
+        return int(np.median(lived)) if len(lived) else 0
+
+
+def examine(recording: Recording, end: int, fewest: int, enough: float) -> Iterator[Liveness | Layer]:
+    """Each rectifier's liveness, from the steps before `end`; the layer itself where there is too little to judge it.
+
+    Calls of one module that are fed by the same weights (a siamese or unrolled net) are one set of units: a unit is
+    active if it is in any call. Calls that different layers feed (one nn.ReLU used all over) are judged apart.
+    """
+    for group in _groups(recording):
+        tracks = [before(track, end) for layer in group if (track := recording.of_layer(layer, Stat.UNIT_ACTIVE))]
+        yield _liveness(recording, group, tracks, fewest, enough) or group[0]
+
+
+def _groups(recording: Recording) -> list[list[Layer]]:
+    groups: dict[tuple[str, str, str], list[Layer]] = {}
+    for layer in recording.layers:
+        if recording.of_layer(layer, Stat.UNIT_ACTIVE) is not None:
+            fed = feeder(recording, layer)
+            weight = fed.weight if fed is not None and fed.weight else f"call {layer.call}"
+            groups.setdefault((layer.path, layer.type, weight), []).append(layer)
+    return list(groups.values())
+
+
+def _liveness(
+    recording: Recording, group: list[Layer], tracks: list[Track], fewest: int, enough: float
+) -> Liveness | None:
+    steps, active = _any_call(tracks)
+    if len(steps) == 0:
+        return None
+    samples = _samples(recording, group, steps)
+    start = late_start(steps, samples, fewest, enough)
+    if start is None:
+        return None
+    dead: NDArray[np.bool_] = np.logical_not(np.any(active[start:], axis=0))
+    ever = np.where(active, steps[:, None], -1).max(axis=0)
+    fed = feeder(recording, group[0])
+    confirmed = _confirmed(recording, fed, dead, int(steps[start]), int(steps[-1]))
+    window, seen = len(steps) - start, float(samples[start:].sum())
+    return Liveness(group[0], fed, dead, ever, window, seen, int(steps[start]), _trained(recording, fed), confirmed)
+
+
+def _trained(recording: Recording, fed: Layer | None) -> bool:
+    parameter = recording.parameters.get(fed.weight) if fed is not None else None
+    return parameter is None or parameter.requires_grad
+
+
+def _any_call(tracks: list[Track]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Steps, and per step and unit whether any call gave a non-zero value; calls of another shape are left out."""
+    first = tracks[0]
+    active = first.values > 0
+    for other in tracks[1:]:
+        if other.values.shape == first.values.shape and np.array_equal(other.steps, first.steps):
+            active = active | (other.values > 0)
+    return first.steps, active
+
+
+def _samples(recording: Recording, group: list[Layer], steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    total = np.zeros(len(steps))
+    for layer in group:
+        track = recording.of_layer(layer, Stat.SAMPLES)
+        if track is not None:
+            total += np.where(np.isin(steps, track.steps), np.interp(steps, track.steps, track.values), 0.0)
+    return total
+
+
+def _confirmed(recording: Recording, fed: Layer | None, dead: NDArray[np.bool_], first: int, last: int) -> float:
+    track = None
+    if fed is not None and fed.weight:
+        track = recording.of_parameter(fed.weight, Stat.UNIT_ZERO_GRADIENT, Role.WEIGHT_GRADIENT)
+        track = track or recording.of_parameter(fed.weight, Stat.UNIT_ZERO_GRADIENT)
+    if track is None or track.values.shape[1:] != dead.shape or not dead.any():
+        return float("nan")
+    inside = (track.steps >= first) & (track.steps <= last)
+    return float((track.values[inside][:, dead] > 0).all(axis=0).mean()) if inside.any() else float("nan")

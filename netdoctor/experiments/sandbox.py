@@ -1,0 +1,207 @@
+"""A copy of everything that trains, on which the captured iterations can be run again, with or without a change."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import math
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from netdoctor.capture.origin import preserved_random_state
+from netdoctor.capture.step import Action, Copies, Iteration, OptimizerStart, Replay, TrainingStep, refuse_overwritten
+from netdoctor.capture.tape import Entry
+from netdoctor.errors import CannotReplayError
+
+Edit = Callable[[Entry, Any, Any], tuple[Any, Any]]
+
+
+class Budget:
+    """Seconds that experiments may take, and how many are left."""
+
+    def __init__(self, seconds: float) -> None:
+        self._start = time.perf_counter()
+        self._seconds = seconds
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    @property
+    def left(self) -> float:
+        """Seconds that remain; negative when overdrawn."""
+        return self._seconds - self.spent
+
+    def share(self, seconds: float) -> Budget:
+        """A budget for one experiment: `seconds`, or what is left."""
+        return Budget(max(0.0, min(seconds, self.left)))
+
+
+@dataclass(slots=True)
+class Run:
+    """The losses of a run on a copy. `ended`: "finished", "non-finite", "out of time" or "stopped" (by the caller)."""
+
+    losses: list[float] = field(default_factory=list)
+    ended: str = "finished"
+    seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What the user's model prints or warns in an experiment was said before; random states are put back at the end."""
+    with preserved_random_state(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Sandbox:
+    """Copies of models, loose weights and optimizers in the state from before the first step.
+
+    `optimizer` replaces the user's optimizers by one over everything that they train; `lr_factor` scales the user's learning rates.
+    """
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        lr_factor: float = 1.0,
+        optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
+        edit: Edit | None = None,
+    ) -> None:
+        self.step = step
+        self.copies: Copies = step.copies()
+        self.edit = edit
+        self.clipping = True
+        self._lr_factor = lr_factor
+        self._own = optimizer is None
+        if optimizer is None:
+            self.optimizers = [copied_optimizer(start, self.copies, lr_factor) for start in step.optimizers]
+        else:
+            self.optimizers = [optimizer(self.trainable())]
+
+    def trainable(self) -> list[Tensor]:
+        """Copies of what the user's optimizers train; of everything that requires grad where there is no optimizer."""
+        originals = [p for start in self.step.optimizers for group in start.parameters for p in group]
+        if not originals:
+            originals = [p for module in self.step.modules for p in module.parameters() if p.requires_grad] + self.step.leaves
+        found = {id(p): self.copies.of(p) for p in originals}
+        return [p for p in found.values() if isinstance(p, Tensor) and p.requires_grad]
+
+    def modules(self) -> list[nn.Module]:
+        """The copied models, without those that are parts of another one."""
+        copied = [self.copies.of(module) for module in self.step.modules]
+        parts = {id(child) for module in copied for child in module.modules() if child is not module}
+        return [module for module in copied if id(module) not in parts]
+
+    def iterate(self, iteration: Iteration, first_pass: bool = True) -> float:
+        """Run one captured iteration: forward, backward, clipping, step. Returns the sum of its losses from before the step."""
+        replay = Replay(self.copies)
+        total, stepped = 0.0, False
+        if not self._own:
+            self._clear([p for p in self.trainable()])
+        for action in iteration.actions:
+            if action.backward is not None:
+                refuse_overwritten(action.backward)
+                if action.backward.fresh and self._own:
+                    self._clear(self.trainable())
+                loss = replay.loss(action.backward, self.edit)
+                total += float(loss.detach())
+                if not math.isfinite(total):
+                    return total
+                loss.backward(retain_graph=action.backward.retain)
+            elif self._own:
+                self._act(action, first_pass)
+            elif action.kind == "clip" and self.clipping:
+                self._clip(action)
+            stepped = stepped or action.kind == "step"
+        if not self._own:
+            self.optimizers[0].step()
+        elif not stepped:
+            raise CannotReplayError("the loop updates its weights without a torch optimizer")
+        return total
+
+    def _clear(self, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _act(self, action: Action, first_pass: bool) -> None:
+        if action.kind == "zero":
+            self._clear([c for c in (self.copies.of(p) for p in action.parameters) if isinstance(c, Tensor)])
+        elif action.kind == "clip" and self.clipping:
+            self._clip(action)
+        elif action.kind == "step":
+            optimizer = self.optimizers[action.optimizer]
+            if first_pass:
+                for group, lr in zip(optimizer.param_groups, action.lrs, strict=False):
+                    if math.isfinite(lr):
+                        group["lr"] = lr * self._lr_factor
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise CannotReplayError("L-BFGS evaluates its loss many times a step, which is not captured")
+            optimizer.step()
+
+    def _clip(self, action: Action) -> None:
+        held = [c for c in (self.copies.of(p) for p in action.parameters) if isinstance(c, Tensor)]
+        if action.by_value:
+            nn.utils.clip_grad_value_(held, action.limit)
+        else:
+            nn.utils.clip_grad_norm_(held, action.limit, action.norm_type)
+
+    def run(self, iterations: list[Iteration], steps: int, budget: Budget, stop: Callable[[list[float]], bool] | None = None) -> Run:
+        """Cycle through iterations for `steps` steps, until something is not finite, `stop(losses)` says so, or time is up."""
+        result = Run()
+        began = time.perf_counter()
+        for number in range(steps):
+            if budget.left <= 0:
+                result.ended = "out of time"
+                break
+            loss = self.iterate(iterations[number % len(iterations)], number < len(iterations))
+            result.losses.append(loss)
+            if not math.isfinite(loss):
+                result.ended = "non-finite"
+                break
+            if stop is not None and stop(result.losses):
+                result.ended = "stopped"
+                break
+        result.seconds = time.perf_counter() - began
+        return result
+
+
+def copied_optimizer(start: OptimizerStart, copies: Copies, lr_factor: float = 1.0) -> Optimizer:
+    """The user's optimizer over the copies, with the options and state from before its first step."""
+    memo: dict[int, Any] = {}
+    for group in start.parameters:
+        for parameter in group:
+            copied = copies.of(parameter)
+            if not isinstance(copied, Tensor):
+                raise CannotReplayError("the optimizer trains a tensor that the captured step does not use")
+            memo[id(parameter)] = copied
+    original = start.optimizer
+    made: Optimizer = type(original).__new__(type(original))
+    for name, value in vars(original).items():
+        if name not in ("state", "param_groups", "step") and "hook" not in name:
+            made.__dict__[name] = copy.deepcopy(value, memo)
+    made.__setstate__({"defaults": original.defaults, "state": defaultdict(dict), "param_groups": _groups(start, memo, lr_factor)})
+    for parameters in start.parameters:
+        for parameter in parameters:
+            if id(parameter) in start.state:
+                made.state[memo[id(parameter)]] = copy.deepcopy(start.state[id(parameter)])
+    return made
+
+
+def _groups(start: OptimizerStart, memo: dict[int, Any], lr_factor: float) -> list[dict[str, Any]]:
+    groups = []
+    for options, parameters in zip(start.groups, start.parameters, strict=True):
+        group = {**copy.deepcopy(options), "params": [memo[id(p)] for p in parameters]}
+        if "lr" in group:
+            group["lr"] = group["lr"] * lr_factor
+        groups.append(group)
+    return groups

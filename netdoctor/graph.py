@@ -1,0 +1,103 @@
+"""One captured training step as plain facts: which operations ran, on what, in which order, and from which line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+Scalar = float | int | str | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor of the step. `origin` is "operation", "parameter", "buffer", "input" (made outside of the captured operations).
+
+    `producer` is the index of the operation that made it (None otherwise). Ranges are over finite values, NaN where there are
+    none. `integral` is True when all values are whole numbers, whatever the dtype.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: str
+    origin: str
+    producer: int | None = None
+    name: str = ""  # the parameter's or buffer's name
+    low: float = float("nan")
+    high: float = float("nan")
+    mean: float = float("nan")
+    std: float = float("nan")
+    finite: bool = True
+    integral: bool = False
+    requires_grad: bool = False
+    trained: bool = False  # depends on a trainable parameter, by value
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One torch function call. `module` is the path of the innermost module that ran it ("" outside of any).
+
+    `inputs` and `outputs` are indices of values. `attributes` holds the scalar arguments by name (dim, reduction, p, ...);
+    positional scalars are named "0", "1", ... by position.
+    """
+
+    index: int
+    name: str
+    module: str
+    module_type: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    attributes: Mapping[str, Scalar] = field(default_factory=dict)
+    call: int = 0
+    file: str = ""
+    line: int = 0
+    grad_enabled: bool = True
+    inside: bool = False  # ran inside a module that has parameters (else: in the user's own loss or loop code)
+
+
+@dataclass(slots=True)
+class StepGraph:
+    """The operations from the first model call to one `backward`, in order, and the tensors between them."""
+
+    operations: list[Operation] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    loss: int | None = None  # index of the value that backward was called on
+
+    def producer(self, value: int) -> Operation | None:
+        """The operation that made a value, or None for parameters, buffers and inputs."""
+        index = self.values[value].producer
+        return None if index is None else self.operations[index]
+
+    def consumers(self, value: int) -> list[Operation]:
+        """The operations that read a value."""
+        return [operation for operation in self.operations if value in operation.inputs]
+
+    def ancestors(self, value: int) -> Iterator[Operation]:
+        """The operations that a value depends on, nearest first, each once."""
+        seen: set[int] = set()
+        queue = [value]
+        while queue:
+            operation = self.producer(queue.pop(0))
+            if operation is None or operation.index in seen:
+                continue
+            seen.add(operation.index)
+            yield operation
+            queue.extend(operation.inputs)
+
+    def loss_operations(self) -> list[Operation]:
+        """The operations behind the loss, nearest first; empty when the loss is not in the graph."""
+        return [] if self.loss is None else list(self.ancestors(self.loss))
+
+    def follow(self, operation: Operation, wanted: Callable[[Operation], bool], through: frozenset[str]) -> Operation | None:
+        """The first operation downstream for which `wanted` holds, stepping only through operations named in `through`."""
+        queue = list(operation.outputs)
+        seen: set[int] = set()
+        while queue:
+            for consumer in self.consumers(queue.pop(0)):
+                if consumer.index in seen:
+                    continue
+                seen.add(consumer.index)
+                if wanted(consumer):
+                    return consumer
+                if consumer.name in through:
+                    queue.extend(consumer.outputs)
+        return None

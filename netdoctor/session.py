@@ -1,0 +1,314 @@
+"""One diagnosis from start to report: the one place that wires capture, experiments, checks and ranking."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from netdoctor import __version__, catalogue, diagnosis
+from netdoctor.capture.assembly import assemble
+from netdoctor.capture.observer import Observer
+from netdoctor.capture.origin import find_origin
+from netdoctor.capture.step import Copies, OptimizerStart, TrainingStep
+from netdoctor.capture.taps import Taps
+from netdoctor.errors import MisuseError, NetdoctorError
+from netdoctor.experiments.plan import conduct
+from netdoctor.experiments.sandbox import copied_optimizer, quiet
+from netdoctor.finding import Finding, Severity
+from netdoctor.recording import Fault, Recording, Stat
+from netdoctor.report import Report
+
+EXAMINED_STEPS = 30  # of a one-shot examination: the least that a trend is read from (trend.py)
+
+
+class EnoughSteps(BaseException):
+    """Ends the user's script after the number of steps that was asked for; not an Exception, so that no script catches it."""
+
+
+class FindingError(NetdoctorError):
+    """Raised by `watch(on_finding="raise")`; `finding` is what was found."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.title)
+        self.finding = finding
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a diagnosis is asked for. `budget` is in seconds, for all experiments together."""
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    budget: float = 60.0
+    experiments: bool = True
+    steps: int | None = None
+    target: str = ""
+    progress: bool = False
+
+
+class Session:
+    """Observes from `start` to `stop`, then reports. `recording` is what was observed."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self._checks = catalogue.load(self.options.select, self.options.ignore, self.options.thresholds)
+        needed = frozenset(stat for check in self._checks for stat in check.needs) | _ALWAYS
+        self._observer = Observer(needed)
+        self._observer.find_origin = find_origin
+        self._taps = Taps(self._observer)
+        self._step: TrainingStep | None = None
+        self._report: Report | None = None
+        self._ended = "finished"
+        self.recording = Recording()
+
+    def start(self) -> None:
+        """Begin to observe."""
+        limit = self.options.steps
+        if limit is not None:
+            self._observer.on_step = lambda step: _stop_at(step, limit)
+        self._taps.install()
+
+    def include(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Make known a model and an optimizer that were made before the observation began."""
+        self._observer.names.add_root(model)
+        if optimizer is not None:
+            self._taps.training.made(optimizer)
+
+    def raise_on_trip(self) -> None:
+        """Raise a `FindingError` at the very step that makes a NaN or Inf, before the optimizer touches the weights."""
+        self._observer.on_trip = self._raise
+
+    def _raise(self) -> None:
+        found = [finding for finding in self.findings() if finding.severity is Severity.ERROR]
+        if found:
+            self._observer.pending = FindingError(found[0])
+
+    def log(self, **scalars: float) -> None:
+        """Add the user's own scalars to the recording."""
+        for name, value in scalars.items():
+            self._observer.recorder.scalar(name, self._observer.step, float(value))
+
+    def stop(self, ended: str = "finished") -> None:
+        """Stop observing; every hook and patch is removed."""
+        self._taps.remove()
+        self._ended = ended
+        self._observer.recorder.flush(self._observer.step)
+        self._observe()
+        self._step = self._observer.program.training_step()
+
+    def _observe(self) -> None:
+        self.recording = assemble(self._observer, self._taps.training, self.options.target, __version__, self._ended)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What the recording so far shows, without experiments."""
+        self._observe()
+        return self._diagnose().findings
+
+    def report(self) -> Report:
+        """Run the experiments and judge everything. Ctrl-C ends the experiments and keeps the report."""
+        if self._report is None:
+            step = self._step
+            if self.options.experiments and step is not None and self.recording.counts.get("backward"):
+                self._experiment(step)
+            self._report = self._diagnose()
+            self._step = None  # lets go of the user's batches and models
+        return self._report
+
+    def _experiment(self, step: TrainingStep) -> None:
+        progress = _Progress(self.options.progress)
+        try:
+            conduct(self.recording, step, self.options.budget, progress.say)
+        except KeyboardInterrupt:
+            self.recording.blind_spots.append("the experiments were interrupted")
+        except Exception as error:
+            self.recording.faults.append(Fault("experiments", f"{type(error).__name__}: {error}"))
+        finally:
+            progress.close()
+
+    def _diagnose(self) -> Report:
+        return diagnosis.diagnose(self.recording, self._checks, self.options.ignore, select=self.options.select)
+
+
+_ALWAYS = frozenset({Stat.RMS, Stat.MEAN, Stat.STD, Stat.ABSMAX})  # what every report draws
+
+
+def _stop_at(step: int, limit: int) -> None:
+    if step >= limit:
+        raise EnoughSteps
+
+
+class _Progress:
+    """Says on stderr what is being tried: a spinner on a terminal, nothing in a pipe but the first line."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._status: Any = None
+        self._plain = wanted and not sys.stderr.isatty()
+        if wanted and not self._plain:
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("experiments on a copy")
+            self._status.start()
+        elif self._plain:
+            sys.stderr.write("netdoctor: experiments on a copy ...\n")
+
+    def say(self, what: str) -> None:
+        if self._status is not None:
+            self._status.update(f"on a copy: {what}")
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+def diagnose(recording: Recording, options: Options | None = None) -> Report:
+    """Judge a recording with the checks that the options choose."""
+    options = options or Options()
+    checks = catalogue.load(options.select, options.ignore, options.thresholds)
+    return diagnosis.diagnose(recording, checks, options.ignore, select=options.select)
+
+
+class watch:  # noqa: N801 - used like a function, as in `with netdoctor.watch(model)`
+    """Watch a training inside a `with` block.
+
+    `on_finding`: "ignore", "warn" (a Python warning per finding when the block ends) or "raise" (a `FindingError` at the step
+    that makes a NaN or Inf, else when the block ends with an error-level finding).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        options: Options | None = None,
+        on_finding: str = "ignore",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise MisuseError(f"watch needs a torch.nn.Module, not {type(model).__name__}")
+        if on_finding not in ("ignore", "warn", "raise"):
+            raise MisuseError(f'on_finding must be "ignore", "warn" or "raise", not {on_finding!r}')
+        self._session = Session(options)
+        self._model, self._optimizer, self._on_finding = model, optimizer, on_finding
+        self._running = False
+
+    def __enter__(self) -> watch:
+        self._session.start()
+        self._running = True
+        self._session.include(self._model, self._optimizer)
+        if self._on_finding == "raise":
+            self._session.raise_on_trip()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._session.stop("finished" if error is None else f"raised {type(error).__name__}: {error}")
+        self._running = False
+        if error is None and self._on_finding != "ignore":
+            self._tell()
+
+    def _tell(self) -> None:
+        findings = self.report().at_least(Severity.WARNING)
+        if self._on_finding == "warn":
+            for finding in findings:
+                warnings.warn(f"netdoctor: {finding.title} ({finding.check})", stacklevel=3)
+        elif findings and findings[0].severity is Severity.ERROR:
+            raise FindingError(findings[0])
+
+    def log(self, **scalars: float) -> None:
+        """Add scalars of your own, such as `val_loss=...`, to the recording."""
+        self._session.log(**scalars)
+
+    @property
+    def recording(self) -> Recording:
+        """What was observed; complete once the block has ended."""
+        return self._session.recording
+
+    def report(self) -> Report:
+        """The report: passive and as of now inside of the block, with experiments after it."""
+        if self._running:
+            self._session.findings()
+            return diagnose(self._session.recording, self._session.options)
+        return self._session.report()
+
+
+def examine(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    batch: Any,
+    optimizer: Optimizer | None = None,
+    *,
+    steps: int | None = None,
+    options: Options | None = None,
+) -> Report:
+    """Examine a model on one batch: a short training of a copy under observation, then experiments. The model is not touched.
+
+    `batch` is a pair (inputs, target); inputs may be a tensor, a tuple (`model(*inputs)`) or a dict (`model(**inputs)`). The loss
+    is `loss_fn(model(inputs), target)`. A batch that is no pair goes to the model whole, and the loss is `loss_fn(output)`.
+    Without an optimizer, Adam with its default learning rate trains the copy.
+    """
+    return examined(model, loss_fn, batch, optimizer, steps=steps, options=options)[0]
+
+
+def examined(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    batch: Any,
+    optimizer: Optimizer | None = None,
+    *,
+    steps: int | None = None,
+    options: Options | None = None,
+) -> tuple[Report, Recording]:
+    """Like `examine`, with the recording that the report was made of."""
+    if not isinstance(model, nn.Module):
+        raise MisuseError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    if not callable(loss_fn):
+        raise MisuseError(f"the loss function must be callable, not {type(loss_fn).__name__}")
+    session = Session(options)
+    with quiet():
+        copied, trained = _copies(model, optimizer)
+        session.start()
+        session.include(copied, trained)
+        ended = "finished"
+        try:
+            _train(copied, loss_fn, copy.deepcopy(batch), trained, steps or EXAMINED_STEPS)
+        except EnoughSteps:
+            pass
+        except Exception as error:
+            session.stop(f"raised {type(error).__name__}: {error}")
+            raise
+        session.stop(ended)
+        report = session.report()
+    return report, session.recording
+
+
+def _copies(model: nn.Module, optimizer: Optimizer | None) -> tuple[nn.Module, Optimizer]:
+    copies = Copies([model], [])
+    copied: nn.Module = copies.of(model)
+    if optimizer is None:
+        return copied, torch.optim.Adam(p for p in copied.parameters() if p.requires_grad)
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    state = {id(p): s for p, s in optimizer.state.items()}
+    start = OptimizerStart(optimizer, groups, [list(g["params"]) for g in optimizer.param_groups], state)
+    return copied, copied_optimizer(start, copies)
+
+
+def _train(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, optimizer: Optimizer, steps: int) -> None:
+    model.train()
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    inputs, rest = (batch[0], (batch[1],)) if pair else (batch, ())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        output = model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        loss = loss_fn(output, *rest)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise MisuseError("the loss function must return one number as a tensor")
+        loss.backward()
+        optimizer.step()

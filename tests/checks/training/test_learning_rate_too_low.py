@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from netdoctor.checks.training.learning_rate_too_low import LearningRateTooLow
+from netdoctor.finding import Abstention, Certainty, Severity
+from tests.checks.training.trials import falls, flat, network
+
+
+def sick(ratio: float = 1e-6, steps: int = 60):
+    build = network(ratio, steps, lr=1e-5, line="optimizer = SGD(model.parameters(), 1e-5)").loss(flat(steps=steps))
+    return build.arm("trial/control", flat()).arm("trial/lr x10", flat()).arm("trial/lr x100", falls(0.8))
+
+
+def judged(build) -> list:
+    return list(LearningRateTooLow().judge(build.done()))
+
+
+def test_a_higher_rate_that_trains_proves_it():
+    (found,) = judged(sick())
+    assert found.severity is Severity.WARNING
+    assert found.certainty is Certainty.PROVEN
+    assert found.title == "the learning rate 1e-05 is too low: 0.001 trains from the same start"
+    assert found.fixes[0].code == "optimizer = SGD(model.parameters(), 0.001)"
+    assert found.evidence[0].measured == pytest.approx(1e-6)
+    assert found.places == ("body.0.weight", "body.2.weight")
+
+
+@pytest.mark.parametrize(("ratio", "fires"), [(0.9e-4, True), (1.1e-4, False)])
+def test_the_limit_of_the_update_ratio(ratio, fires):
+    assert bool(judged(sick(ratio))) is fires
+
+
+def test_weights_that_do_not_move_at_all_have_another_cause():
+    assert judged(sick(0.0)) == []
+
+
+@pytest.mark.parametrize(("steps", "fires"), [(29, False), (40, True)])
+def test_a_short_run_had_no_time(steps, fires):
+    assert bool(judged(sick(steps=steps))) is fires
+
+
+@pytest.mark.parametrize(("left", "fires"), [(0.95, True), (0.8, False)])
+def test_a_loss_that_falls_is_slow_but_healthy(left, fires):
+    assert bool(judged(sick().loss(np.linspace(2.3, 2.3 * left, 60)))) is fires
+
+
+@pytest.mark.parametrize(("left", "fires"), [(0.69, True), (0.71, False)])
+def test_what_the_higher_rate_must_gain(left, fires):
+    assert bool(judged(sick().arm("trial/lr x100", falls(2.3 * left)))) is fires
+
+
+def test_a_control_that_trains_is_enough():
+    assert judged(sick().arm("trial/control", falls(1.8))) == []
+
+
+def test_a_pretrained_model_may_move_little():
+    assert judged(sick().facts(pretrained=True)) == []
+
+
+def test_a_model_at_its_floor_may_move_little():
+    build = sick().loss(0.05 + 0.001 * flat(steps=60)).facts(loss_family="cross_entropy", classes=10)
+    assert judged(build) == []
+
+
+@pytest.mark.parametrize(
+    "rates", [lambda s: 1e-5 * (60 - s) / 60, lambda s: 1e-5 * min(1, (s + 1) / 40)], ids=["end", "warm-up"]
+)
+def test_a_schedule_explains_a_low_rate(rates):
+    assert judged(sick().scalar("lr", rates)) == []
+
+
+def test_without_trials_it_abstains():
+    build = sick()
+    build.recording.arms.clear()
+    (said,) = judged(build)
+    assert isinstance(said, Abstention)
+    assert "experiments were off" in said.reason
+
+
+def test_without_trials_a_healthy_ratio_needs_no_word():
+    build = sick(1e-3)
+    build.recording.arms.clear()
+    assert judged(build) == []
+
+
+def test_trials_too_short_to_judge_are_said():
+    (said,) = judged(sick().arm("trial/control", flat(steps=7)))
+    assert "7 steps, 8 are needed" in said.reason

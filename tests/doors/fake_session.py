@@ -1,0 +1,105 @@
+"""`python fake_session.py ARGS…`: the command line over a session without torch that does as FAKE_SESSION says.
+
+It lets the doors be tested by themselves, in fractions of a second: what they print, write, refuse and exit with.
+FAKE_SESSION is one of: healthy, warning, sick, unobserved, stop (EnoughSteps at the first `sys.audit("train")`), fault.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+
+from netdoctor.finding import Finding, Fix, Location, Severity
+from netdoctor.recording import Recording
+from netdoctor.report import Report
+
+MODE = os.environ.get("FAKE_SESSION", "healthy")
+
+
+class EnoughSteps(BaseException):
+    """Thrown out of `optimizer.step`."""
+
+
+@dataclass(frozen=True)
+class Options:
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    budget: float = 60.0
+    experiments: bool = True
+    steps: int | None = None
+    target: str = ""
+    progress: bool = False
+
+
+def report(options: Options, ended: str = "finished") -> Report:
+    severity = {"sick": Severity.ERROR, "warning": Severity.WARNING, "stop": Severity.ERROR}.get(MODE)
+    finding = Finding(
+        "fake-check",
+        f"a made-up finding under {options}",
+        severity or Severity.ADVICE,
+        "Because the test says so.",
+        Location("body.3", file="train.py", line=3),
+        fixes=(Fix("fake", "Change it.", "x = 1"),),
+    )
+    verdict = "not observed" if MODE == "unobserved" else "sick" if severity else "healthy"
+    return Report(options.target, verdict, 3, (finding,) if severity else (), ended=ended)
+
+
+class Session:
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.recording = Recording(counts={"backward": 0})
+        self.ended = ""
+
+    def start(self) -> None:
+        if MODE == "stop":
+            sys.addaudithook(self._train)
+
+    @staticmethod
+    def _train(event: str, _: object) -> None:
+        if event == "train":
+            raise EnoughSteps
+
+    def stop(self, ended: str = "finished") -> None:
+        self.ended = ended
+
+    def report(self) -> Report:
+        if MODE == "fault":
+            raise ZeroDivisionError("made up")
+        return report(self.options, self.ended)
+
+
+def examine(
+    model: object,
+    loss_fn: object,
+    batch: object,
+    optimizer: object = None,
+    *,
+    steps: int | None = None,
+    options: Options | None = None,
+) -> Report:
+    return report(options or Options())
+
+
+@contextmanager
+def watch(model: object, optimizer: object = None, *, options: Options) -> Iterator[SimpleNamespace]:
+    yield SimpleNamespace(report=lambda: report(options), log=lambda **scalars: None)
+
+
+def install() -> None:
+    """Put this in the session's place."""
+    fake = ModuleType("netdoctor.session")
+    vars(fake).update(EnoughSteps=EnoughSteps, Options=Options, Session=Session, examine=examine, watch=watch)
+    sys.modules["netdoctor.session"] = fake
+
+
+if __name__ == "__main__":
+    install()
+    from netdoctor.cli import main
+
+    main(prog_name="netdoctor")
