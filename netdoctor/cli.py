@@ -221,12 +221,18 @@ def _run(program: Program, target: str, wishes: _Wishes) -> tuple[Outcome, int]:
 
 def _examined(made: Example, target: str, wishes: _Wishes) -> int:
     """Examine a model that was handed over: the exit code that the findings ask for."""
-    from netdoctor import session
+    from netdoctor.session import examined
 
-    report = session.examine(
-        made.model, made.loss_fn, made.batch, made.optimizer, steps=wishes.steps, options=wishes.engine(target)
-    )
-    return _hand_over(report, None, wishes)
+    try:
+        report, recording = examined(
+            made.model, made.loss_fn, made.batch, made.optimizer, steps=wishes.steps, options=wishes.engine(target)
+        )
+    except NetdoctorError:
+        raise
+    except Exception as error:  # of the model or the loss function: theirs to show in full
+        _say(f"a training step with what {target} returned failed", wishes.stderr)
+        _leave(launch.Outcome(1, launch.without_own_frames(error)), 1)
+    return _hand_over(report, recording, wishes)
 
 
 def _concluded(engine: Session, ended: str, wishes: _Wishes) -> int:
@@ -245,7 +251,7 @@ def _concluded(engine: Session, ended: str, wishes: _Wishes) -> int:
     return NetdoctorError.exit_code
 
 
-def _hand_over(report: Report, recording: Recording | None, wishes: _Wishes) -> int:
+def _hand_over(report: Report, recording: Recording, wishes: _Wishes) -> int:
     """Show the report, write its files, and give the exit code that its findings ask for."""
     observed = report.verdict != "not observed"
     if not observed:
@@ -260,7 +266,7 @@ def _hand_over(report: Report, recording: Recording | None, wishes: _Wishes) -> 
     return 1 if wishes.settings.failing(report) else 0
 
 
-def _written(file: outputs.Output, report: Report, recording: Recording | None, wishes: _Wishes) -> bool:
+def _written(file: outputs.Output, report: Report, recording: Recording, wishes: _Wishes) -> bool:
     """Write one file and say so; one that cannot be written does not keep the others from it."""
     try:
         file.write(report, recording, wishes.settings.advice)
@@ -272,20 +278,16 @@ def _written(file: outputs.Output, report: Report, recording: Recording | None, 
     return True
 
 
-def _unobserved(report: Report, recording: Recording | None) -> str:
+def _unobserved(report: Report, recording: Recording) -> str:
     """Why there is no verdict, with what was seen instead of a training."""
-    ended = "" if report.ended == "finished" else f" ({report.ended})"
-    seen = "; ".join(report.blind_spots) if recording is None else _seen(recording)
-    return f"no training was seen in {report.target}{ended}, so there is no verdict" + (f": {seen}" if seen else "")
-
-
-def _seen(recording: Recording) -> str:
     amounts = (
         (len(recording.layers), "layer was called", "layers were called"),
         (recording.counts.get("backward", 0), "backward pass was made", "backward passes were made"),
         (recording.counts.get("step", 0), "optimizer step was taken", "optimizer steps were taken"),
     )
-    return ", ".join(f"{amount or 'no'} {one if amount < 2 else many}" for amount, one, many in amounts)
+    seen = ", ".join(f"{amount or 'no'} {one if amount < 2 else many}" for amount, one, many in amounts)
+    ended = "" if report.ended == "finished" else f" ({report.ended})"
+    return f"no training was seen in {report.target}{ended}, so there is no verdict: {seen}"
 
 
 def _leave(outcome: Outcome, code: int) -> NoReturn:

@@ -87,7 +87,9 @@ class StepGraph:
         """The operations behind the loss, nearest first; empty when the loss is not in the graph."""
         return [] if self.loss is None else list(self.ancestors(self.loss))
 
-    def follow(self, operation: Operation, wanted: Callable[[Operation], bool], through: frozenset[str]) -> Operation | None:
+    def follow(
+        self, operation: Operation, wanted: Callable[[Operation], bool], through: frozenset[str]
+    ) -> Operation | None:
         """The first operation downstream for which `wanted` holds, stepping only through operations named in `through`."""
         queue = list(operation.outputs)
         seen: set[int] = set()

@@ -23,7 +23,7 @@ class Output:
     path: Path
     given: str
 
-    def text(self, report: Report, recording: Recording | None, advice: bool) -> str:
+    def text(self, report: Report, recording: Recording, advice: bool) -> str:
         """The report in this format. Renderers are imported here: those that draw take long to load."""
         if self.format == "html":
             from netdoctor.render import html
@@ -45,7 +45,7 @@ class Output:
 
         return jsonfile.render(report)
 
-    def write(self, report: Report, recording: Recording | None, advice: bool) -> None:
+    def write(self, report: Report, recording: Recording, advice: bool) -> None:
         """Write the file in one move. Raises MisuseError where the place has become unusable during the run."""
         from netdoctor.render.atomic import write_text
 

@@ -177,7 +177,7 @@ def diagnose(recording: Recording, options: Options | None = None) -> Report:
     return diagnosis.diagnose(recording, checks, options.ignore, select=options.select)
 
 
-class watch:  # noqa: N801 - used like a function, as in `with netdoctor.watch(model)`
+class watch:
     """Watch a training inside a `with` block.
 
     `on_finding`: "ignore", "warn" (a Python warning per finding when the block ends) or "raise" (a `FindingError` at the step
@@ -306,7 +306,13 @@ def _train(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, optimiz
     inputs, rest = (batch[0], (batch[1],)) if pair else (batch, ())
     for _ in range(steps):
         optimizer.zero_grad()
-        output = model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        output = (
+            model(**inputs)
+            if isinstance(inputs, dict)
+            else model(*inputs)
+            if isinstance(inputs, tuple)
+            else model(inputs)
+        )
         loss = loss_fn(output, *rest)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise MisuseError("the loss function must return one number as a tensor")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from netdoctor.graph import Operation
 from netdoctor.recording import Array, Recording, Series
 
 MIN_STEPS = 8  # Mann-Kendall's normal approximation holds from 8 values on (Mann 1945; Gilbert 1987, section 16.4)
@@ -32,9 +33,11 @@ MIN_DROP = 0.01  # a fall under 1 % of the start is no training (trainproof: 0.1
 STILL_FALLING = 0.005  # half of that over the second half: it has not settled at the chance level
 MIN_RISE = 0.2  # 20 % above the start: noise of a drifting optimum stays under it
 CONVERGED = 0.5  # lost half of the start without falling now: it fell before the first block ended
+LIKE_CHANCE = 1.5  # a first loss up to this much above ln C is that of an untrained classifier, and no sum of terms
 AT_CHANCE = 0.98  # within 2 % of what a constant predictor gets
 AT_FLOOR = 0.1  # under a tenth of the chance level there is little left to fall (a pretrained model)
 MEMORY = 0.6  # most autocorrelation that is corrected for: what a smooth curve leaves over is shape, not memory
+HUGE = 1e100  # losses beyond are as good as this, and their squares are finite
 BLIND = 0.3  # where even a fall by 30 % cannot be excluded at 95 %, noise hides the answer
 
 
@@ -67,14 +70,23 @@ class Trend:
         return self.kind in {"flat", "rises", "non-finite"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Chance:
+    """The loss of a constant predictor, and whether it is exact rather than estimated from one batch."""
+
+    loss: float
+    sure: bool
+
+
 _NOT_MEANT_TO_FALL = (("moving_target", "a model makes the target"), ("several_optimizers", "several optimizers"))
 
 
 def judge(recording: Recording) -> Trend:
     """The trend of a recording's loss; of several losses, what they say together.
 
-    The level of a constant predictor, below which learning begins, is the fact "chance_loss", ln C for C classes, ln 2
-    for binary cross-entropy, or what the overfit experiment measured on its batch (`constant`), whichever is known.
+    Learning begins below the loss of a constant predictor: ln C for C classes, ln 2 for binary cross-entropy, as far as
+    the loss is that mean and nothing else. For squared errors the variance of the first batch's targets, or what the
+    overfit experiment measured on its batch, is an estimate of it.
     """
     if not recording.losses:
         return Trend("unknown", reason="no loss was seen")
@@ -87,11 +99,13 @@ def judge(recording: Recording) -> Trend:
     return _together(trends)
 
 
-def judge_series(values: Sequence[float] | Array, lower_bound: float = 0.0, chance: float | None = None) -> Trend:
+def judge_series(
+    values: Sequence[float] | Array, lower_bound: float = 0.0, chance: float | None = None, sure: bool = True
+) -> Trend:
     """The trend of one loss, one value per step.
 
     `lower_bound` is the lowest value that the loss can take (-inf when unknown), `chance` the loss of a constant
-    predictor.
+    predictor, and `sure` whether that is exact: a fall that ends there is then "flat", else "unknown".
 
     Formulas. Noise: 1.4826 median|x[t] - (x[t-1] + x[t+1])/2| / sqrt(1.5), the robust form of the pseudo-residuals of
     Gasser, Sroka and Jennen-Steinmetz (1986), blind to a smooth trend. Significance: Mann-Kendall's S (Mann 1945,
@@ -108,17 +122,18 @@ def judge_series(values: Sequence[float] | Array, lower_bound: float = 0.0, chan
         before = x[: broken[0]]
         ends = (float(before[0]), float(before[-1])) if before.size else (math.nan, math.nan)
         return Trend("non-finite", first_nonfinite=first, start=ends[0], end=ends[1], steps=x.size)
-    x = x[np.isfinite(x)]
+    x = np.clip(x[np.isfinite(x)], -HUGE, HUGE)
     if x.size < MIN_STEPS:
         return Trend("unknown", first_nonfinite=first, reason=f"{x.size} losses, {MIN_STEPS} are needed", steps=x.size)
-    with np.errstate(over="ignore", invalid="ignore"):  # losses near the largest float are a finding, not a fault
-        facts = _measure(x, lower_bound)
-        kind, reason = _decide(x, facts, lower_bound, chance)
+    facts = _measure(x, lower_bound)
+    kind, reason = _decide(x, facts, lower_bound, None if chance is None else _Chance(chance, sure))
     return replace(facts, kind=kind, reason=reason, first_nonfinite=first)
 
 
 def _of(series: Series, recording: Recording) -> Trend:
-    trend = judge_series(series.values, _bound(series, recording), _chance(recording))
+    chance = _chance(series, recording)
+    level, sure = (None, True) if chance is None else (chance.loss, chance.sure)
+    trend = judge_series(series.values, _bound(series, recording), level, sure)
     if trend.first_nonfinite is None:
         return trend
     return replace(trend, first_nonfinite=int(series.steps[trend.first_nonfinite]))
@@ -133,18 +148,34 @@ def _bound(series: Series, recording: Recording) -> float:
     return 0.0 if finite.size and finite.min() >= 0 else -math.inf
 
 
-def _chance(recording: Recording) -> float | None:
-    facts = recording.facts
-    family, classes = facts.get("loss_family"), float(facts.get("classes", 0))
-    if "chance_loss" in facts:
-        return float(facts["chance_loss"])
-    if family in {"cross_entropy", "nll"} and classes >= 2:
-        return math.log(classes)
-    if family == "bce":
-        return math.log(2)
+def _chance(series: Series, recording: Recording) -> _Chance | None:
+    family, classes = recording.facts.get("loss_family"), float(recording.facts.get("classes", 0))
+    if family in {"cross_entropy", "nll", "bce"}:
+        uniform = math.log(2) if family == "bce" else math.log(max(classes, 1))
+        plain = _plain_loss(recording) is not None or bool(series.values[:1] <= LIKE_CHANCE * uniform)
+        return _Chance(uniform, True) if uniform > 0 and plain else None
     arm = recording.arms.get("overfit/own")
-    constant = float("nan") if arm is None else float(arm.facts.get("constant", float("nan")))
-    return constant if constant > 0 else None  # NaN compares false
+    constant = math.nan if arm is None else float(arm.facts.get("constant", math.nan))
+    for estimate in (_variance_of_targets(recording), constant):
+        if estimate > 0:  # NaN compares false
+            return _Chance(estimate, False)
+    return None
+
+
+def _plain_loss(recording: Recording) -> Operation | None:
+    """The loss function, when what `backward` was called on is its mean over the batch and nothing else."""
+    graph = recording.graph
+    last = None if graph is None or graph.loss is None else graph.producer(graph.loss)
+    return last if last is not None and last.attributes.get("reduction") == "mean" else None
+
+
+def _variance_of_targets(recording: Recording) -> float:
+    """The loss of the best constant for a plain mean squared error on the first batch; NaN where it is not known."""
+    loss, graph = _plain_loss(recording), recording.graph
+    if graph is None or loss is None or loss.name != "mse_loss":
+        return math.nan
+    targets = [graph.values[i] for i in loss.inputs if not graph.values[i].trained]
+    return targets[0].std ** 2 if len(targets) == 1 else math.nan
 
 
 def _together(trends: list[Trend]) -> Trend:
@@ -163,19 +194,24 @@ def _measure(x: Array, lower_bound: float) -> Trend:
     return Trend("", drop, noise, start=start, end=end, steps=x.size, z=_mann_kendall(_thin(x)))
 
 
-def _decide(x: Array, t: Trend, lower_bound: float, chance: float | None) -> tuple[str, str]:
+def _decide(x: Array, t: Trend, lower_bound: float, chance: _Chance | None) -> tuple[str, str]:
     if _rises(x, t, lower_bound):
         return _unless_unbounded("rises", lower_bound)
-    stuck_at_chance = chance is not None and t.end >= AT_CHANCE * chance and not _still_falling(x, lower_bound)
-    if t.z <= FALL_Z and t.drop >= MIN_DROP and not stuck_at_chance:
-        return "falls", ""
-    fell = (float(x[0]) - 2 * t.noise - t.end) / _scale(float(x[0]), lower_bound)
-    if not stuck_at_chance and (fell >= CONVERGED or (chance is not None and t.end <= AT_FLOOR * chance)):
+    at_chance = chance is not None and t.end >= AT_CHANCE * chance.loss
+    stuck = at_chance and chance is not None and chance.sure and not _still_falling(x, lower_bound)
+    first = float(x[0])
+    falls = t.z <= FALL_Z and t.drop >= MIN_DROP
+    fell = (first - 2 * t.noise - t.end) / _scale(first, lower_bound) >= CONVERGED
+    if (falls or fell) and not stuck:
+        if at_chance:
+            return "unknown", "it falls, but is no better yet than a constant prediction"
+        return ("falls" if falls else "converged"), ""
+    if chance is not None and t.end <= AT_FLOOR * chance.loss:
         return "converged", ""
     if t.z <= MAYBE_Z and x.size < SURE_STEPS:
         return "unknown", f"it seems to fall, by {100 * t.drop:.2g} % in {x.size} steps: too short to tell"
     possible = _possible_drop(x, t, lower_bound)
-    if possible > BLIND and not stuck_at_chance:
+    if possible > BLIND and not stuck:
         return "unknown", f"a fall by up to {100 * possible:.0f} % could hide in the noise of {x.size} steps"
     return _unless_unbounded("flat", lower_bound)
 

@@ -78,8 +78,10 @@ def test_learning_only_the_class_frequencies_is_no_fall():
     assert judge_series(losses, chance=CHANCE).kind == "flat"
 
 
-def test_a_slow_start_above_chance_that_still_falls_is_a_fall():
-    assert judge_series(np.linspace(2.45, 2.35, 60), chance=CHANCE).kind == "falls"
+def test_a_slow_start_above_chance_that_still_falls_is_too_early_to_tell():
+    trend = judge_series(np.linspace(2.45, 2.35, 60), chance=CHANCE)
+    assert trend.kind == "unknown"
+    assert "constant prediction" in trend.reason
 
 
 def test_a_fast_fall_to_a_floor_is_converged():
@@ -180,7 +182,31 @@ def test_judge_takes_the_constant_of_the_overfit_experiment():
         return 1.0 + 9.0 * math.exp(-step / 3)
 
     assert judge(Builder(100).loss(course).done()).learning
-    assert judge(Builder(100).loss(course).arm("overfit/own", [1.0], constant=1.0).done()).kind == "flat"
+    trend = judge(Builder(100).loss(course).arm("overfit/own", [1.0], constant=1.0).done())
+    assert trend.kind == "unknown"
+    assert "constant prediction" in trend.reason
+    assert judge(Builder(100).loss(course).arm("overfit/own", [1.0], constant=1.1).done()).learning
+
+
+@pytest.mark.parametrize(("std", "kind"), [(1.0, "unknown"), (1.2, "falls")])
+def test_judge_takes_the_variance_of_the_targets_for_a_squared_error(std, kind):
+    build = Builder(100).loss(lambda step: 1.0 + 2.0 * math.exp(-step / 20)).facts(loss_family="mse")
+    target = build.value((32, 1), std=std)
+    build.backward(build.operation("mse_loss", build.weight("w"), target, shape=(), reduction="mean"))
+    assert judge(build.done()).kind == kind
+
+
+def test_falling_back_to_chance_from_a_jump_is_not_learning_yet():
+    losses = np.concatenate([[1.7], 40 * np.exp(-np.arange(99) / 18) + math.log(5)])
+    trend = judge_series(losses, chance=math.log(5))
+    assert not trend.learning
+
+
+def test_a_sum_of_losses_has_no_known_chance():
+    build = Builder(60).loss(lambda s: 64 * (2.3 - 0.03 * s)).facts(loss_family="cross_entropy", classes=10)
+    assert judge(build.done()).kind == "falls"
+    build.backward(build.operation("cross_entropy", build.weight("w"), shape=(), reduction="sum"))
+    assert judge(build.done()).kind == "falls"
 
 
 @pytest.mark.parametrize("fact", ["moving_target", "several_optimizers"])

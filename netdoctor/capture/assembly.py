@@ -110,7 +110,7 @@ def _parameters(
             path, _, _ = name.rpartition(".")
             owner = module.get_submodule(path) if module is not None else None
             shown = display.get(key, name)
-            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
                 continue
             found[shown] = Parameter(
                 shown,

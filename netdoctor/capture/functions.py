@@ -21,14 +21,65 @@ _KINDS = {
 }
 KINDS: dict[str, Kind] = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 PRODUCTS = frozenset(
-    {"matmul", "mm", "bmm", "addmm", "einsum", "__matmul__", "__rmatmul__", "baddbmm", "mv", "dot", "tensordot", "addmv"}
+    {
+        "matmul",
+        "mm",
+        "bmm",
+        "addmm",
+        "einsum",
+        "__matmul__",
+        "__rmatmul__",
+        "baddbmm",
+        "mv",
+        "dot",
+        "tensordot",
+        "addmv",
+    }
 )
 # Functions that only ask about a tensor or set a mode; they make no value that a loss could depend on.
 SILENT = frozenset(
-    "size dim numel ndimension stride is_floating_point is_contiguous is_complex element_size data_ptr storage_offset type"
-    " get_device nelement storage untyped_storage register_hook retain_grad is_pinned has_names _is_view is_same_size is_tensor"
-    " register_post_accumulate_grad_hook __len__ __repr__ __hash__ __format__ __bool__ __int__ __index__ _set_grad_enabled"
-    " backward save __reduce_ex__ __deepcopy__ is_shared _nested_tensor_size is_inference is_signed".split()
+    [
+        "size",
+        "dim",
+        "numel",
+        "ndimension",
+        "stride",
+        "is_floating_point",
+        "is_contiguous",
+        "is_complex",
+        "element_size",
+        "data_ptr",
+        "storage_offset",
+        "type",
+        "get_device",
+        "nelement",
+        "storage",
+        "untyped_storage",
+        "register_hook",
+        "retain_grad",
+        "is_pinned",
+        "has_names",
+        "_is_view",
+        "is_same_size",
+        "is_tensor",
+        "register_post_accumulate_grad_hook",
+        "__len__",
+        "__repr__",
+        "__hash__",
+        "__format__",
+        "__bool__",
+        "__int__",
+        "__index__",
+        "_set_grad_enabled",
+        "backward",
+        "save",
+        "__reduce_ex__",
+        "__deepcopy__",
+        "is_shared",
+        "_nested_tensor_size",
+        "is_inference",
+        "is_signed",
+    ]
 )
 _PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})  # the properties that are tensors of their own
 _SETTERS = frozenset({"__setitem__", "__set__", "index_put_", "requires_grad_"})

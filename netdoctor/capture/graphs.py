@@ -74,7 +74,9 @@ def scalar_attributes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
     for name, value in [*zip(_OPERAND_NAMES, args, strict=False), *kwargs.items()]:
         if isinstance(value, bool | int | float | str):
             found[name] = value
-        elif isinstance(value, tuple | list | torch.Size) and len(value) <= 8 and all(isinstance(v, int) for v in value):
+        elif (
+            isinstance(value, tuple | list | torch.Size) and len(value) <= 8 and all(isinstance(v, int) for v in value)
+        ):
             found[name] = str(tuple(value))
         elif isinstance(value, torch.dtype):
             found[name] = str(value)
@@ -118,4 +120,11 @@ def _measure(flat: Tensor) -> dict[str, Any]:
     mean = flat.mean(dtype=torch.float64)
     spread = float(((flat.double() - mean) ** 2).mean()) ** 0.5
     integral = bool((flat == flat.round()).all())
-    return {"low": float(low), "high": float(high), "mean": float(mean), "std": spread, "finite": finite, "integral": integral}
+    return {
+        "low": float(low),
+        "high": float(high),
+        "mean": float(mean),
+        "std": spread,
+        "finite": finite,
+        "integral": integral,
+    }

@@ -104,7 +104,9 @@ class LayerRecorder:
                 if values is not None:
                     for stat, value in statistics.moments(values, wanted).items():
                         sink(gradient_site, stat, value)
-            except Exception:  # a hook that raises would stop the user's backward; the missing track is seen by every reader
+            except (
+                Exception
+            ):  # a hook that raises would stop the user's backward; the missing track is seen by every reader
                 return
 
         output.register_hook(hook)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from netdoctor.capture.tape import Backward, Entry, Tape, random_states
 from netdoctor.capture.tree import tensors
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Origin, Stat
+
 R = TypeVar("R")
 
 
@@ -57,8 +59,9 @@ class Observer:
         self._measured: set[int] = set()  # models whose first pass of this step was measured
         self._measuring = False
         self._evaluating = False
+        self._stateful: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules known to have parameters or buffers
 
-    # --- steps ---------------------------------------------------------------------------------------------------------------
+    # --- steps -------------------------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
         """Decide whether the coming step is measured, and switch the operation watch accordingly."""
@@ -66,9 +69,9 @@ class Observer:
         self._measured.clear()
         self.layers.new_step()
         if self.detailed or self.program.functional:
-            self.mode.push()
+            self.mode.enter()
         else:
-            self.mode.pop()
+            self.mode.leave()
 
     def end_step(self) -> None:
         """Read back what the step left, and go on to the next."""
@@ -82,11 +85,11 @@ class Observer:
         self.begin_step()
         self.on_step(self.step)
 
-    # --- modules -------------------------------------------------------------------------------------------------------------
+    # --- modules -----------------------------------------------------------------------------------------------------
 
     def call_module(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call for the user, and look at it before and after."""
-        unit = self._unit is None and has_state(module)
+        unit = self._unit is None and self._has_state(module)
         entry = self._ours("module call", self._enter, module, args, kwargs) if unit else None
         self.stack.append(module)
         try:
@@ -107,12 +110,23 @@ class Observer:
         finally:
             self.suspended -= 1
 
+    def _has_state(self, module: nn.Module) -> bool:
+        """Whether a module holds anything that training could change; a loss function without parameters does not."""
+        if module in self._stateful:
+            return True
+        if next(module.parameters(), None) is None and next(module.buffers(), None) is None:
+            return False
+        self._stateful.add(module)
+        return True
+
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Entry:
         grad = torch.is_grad_enabled()
         root = self.names.root_of(module)
         self.program.see_module(module, root)
-        entry = Entry(None, module, self.tape.encode(args), self.tape.encode(kwargs), context=random_states(True))
-        entry.modes = tuple(child.training for child in module.modules())
+        kept = self.program.capturing
+        entry = Entry(None, module, self.tape.encode(args), self.tape.encode(kwargs), context=random_states(kept))
+        if kept:  # a step that is only kept until it is over is replayed, if at all, while the modes still stand
+            entry.modes = tuple(child.training for child in module.modules())
         entry.position = user_position()
         entry.name = type(module).__name__
         self._unit = entry
@@ -120,12 +134,14 @@ class Observer:
         if self._measuring:
             self._measured.add(id(module))
         if not grad and not self._evaluating:
-            self.recorder.count("evaluation", self.step, detail="train" if module.training else "eval", source=user_line())
+            self.recorder.count(
+                "evaluation", self.step, detail="train" if module.training else "eval", source=user_line()
+            )
         self._evaluating = not grad
         if self.detailed:
-            self.mode.push()
+            self.mode.enter()
         else:
-            self.mode.pop()
+            self.mode.leave()
         return entry
 
     def _leave(self, module: nn.Module, unit: bool) -> None:
@@ -144,15 +160,20 @@ class Observer:
                 inputs = self.graph.reading(tensors((entry.args, entry.kwargs)), self.names.parameter_name)
                 self._add_to_graph(entry.name, inputs, {}, result, entry.position)
         if entry.context is not None and entry.context.grad:
-            self.mode.push()
+            self.mode.enter()
 
-    # --- operations ----------------------------------------------------------------------------------------------------------
+    # --- operations --------------------------------------------------------------------------------------------------
 
-    def before_operation(self, name: str, function: Any, args: Any, kwargs: Any) -> tuple[Entry | None, tuple[int, ...]] | None:
+    def before_operation(
+        self, name: str, function: Any, args: Any, kwargs: Any
+    ) -> tuple[Entry | None, tuple[int, ...]] | None:
         """Note the arguments of an operation before it may change them. None when it is of no interest."""
         mutates = functions.mutates(name, kwargs)
         entry = None
-        if self._unit is None and self.tape.depends(args, kwargs):
+        updates = (
+            mutates and not torch.is_grad_enabled() and _is_trained_leaf(args)
+        )  # the loop moves a weight by itself
+        if self._unit is None and not updates and self.tape.depends(args, kwargs):
             entry = self._entry(name, function, args, kwargs, mutates)
         inputs: tuple[int, ...] = ()
         if self.detailed and self.graph is not None:
@@ -161,13 +182,21 @@ class Observer:
 
     def _entry(self, name: str, function: Any, args: Any, kwargs: Any, mutates: bool) -> Entry:
         encoded = self.tape.encode(args)
-        if mutates and args and isinstance(args[0], Tensor) and self.tape.slot(args[0]) is None and not args[0].requires_grad:
+        if (
+            mutates
+            and args
+            and isinstance(args[0], Tensor)
+            and self.tape.slot(args[0]) is None
+            and not args[0].requires_grad
+        ):
             encoded = (self.tape.encode(args[0].detach().clone()), *encoded[1:])  # its value from before the change
         entry = Entry(function, None, encoded, self.tape.encode(kwargs), context=random_states(False))
         entry.mutates, entry.name, entry.position = mutates, name, user_position()
         return entry
 
-    def after_operation(self, noted: tuple[Entry | None, tuple[int, ...]], name: str, args: Any, kwargs: Any, result: Any) -> None:
+    def after_operation(
+        self, noted: tuple[Entry | None, tuple[int, ...]], name: str, args: Any, kwargs: Any, result: Any
+    ) -> None:
         """Keep what an operation made."""
         entry, inputs = noted
         made = args[0] if functions.mutates(name, kwargs) and args else result
@@ -180,9 +209,13 @@ class Observer:
             self._add_to_graph(plain, inputs, scalar_attributes(args, kwargs), made, user_position())
         if self._measuring or (self._unit is None and entry is not None and torch.is_grad_enabled()):
             module = self.stack[-1] if self.stack else None
-            self.layers.operation(plain, args, kwargs, made, module, self._path(module), self._describe, lambda: self._source(module))
+            self.layers.operation(
+                plain, args, kwargs, made, module, self._path(module), self._describe, lambda: self._source(module)
+            )
 
-    def _add_to_graph(self, name: str, inputs: tuple[int, ...], attributes: Any, made: Any, position: tuple[str, int]) -> None:
+    def _add_to_graph(
+        self, name: str, inputs: tuple[int, ...], attributes: Any, made: Any, position: tuple[str, int]
+    ) -> None:
         module = self.stack[-1] if self.stack else None
         operation = Operation(
             0,
@@ -212,7 +245,7 @@ class Observer:
             return self.names.built_at(module) or user_line()
         return user_line()
 
-    # --- the first NaN or Inf ------------------------------------------------------------------------------------------------
+    # --- the first NaN or Inf ----------------------------------------------------------------------------------------
 
     def trip(self, backwards: list[Backward], where: str) -> None:
         """Something is not finite, and the weights are still untouched: find out where it began, once."""
@@ -227,9 +260,8 @@ class Observer:
             self.on_trip()
 
 
-def has_state(module: nn.Module) -> bool:
-    """Whether a module holds anything that training could change; a loss function without parameters does not."""
-    return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
+def _is_trained_leaf(args: Any) -> bool:
+    return bool(args) and isinstance(args[0], Tensor) and args[0].is_leaf and args[0].requires_grad
 
 
 class _OperationMode(TorchFunctionMode):
@@ -240,17 +272,17 @@ class _OperationMode(TorchFunctionMode):
         self._observer = observer
         self.on = False
 
-    def push(self) -> None:
+    def enter(self) -> None:
         """Start watching. May be called when already on."""
         if not self.on:
-            self.__enter__()
+            torch._C._push_on_torch_function_stack(self)
             self.on = True
 
-    def pop(self) -> None:
+    def leave(self) -> None:
         """Stop watching, unless the user entered a mode of their own on top of ours: theirs must be left first."""
         depth = torch._C._len_torch_function_stack()
         if self.on and depth and torch._C._get_function_stack_at(depth - 1) is self:
-            self.__exit__(None, None, None)
+            torch._C._pop_torch_function_stack()
             self.on = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -264,5 +296,3 @@ class _OperationMode(TorchFunctionMode):
         if noted is not None:
             observer.containment.run("operation result", observer.after_operation, noted, name, args, kwargs, result)
         return result
-
-

@@ -25,7 +25,9 @@ from netdoctor.capture.watch import NODE_KEY, Watch, Watched, backward_nodes, is
 from netdoctor.errors import CannotReplayError
 from netdoctor.recording import Operand, Origin, SourceLine
 
-_MASKING = frozenset({"masked_fill", "where", "full", "full_like", "new_full", "triu", "tril", "setitem", "fill", "masked_scatter"})
+_MASKING = frozenset(
+    {"masked_fill", "where", "full", "full_like", "new_full", "triu", "tril", "setitem", "fill", "masked_scatter"}
+)
 _MAX_LISTED = 16
 
 
@@ -38,7 +40,9 @@ def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Or
     if broken is not None:
         return broken
     if not backwards:
-        return Origin(where, "NaN", observer.step, reproduced=False, note="the operations behind the loss could not be followed")
+        return Origin(
+            where, "NaN", observer.step, reproduced=False, note="the operations behind the loss could not be followed"
+        )
     modules = {id(e.module): e.module for b in backwards for e in b.entries if e.module is not None}
     try:
         with preserved_random_state(), torch.enable_grad():
@@ -113,7 +117,7 @@ class _Search:
         note = "the step was finite when it was run again"
         return Origin(where, "NaN", self._observer.step, reproduced=False, note=note)
 
-    # --- forward -------------------------------------------------------------------------------------------------------------
+    # --- forward -----------------------------------------------------------------------------------------------------
 
     def _forward(self, loss: Tensor) -> Origin | None:
         start = self._watch.maker(loss)
@@ -173,7 +177,11 @@ class _Search:
             origin.module,
             origin.call,
             parameter=name,
-            inputs=(_operand(tensor, name or ("the model's input" if operation.module is not None else "the target or input")),),
+            inputs=(
+                _operand(
+                    tensor, name or ("the model's input" if operation.module is not None else "the target or input")
+                ),
+            ),
             output=origin.output,
             attributes=origin.attributes,
             samples=_rows(bad),
@@ -181,7 +189,7 @@ class _Search:
             source=origin.source,
         )
 
-    # --- backward ------------------------------------------------------------------------------------------------------------
+    # --- backward ----------------------------------------------------------------------------------------------------
 
     def _backward(self, loss: Tensor) -> Origin | None:
         first: list[tuple[Any, bool, Tensor]] = []
@@ -210,7 +218,7 @@ class _Search:
         operation = self._watch.operations[node.metadata[NODE_KEY]]
         return self._origin(operation, "backward", nan, gradient)
 
-    # --- what is said of an operation ----------------------------------------------------------------------------------------
+    # --- what is said of an operation --------------------------------------------------------------------------------
 
     def _origin(self, operation: Watched, phase: str, nan: bool, gradient: Tensor | None = None) -> Origin:
         module = None if operation.module is None else self._originals.get(id(operation.module))

@@ -33,6 +33,7 @@ class Program:
         self._leaves: dict[int, Tensor] = {}
         self._optimizers: dict[int, OptimizerStart] = {}
         self._starts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seconds: dict[int, Tensor] = {}
 
     @property
     def capturing(self) -> bool:
@@ -51,7 +52,9 @@ class Program:
             self._snapshot(tensor)
 
     def _snapshot(self, tensor: Tensor) -> None:
-        if id(tensor) not in self._starts and not isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if id(tensor) not in self._starts and not isinstance(
+            tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer
+        ):
             with torch.no_grad():
                 self._starts[id(tensor)] = (tensor, tensor.detach().clone())
 
@@ -79,6 +82,9 @@ class Program:
 
         for entry in backward.entries:
             walk((entry.args, entry.kwargs), keep)
+        if len(self.iterations) == 1 and not self._optimizers and not self._seconds:
+            # No optimizer steps so far: how the loop itself moved the weights tells its update rule.
+            self._seconds = {key: tensor.detach().clone() for key, (tensor, _) in self._starts.items()}
 
     def end_iteration(self, step: int) -> None:
         """The running iteration is over: keep it if more are wanted."""
@@ -100,31 +106,24 @@ class Program:
         lost = self.lost
         if not self.iterations and not lost:
             lost = "no complete training step was captured"
-        return TrainingStep(self.iterations, modules, leaves, optimizers, dict(self._starts), lost)
+        return TrainingStep(self.iterations, modules, leaves, optimizers, dict(self._starts), lost, self._seconds)
 
     def parameters(self) -> Iterator[tuple[Tensor, str]]:
         """Everything that trains, as it is now, with its key."""
-        seen: set[int] = set()
-        for module in self._modules.values():
-            for parameter in module.parameters():
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield parameter, self._names.parameter_key(parameter)
-        for start in self._optimizers.values():
-            for parameter in (p for group in start.parameters for p in group):
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield parameter, self._names.parameter_key(parameter)
+        held: list[Tensor] = [p for module in self._modules.values() for p in module.parameters()]
+        held += [p for start in self._optimizers.values() for group in start.parameters for p in group]
+        for parameter in {id(p): p for p in held}.values():
+            yield parameter, self._names.parameter_key(parameter)
 
     def _used_leaves(self) -> set[int]:
         """Loose leaves that persist: those that an optimizer owns, or that more than one iteration uses."""
         owned = {id(p) for start in self._optimizers.values() for group in start.parameters for p in group}
         counts: dict[int, int] = {}
         for iteration in self.iterations:
-            found: set[int] = set()
+            found: list[Any] = []
             for backward in iteration.backwards:
                 for entry in backward.entries:
-                    walk((entry.args, entry.kwargs), lambda item, f=found: f.add(id(item.tensor)) if isinstance(item, Leaf) else None)
-            for key in found:
+                    walk((entry.args, entry.kwargs), found.append)
+            for key in {id(item.tensor) for item in found if isinstance(item, Leaf)}:
                 counts[key] = counts.get(key, 0) + 1
         return owned | {key for key, count in counts.items() if count > 1}

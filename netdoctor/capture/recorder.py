@@ -98,7 +98,9 @@ class Recorder:
             self._keep(site, stat, step, flat[start : start + size].copy() if value.dim() else flat[start].copy())
             start += size
 
-    def _keep(self, site: Site, stat: Stat, step: int, value: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:
+    def _keep(
+        self, site: Site, stat: Stat, step: int, value: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    ) -> None:
         key = (site, stat)
         steps = self._steps.setdefault(key, [])
         values = self._values.setdefault(key, [])
@@ -109,7 +111,9 @@ class Recorder:
         steps.append(step)
         values.append(value)
 
-    def count(self, kind: str, step: int, detail: str = "", value: float = float("nan"), source: SourceLine | None = None) -> None:
+    def count(
+        self, kind: str, step: int, detail: str = "", value: float = float("nan"), source: SourceLine | None = None
+    ) -> None:
         """Count an event, and keep it when it is one of the first."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if len(self.events) < MAX_EVENTS:
@@ -139,7 +143,9 @@ def rename(recording: Recording, display: dict[str, str], labels: dict[str, str]
     """Replace internal module keys by the paths that the reader knows, everywhere."""
 
     def site(old: Site) -> Site:
-        return replace(old, module=display.get(old.module, old.module), parameter=display.get(old.parameter, old.parameter))
+        return replace(
+            old, module=display.get(old.module, old.module), parameter=display.get(old.parameter, old.parameter)
+        )
 
     recording.tracks = {(site(s), stat): track for (s, stat), track in recording.tracks.items()}
     recording.layers = [

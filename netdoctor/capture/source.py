@@ -29,7 +29,11 @@ def _judge(filename: str) -> bool:
     if filename.startswith("<"):
         return filename.startswith(("<ipython", "<stdin", "<string"))
     path = os.path.abspath(filename)
-    if path.startswith(_HERE + os.sep) or f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path:
+    if (
+        path.startswith(_HERE + os.sep)
+        or f"{os.sep}site-packages{os.sep}" in path
+        or f"{os.sep}dist-packages{os.sep}" in path
+    ):
         return False
     return not path.startswith(_LIBRARIES)
 

@@ -18,7 +18,12 @@ _SAMPLES, _FEATURES = 64, 4096  # what the spread over the batch is estimated fr
 _SAMPLED = 1024  # strided entries from which the size of an update is estimated
 
 # sigmoid beyond inputs of ±4, where its slope is under 0.018 (advice A10); tanh where its slope is under 0.002
-_SATURATION = {"sigmoid": (0.018, 0.982), "tanh": (-0.999, 0.999), "hardsigmoid": (1e-6, 1 - 1e-6), "hardtanh": (-1.0, 1.0)}
+_SATURATION = {
+    "sigmoid": (0.018, 0.982),
+    "tanh": (-0.999, 0.999),
+    "hardsigmoid": (1e-6, 1 - 1e-6),
+    "hardtanh": (-1.0, 1.0),
+}
 
 
 def floats(tensor: Tensor) -> Tensor | None:
@@ -109,7 +114,10 @@ def distinct_rows(weight: Tensor) -> Tensor:
     Two different rows get the same weighted sum only by a coincidence of rounding; the weights are fixed, so no random state is used.
     """
     rows = weight.reshape(weight.shape[0], -1)[:MAX_UNITS].double()
-    probe = torch.frac(torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=torch.float64) * 0.6180339887498949) + 0.5
+    probe = (
+        torch.frac(torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=torch.float64) * 0.6180339887498949)
+        + 0.5
+    )
     sums = (rows * probe).sum(1).sort().values
     scale = sums.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
     gaps = (sums[1:] - sums[:-1]) > 1e-9 * scale

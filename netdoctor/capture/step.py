@@ -66,7 +66,9 @@ class Copies:
         for child in module.modules():
             for value in list(vars(child).values()):
                 for tensor in tensors(value):
-                    if tensor.grad_fn is not None and id(tensor) not in self._memo:  # deepcopy refuses what has a history
+                    if (
+                        tensor.grad_fn is not None and id(tensor) not in self._memo
+                    ):  # deepcopy refuses what has a history
                         self._memo[id(tensor)] = tensor.detach().clone()
                         self._originals.append(tensor)
         try:
@@ -99,7 +101,10 @@ def refuse_overwritten(backward: Backward) -> None:
     """Raise CannotReplayError when the user's loop overwrote a tensor that the step was captured with."""
     stale: list[Constant] = []
     for entry in backward.entries:
-        walk((entry.args, entry.kwargs), lambda item: stale.append(item) if isinstance(item, Constant) and item.overwritten else None)
+        walk(
+            (entry.args, entry.kwargs),
+            lambda item: stale.append(item) if isinstance(item, Constant) and item.overwritten else None,
+        )
     if stale:
         shape = tuple(stale[0].tensor.shape)
         raise CannotReplayError(f"a tensor of shape {shape} that the step used was overwritten later")
@@ -136,7 +141,7 @@ class Replay:
     def run_entry(self, entry: Entry, edit: Callable[[Entry, Any, Any], tuple[Any, Any]] | None = None) -> None:
         """Run one captured call and keep its results."""
         self.entry = entry
-        call = entry.call if entry.module is None else self._module(entry)
+        call = self._module(entry) if entry.call is None else entry.call
         args, kwargs = self._decode((entry.args, entry.kwargs), entry.mutates)
         if edit is not None:
             args, kwargs = edit(entry, args, kwargs)
@@ -234,6 +239,9 @@ class TrainingStep:
     optimizers: list[OptimizerStart]
     starts: dict[int, tuple[Tensor, Tensor]]
     lost: str = ""  # why nothing could be captured, "" when something was
+    seconds: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # values at the second step, where no torch optimizer steps
 
     def copies(self) -> Copies:
         """Fresh copies of all that trains, in the state from before the first step. Raises CannotReplayError."""

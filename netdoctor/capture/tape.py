@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from netdoctor.capture.tree import substitute, tensors
 
-
 _PRUNE_ENTRIES, _PRUNE_BYTES = 256, 64 << 20  # beyond what is in use: then calls that no backward can reach are dropped
 
 
@@ -118,7 +117,7 @@ def walk(thing: Any, visit: Callable[[Any], None], depth: int = 0) -> None:
 
 
 def random_states(everything: bool) -> Context:
-    """The context of a call that is about to be made. `everything` includes the states of numpy and `random`."""
+    """The context of a call that is about to be made. `everything` includes the states of numpy and `random` (10 µs)."""
     cuda = None
     if torch.cuda.is_initialized():  # a fact of the process; asking costs nothing and starts no driver
         cuda = torch.cuda.get_rng_state_all()
@@ -172,7 +171,8 @@ class Tape:
     def depends(self, args: Any, kwargs: Any) -> bool:
         """Whether any argument depends on parameters."""
         return any(
-            self.slot(tensor) is not None or (tensor.requires_grad and tensor.is_leaf) for tensor in tensors((args, kwargs))
+            self.slot(tensor) is not None or (tensor.requires_grad and tensor.is_leaf)
+            for tensor in tensors((args, kwargs))
         )
 
     def slot(self, tensor: Tensor) -> int | None:

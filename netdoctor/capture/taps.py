@@ -48,14 +48,18 @@ class Taps:
         hook = nn.modules.module.register_module_module_registration_hook
         self._handles = [
             hook(self._safely("module registration", self._observer.names.registered)),
-            register_optimizer_step_pre_hook(self._safely("optimizer step", lambda o, *_: self.training.before_step(o))),
-            register_optimizer_step_post_hook(self._safely("optimizer stepped", lambda o, *_: self.training.after_step(o))),
+            register_optimizer_step_pre_hook(
+                self._safely("optimizer step", lambda o, *_: self.training.before_step(o))
+            ),
+            register_optimizer_step_post_hook(
+                self._safely("optimizer stepped", lambda o, *_: self.training.after_step(o))
+            ),
         ]
         self._observer.begin_step()
 
     def remove(self) -> None:
         """Stop observing; torch is left as it was."""
-        self._observer.mode.pop()
+        self._observer.mode.leave()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -134,7 +138,9 @@ class Taps:
         @functools.wraps(original)
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             losses = [tensors] if isinstance(tensors, Tensor) else [t for t in tensors if isinstance(t, Tensor)]
-            seeds = (grad_tensors,) if isinstance(grad_tensors, Tensor) else tuple(grad_tensors or (None,) * len(losses))
+            seeds = (
+                (grad_tensors,) if isinstance(grad_tensors, Tensor) else tuple(grad_tensors or (None,) * len(losses))
+            )
             retain = bool(kwargs.get("retain_graph") or kwargs.get("create_graph"))
             return taps.run_backward(losses, seeds, retain, lambda: original(tensors, grad_tensors, *args, **kwargs))
 
@@ -147,7 +153,7 @@ class Taps:
         if observer.in_backward or observer.suspended or threading.get_ident() != observer.thread:
             return work()
         self._safely("backward", self.training.before_backward)(losses, seeds, retain)
-        observer.mode.pop()
+        observer.mode.leave()
         observer.in_backward = True
         try:
             result = work()
@@ -155,7 +161,7 @@ class Taps:
             observer.in_backward = False
         self._safely("after backward", self.training.after_backward)()
         if observer.program.functional:
-            observer.mode.push()
+            observer.mode.enter()
         return result
 
     def _function_apply(self, original: Any) -> Any:
@@ -167,7 +173,9 @@ class Taps:
             if library or hidden or not (observer.mode.on):
                 return inner(cls, *args, **kwargs)
             name = f"{cls.__name__}.apply"
-            noted = observer.containment.run("custom function", observer.before_operation, name, cls.apply, args, kwargs)
+            noted = observer.containment.run(
+                "custom function", observer.before_operation, name, cls.apply, args, kwargs
+            )
             observer.suspended += 1
             try:
                 result = inner(cls, *args, **kwargs)
@@ -196,12 +204,12 @@ class Taps:
         def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
             note(self)
             was_on = observer.mode.on
-            observer.mode.pop()
+            observer.mode.leave()
             try:
                 return original(self, *args, **kwargs)
             finally:
                 if was_on:
-                    observer.mode.push()
+                    observer.mode.enter()
 
         return zero_grad
 

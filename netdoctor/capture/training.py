@@ -35,11 +35,12 @@ class TrainingTaps:
         self._expected: set[int] | None = None  # those that stepped in the one before
         self._backwards = 0  # since the last optimizer step
         self._zeroed = False  # zero_grad ran since the last optimizer step
+        self._stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self._before: list[tuple[Site, Tensor, Tensor]] = []
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
         self._fresh = True  # the running backward started from clean gradients
 
-    # --- backward ------------------------------------------------------------------------------------------------------------
+    # --- backward ----------------------------------------------------------------------------------------------------
 
     def before_backward(self, losses: list[Tensor], seeds: Any, retain: bool) -> None:
         """A backward call is about to run: keep the loss, and the part of the tape that it depends on."""
@@ -54,7 +55,9 @@ class TrainingTaps:
             captured.seeds = seeds if true_losses[0] is losses[0] else ()
             observer.program.backward(captured)
             if observer.detailed and captured.entries[0].module is None:
-                observer.program.functional = True  # weights are used before any module runs: the watch must be on by then
+                observer.program.functional = (
+                    True  # weights are used before any module runs: the watch must be on by then
+                )
         elif observer.program.capturing and not observer.program.iterations:
             observer.program.lost = "the operations between the model and the loss could not be followed"
         observer.recorder.loss(_label(position), observer.step, value)
@@ -62,7 +65,7 @@ class TrainingTaps:
         self._keep_graph(true_losses[0] if true_losses else None)
         if not math.isfinite(value):
             observer.trip([captured] if captured is not None else [], "forward")
-        observer.mode.pop()
+        observer.mode.leave()
         self._backwards += 1
 
     def _keep_graph(self, loss: Tensor | None) -> None:
@@ -83,7 +86,13 @@ class TrainingTaps:
 
     def _note_gradients(self) -> None:
         """Whether backward starts from clean gradients; on measured steps the values are looked at too."""
-        held = [p.grad for optimizer in self._alive for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        held = [
+            p.grad
+            for optimizer in self._alive
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
         self._fresh = not held
         if held and self._observer.detailed:
             self._fresh = not any(bool(g.detach().any()) for g in held if g.layout is torch.strided)
@@ -99,21 +108,25 @@ class TrainingTaps:
             self._observer.end_step()
             self._backwards = 0
 
-    # --- zero_grad, clipping -------------------------------------------------------------------------------------------------
+    # --- zero_grad, clipping -----------------------------------------------------------------------------------------
 
     def zero_grad(self, owner: Optimizer | nn.Module) -> None:
         """An optimizer or a module is about to clear its gradients."""
         observer = self._observer
-        held = owner.parameters() if isinstance(owner, nn.Module) else (p for g in owner.param_groups for p in g["params"])
+        held = (
+            owner.parameters() if isinstance(owner, nn.Module) else (p for g in owner.param_groups for p in g["params"])
+        )
         observer.program.current.actions.append(Action("zero", parameters=tuple(held)))
-        lost = self._backwards > 0 and not self._stepped and self._gradients_alive()
+        lost = self._backwards > 0 and not self._stepped and not self._stepping and self._gradients_alive()
         observer.recorder.count("zero_grad", observer.step, detail="before step" if lost else "", source=user_line())
         if lost:
             observer.recorder.count("zeroed before step", observer.step)
         self._zeroed = True
 
     def _gradients_alive(self) -> bool:
-        return any(p.grad is not None for optimizer in self._alive for group in optimizer.param_groups for p in group["params"])
+        return any(
+            p.grad is not None for optimizer in self._alive for group in optimizer.param_groups for p in group["params"]
+        )
 
     def clip(self, parameters: list[Tensor], limit: float, norm: float, by_value: bool, norm_type: float = 2.0) -> None:
         """Gradients are about to be clipped; `norm` is their norm before."""
@@ -128,7 +141,7 @@ class TrainingTaps:
             Action("clip", parameters=kept, limit=limit, by_value=by_value, norm_type=norm_type)
         )
 
-    # --- optimizers ----------------------------------------------------------------------------------------------------------
+    # --- optimizers --------------------------------------------------------------------------------------------------
 
     def made(self, optimizer: Optimizer) -> None:
         """An optimizer was constructed."""
@@ -150,10 +163,16 @@ class TrainingTaps:
             names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
             groups = tuple(
                 {k: v for k, v in group.items() if isinstance(v, int | float | str | bool)}
-                | ({"beta1": group["betas"][0], "beta2": group["betas"][1]} if isinstance(group.get("betas"), tuple) else {})
+                | (
+                    {"beta1": group["betas"][0], "beta2": group["betas"][1]}
+                    if isinstance(group.get("betas"), tuple)
+                    else {}
+                )
                 for group in optimizer.param_groups
             )
-            self.optimizers.append(OptimizerFacts(index, type(optimizer).__name__, groups, names, self._sources.get(optimizer)))
+            self.optimizers.append(
+                OptimizerFacts(index, type(optimizer).__name__, groups, names, self._sources.get(optimizer))
+            )
             self._steps.append(0)
         return index
 
@@ -164,7 +183,8 @@ class TrainingTaps:
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step: the last look at gradients while the weights are untouched."""
         observer = self._observer
-        observer.mode.pop()
+        self._stepping = True
+        observer.mode.leave()
         index = self.index_of(optimizer)
         if index in self._stepped:
             self._close()
@@ -186,6 +206,7 @@ class TrainingTaps:
     def after_step(self, optimizer: Optimizer) -> None:
         """An optimizer stepped."""
         observer = self._observer
+        self._stepping = False
         index = self.index_of(optimizer)
         self._steps[index] += 1
         for site, parameter, before in self._before:
@@ -201,7 +222,7 @@ class TrainingTaps:
         if expected <= self._stepped:
             self._close()
         elif observer.program.functional:
-            observer.mode.push()
+            observer.mode.enter()
 
     def _close(self) -> None:
         self._expected, self._stepped = set(self._stepped), set()
@@ -212,7 +233,7 @@ class TrainingTaps:
         """How many steps each optimizer took."""
         return tuple(self._steps)
 
-    # --- parameters ----------------------------------------------------------------------------------------------------------
+    # --- parameters --------------------------------------------------------------------------------------------------
 
     def _take_gradients(self, parameters: list[Tensor]) -> None:
         observer = self._observer
@@ -260,7 +281,7 @@ _WEIGHT_STATS = frozenset({Stat.RMS, Stat.STD, Stat.MEAN, Stat.ABSMAX, Stat.NONF
 
 def gradient_norm(gradients: list[Tensor]) -> float:
     """The 2-norm over all gradients, in one fused pass per device and one read-back. NaN and Inf show in it."""
-    norms = torch._foreach_norm(gradients)
+    norms = list(torch._foreach_norm(gradients))
     if len({norm.device for norm in norms}) > 1:
         norms = [norm.cpu() for norm in norms]
     return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))

@@ -33,9 +33,13 @@ class Watched:
     outputs: list[Tensor]
     attributes: dict[str, Scalar]
     position: tuple[str, int]
-    makers: list[int | None] = field(default_factory=list)  # the operation that made each input, None for what came from outside
+    makers: list[int | None] = field(
+        default_factory=list
+    )  # the operation that made each input, None for what came from outside
     call: int = 0
-    bad: list[tuple[bool, bool]] = field(default_factory=list)  # per input, from before the call: (holds a NaN, holds an Inf)
+    bad: list[tuple[bool, bool]] = field(
+        default_factory=list
+    )  # per input, from before the call: (holds a NaN, holds an Inf)
     parameters: list[str] = field(default_factory=list)  # per input, the key of the parameter that it is, or ""
 
 
@@ -89,7 +93,12 @@ class Watch(TorchFunctionMode):
         return result
 
     def _keep(
-        self, name: str, inputs: list[Tensor], outputs: list[Tensor], makers: list[int | None], attributes: dict[str, Scalar]
+        self,
+        name: str,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        makers: list[int | None],
+        attributes: dict[str, Scalar],
     ) -> None:
         index = len(self.operations)
         module = self._stack[-1] if self._stack else None
@@ -100,9 +109,7 @@ class Watch(TorchFunctionMode):
         call = self._calls.get(id(module), 0) if module is not None else 0
         # Detached: the search looks at values, and must not hold the graph that backward is about to free.
         kept = [tensor.detach() for tensor in outputs]
-        self.operations.append(
-            Watched(index, name, module, inputs, kept, attributes, position, makers, call)
-        )
+        self.operations.append(Watched(index, name, module, inputs, kept, attributes, position, makers, call))
         for tensor in outputs:
             self._makers[id(tensor)] = (weakref.ref(tensor), index)
             _mark(tensor, index)
@@ -115,7 +122,7 @@ class Watch(TorchFunctionMode):
 
 def _mark(tensor: Tensor, index: int) -> None:
     """Write the operation's number on the autograd nodes that it made: those behind its output that carry none yet."""
-    queue = [tensor.grad_fn]
+    queue: list[Any] = [tensor.grad_fn]
     while queue:
         node = queue.pop()
         if node is None or NODE_KEY in node.metadata or node.name() == "torch::autograd::AccumulateGrad":
@@ -127,7 +134,7 @@ def _mark(tensor: Tensor, index: int) -> None:
 def backward_nodes(loss: Tensor) -> Iterator[Any]:
     """All autograd nodes behind a loss, each once."""
     seen: set[int] = set()
-    queue = [loss.grad_fn]
+    queue: list[Any] = [loss.grad_fn]
     keep: list[Any] = []  # python wrappers of nodes live only as long as somebody holds them; ids must stay valid
     while queue:
         node = queue.pop()
@@ -141,6 +148,10 @@ def backward_nodes(loss: Tensor) -> Iterator[Any]:
 
 def is_bad(tensor: Tensor) -> tuple[bool, bool]:
     """(holds a NaN, holds an Inf) of a float or complex tensor."""
-    if tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
+    if (
+        tensor.numel() == 0
+        or not (tensor.is_floating_point() or tensor.is_complex())
+        or tensor.layout is not torch.strided
+    ):
         return False, False
     return bool(torch.isnan(tensor).any()), bool(torch.isinf(tensor).any())

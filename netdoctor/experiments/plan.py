@@ -19,13 +19,23 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Calla
     """
     budget = Budget(seconds)
     learning = judge(recording).learning
-    _add(recording, "overfit", lambda: overfit.overfit(step, budget.share(seconds * 0.4), recording.graph), say, "overfitting a tiny batch")
+    _add(
+        recording,
+        "overfit",
+        lambda: overfit.overfit(step, budget.share(seconds * 0.4), recording.graph),
+        say,
+        "overfitting a tiny batch",
+    )
     if not learning:
         share = budget.share(seconds * 0.4)
         _add(recording, "trial", lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
-    _add(recording, "batchnorm", lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm")
+    _add(
+        recording, "batchnorm", lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm"
+    )
 
 
-def _add(recording: Recording, name: str, work: Callable[[], dict[str, Arm]], say: Callable[[str], None], what: str) -> None:
+def _add(
+    recording: Recording, name: str, work: Callable[[], dict[str, Arm]], say: Callable[[str], None], what: str
+) -> None:
     say(what)
     recording.arms.update(work())

@@ -59,7 +59,12 @@ class Run:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What the user's model prints or warns in an experiment was said before; random states are put back at the end."""
-    with preserved_random_state(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.enable_grad():
+    with (
+        preserved_random_state(),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+        torch.enable_grad(),
+    ):
         warnings.simplefilter("ignore")
         yield
 
@@ -83,7 +88,12 @@ class Sandbox:
         self.clipping = True
         self._lr_factor = lr_factor
         self._own = optimizer is None
-        if optimizer is None:
+        self._by_hand = False
+        self.optimizers: list[Optimizer]
+        if optimizer is None and not step.optimizers:
+            self._by_hand = True
+            self.optimizers = [torch.optim.SGD(self.trainable(), lr=hand_written_lr(step) * lr_factor)]
+        elif optimizer is None:
             self.optimizers = [copied_optimizer(start, self.copies, lr_factor) for start in step.optimizers]
         else:
             self.optimizers = [optimizer(self.trainable())]
@@ -92,7 +102,9 @@ class Sandbox:
         """Copies of what the user's optimizers train; of everything that requires grad where there is no optimizer."""
         originals = [p for start in self.step.optimizers for group in start.parameters for p in group]
         if not originals:
-            originals = [p for module in self.step.modules for p in module.parameters() if p.requires_grad] + self.step.leaves
+            originals = [
+                p for module in self.step.modules for p in module.parameters() if p.requires_grad
+            ] + self.step.leaves
         found = {id(p): self.copies.of(p) for p in originals}
         return [p for p in found.values() if isinstance(p, Tensor) and p.requires_grad]
 
@@ -106,8 +118,8 @@ class Sandbox:
         """Run one captured iteration: forward, backward, clipping, step. Returns the sum of its losses from before the step."""
         replay = Replay(self.copies)
         total, stepped = 0.0, False
-        if not self._own:
-            self._clear([p for p in self.trainable()])
+        if not self._own or self._by_hand:
+            self._clear(self.trainable())
         for action in iteration.actions:
             if action.backward is not None:
                 refuse_overwritten(action.backward)
@@ -123,10 +135,10 @@ class Sandbox:
             elif action.kind == "clip" and self.clipping:
                 self._clip(action)
             stepped = stepped or action.kind == "step"
-        if not self._own:
+        if not self._own or self._by_hand:
             self.optimizers[0].step()
         elif not stepped:
-            raise CannotReplayError("the loop updates its weights without a torch optimizer")
+            raise CannotReplayError("no optimizer step was seen in the captured iteration")
         return total
 
     def _clear(self, parameters: list[Tensor]) -> None:
@@ -155,7 +167,9 @@ class Sandbox:
         else:
             nn.utils.clip_grad_norm_(held, action.limit, action.norm_type)
 
-    def run(self, iterations: list[Iteration], steps: int, budget: Budget, stop: Callable[[list[float]], bool] | None = None) -> Run:
+    def run(
+        self, iterations: list[Iteration], steps: int, budget: Budget, stop: Callable[[list[float]], bool] | None = None
+    ) -> Run:
         """Cycle through iterations for `steps` steps, until something is not finite, `stop(losses)` says so, or time is up."""
         result = Run()
         began = time.perf_counter()
@@ -175,6 +189,31 @@ class Sandbox:
         return result
 
 
+def hand_written_lr(step: TrainingStep) -> float:
+    """The learning rate of a loop that writes `w -= lr * gradient` itself, from how its first step moved the weights.
+
+    Raises CannotReplayError when the move is not along the gradient (momentum, Adam by hand, clipping by hand).
+    """
+    copies = step.copies()
+    replay = Replay(copies)
+    for backward in step.iterations[0].backwards:
+        refuse_overwritten(backward)
+        replay.loss(backward).backward(retain_graph=backward.retain)
+    along, square, moved = 0.0, 0.0, 0.0
+    for key, (original, start) in step.starts.items():
+        copied, second = copies.of(original), step.seconds.get(key)
+        if second is None or not isinstance(copied, Tensor) or copied.grad is None:
+            continue
+        change, gradient = (start - second).double(), copied.grad.double()
+        along += float((change * gradient).sum())
+        square += float(gradient.square().sum())
+        moved += float(change.square().sum())
+    lr = along / square if square else 0.0
+    if lr <= 0 or moved <= 0 or abs(1 - lr * along / moved) > 1e-3:
+        raise CannotReplayError("the loop updates its weights by a rule of its own, which could not be recognised")
+    return lr
+
+
 def copied_optimizer(start: OptimizerStart, copies: Copies, lr_factor: float = 1.0) -> Optimizer:
     """The user's optimizer over the copies, with the options and state from before its first step."""
     memo: dict[int, Any] = {}
@@ -189,7 +228,9 @@ def copied_optimizer(start: OptimizerStart, copies: Copies, lr_factor: float = 1
     for name, value in vars(original).items():
         if name not in ("state", "param_groups", "step") and "hook" not in name:
             made.__dict__[name] = copy.deepcopy(value, memo)
-    made.__setstate__({"defaults": original.defaults, "state": defaultdict(dict), "param_groups": _groups(start, memo, lr_factor)})
+    made.__setstate__(
+        {"defaults": original.defaults, "state": defaultdict(dict), "param_groups": _groups(start, memo, lr_factor)}
+    )
     for parameters in start.parameters:
         for parameter in parameters:
             if id(parameter) in start.state:

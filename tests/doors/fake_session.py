@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 from netdoctor.finding import Finding, Fix, Location, Severity
 from netdoctor.recording import Recording
-from netdoctor.report import Report
+from netdoctor.report import Experiment, Report
 
 MODE = os.environ.get("FAKE_SESSION", "healthy")
 
@@ -47,7 +48,19 @@ def report(options: Options, ended: str = "finished") -> Report:
         fixes=(Fix("fake", "Change it.", "x = 1"),),
     )
     verdict = "not observed" if MODE == "unobserved" else "sick" if severity else "healthy"
-    return Report(options.target, verdict, 3, (finding,) if severity else (), ended=ended)
+    experiments = {
+        "healthy": (Experiment("overfit-tiny-batch", "passed", "8 samples fitted"),),
+        "sick": (Experiment("overfit-tiny-batch", "failed", "8 samples could not be fitted"),),
+    }
+    return Report(
+        options.target,
+        verdict,
+        3,
+        (finding,) if severity else (),
+        experiments=experiments.get(MODE, ()),
+        ended=ended,
+        losses={"loss": (2.0, 0.5)},
+    )
 
 
 class Session:
@@ -86,6 +99,10 @@ def examine(
     return report(options or Options())
 
 
+def examined(*arguments: object, **options: Any) -> tuple[Report, Recording]:
+    return examine(*arguments, **options), Recording()
+
+
 @contextmanager
 def watch(model: object, optimizer: object = None, *, options: Options) -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(report=lambda: report(options), log=lambda **scalars: None)
@@ -94,7 +111,8 @@ def watch(model: object, optimizer: object = None, *, options: Options) -> Itera
 def install() -> None:
     """Put this in the session's place."""
     fake = ModuleType("netdoctor.session")
-    vars(fake).update(EnoughSteps=EnoughSteps, Options=Options, Session=Session, examine=examine, watch=watch)
+    vars(fake).update(EnoughSteps=EnoughSteps, Options=Options, Session=Session, examine=examine)
+    vars(fake).update(examined=examined, watch=watch)
     sys.modules["netdoctor.session"] = fake
 
 

@@ -130,7 +130,16 @@ def test_settings_of_the_project_count(tmp_path: Path) -> None:
         ("sick", "netdoctor.watch(1)", ""),
         ("healthy", "netdoctor.assert_healthy()", "nothing was watched"),
         ("healthy", "netdoctor.assert_overfits(1, 2, 3)", ""),
-        ("sick", "netdoctor.assert_overfits(1, 2, 3)", "cannot-overfit-tiny-batch"),
+        ("sick", "netdoctor.assert_overfits(1, 2, 3)", "overfit-tiny-batch failed: 8 samples could not be fitted"),
+        ("sick", "netdoctor.assert_overfits(1, 2, 3)", "likely cause: fake-check: a made-up finding"),
+        ("unobserved", "netdoctor.assert_overfits(1, 2, 3)", "netdoctor saw no training step"),
+        ("warning", "netdoctor.assert_overfits(1, 2, 3)", "netdoctor could not tell whether the model fits"),
+        ("sick", "netdoctor.assert_overfits(1, 2, 3, to=0.5)", ""),
+        (
+            "healthy",
+            "netdoctor.assert_overfits(1, 2, 3, to=0.4)",
+            "loss went from 2 to 0.5 in 3 steps, not down to 0.4",
+        ),
     ],
 )
 def test_the_fixture(session: str, body: str, says: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from netdoctor import trend
 from netdoctor.check import Check
 from netdoctor.checks.signal import consequences as c
-from netdoctor.checks.signal import initialisation
+from netdoctor.checks.signal import initialisation, outcome
 from netdoctor.checks.signal.initialisation import Scale
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Location, Severity
 from netdoctor.recording import Arm, Recording, Role, Stat
@@ -20,15 +20,15 @@ _OWN = {"batchnorm-drift", "poor-initialization", "train-mode-in-eval"}
 
 @dataclass(frozen=True)
 class BatchnormMasking(Check):
-    """Without its batch normalisation the signal explodes or dies, because the layers before it start at a wrong scale.
+    """Without its batch normalisation the signal explodes or dies: the layers before it start at a wrong scale.
 
     What it is: BatchNorm rescales whatever comes, so that weights of any scale look fine, layer by layer.
-    Why it hurts: the gradient is divided by the scale that BatchNorm removes, so that large weights hardly move and small ones
-    jump; small batches and evaluation, which lean on its statistics, and layers without it suffer.
-    How it is decided: on a copy each BatchNorm is replaced by its scale and shift. The forward or backward signal must then be
-    non-finite or change by 1e3 over the depth, and weights right before a BatchNorm must be 4 times off all common schemes.
-    When it stays silent: PyTorch's default, He and Xavier initialisation, whose mild shrinkage is nobody's error; small
-    weights (DCGAN's 0.02) in training that learns, unless the signal falls by 1e6; pretrained models.
+    Why it hurts: the gradient is divided by the scale that BatchNorm removes: large weights hardly move, small ones
+    jump. Small batches, evaluation with running statistics, and the layers without a norm meet the true scale.
+    How it is decided: on a copy each BatchNorm is replaced by its scale and shift. The signal, forward or backward,
+    must then be non-finite or change by 1e3 over the depth, and weights before a BatchNorm be 4 times off all schemes.
+    When it stays silent: PyTorch's default, He and Xavier initialisation, whose mild shrinkage is nobody's error;
+    small weights (DCGAN's 0.02) in training that learns, unless the signal falls by 1e6; pretrained models.
     Fix: the matched initialisation of exactly these layers; then keep the BatchNorm.
     Sources: Ioffe and Szegedy 2015; van Laarhoven 2017 (learning rate over squared weight norm); He et al. 2015.
     """
@@ -51,11 +51,11 @@ class BatchnormMasking(Check):
         if arm is None or arm.failure:
             yield Abstention(self.name, arm.failure if arm else "experiments were off: BatchNorm was not bypassed")
             return
-        outcome = trend.judge(recording)
+        loss = trend.judge(recording)
         small = all(s.off < 1 for s in off)
-        limit = self.decades_small if small and not outcome.failing else self.decades
+        limit = self.decades_small if small and not outcome.hurt(loss) else self.decades
         if not _flag(arm, "finite") or self._decades(arm) >= limit:
-            yield self._finding(recording, arm, off, len(own), outcome, limit)
+            yield self._finding(recording, arm, off, len(own), loss, limit)
 
     def _before_batchnorm(self, recording: Recording, found: Scale) -> bool:
         norm = initialisation.normalised(recording, found.layer)
@@ -65,7 +65,7 @@ class BatchnormMasking(Check):
         return max(abs(float(arm.facts.get(f"{way}_decades", 0.0))) for way in ("forward", "backward"))
 
     def _finding(
-        self, recording: Recording, arm: Arm, off: list[Scale], looked: int, outcome: trend.Trend, limit: float
+        self, recording: Recording, arm: Arm, off: list[Scale], looked: int, loss: trend.Trend, limit: float
     ) -> Finding:
         first, finite, decades = off[0], _flag(arm, "finite"), self._decades(arm)
         shrinks = finite and float(arm.facts.get("forward_decades", 0.0)) < 0
@@ -80,21 +80,13 @@ class BatchnormMasking(Check):
         return Finding(
             check=self.name,
             title=f"BatchNorm hides too {size} initial weights: without it the signal {doing} over the depth",
-            severity=Severity.ERROR if outcome.failing else Severity.WARNING,
-            explanation=f"{len(off)} of {looked} layers in front of a BatchNorm start off scale, first {first.layer.name} "
-            f"({first.rms:.2g}; common schemes: {first.low:.2g} to {first.high:.2g}).{mended} "
-            + initialisation.outcome_words(outcome),
+            severity=Severity.ERROR if outcome.hurt(loss) else Severity.WARNING,
+            explanation=f"{len(off)} of {looked} layers before a BatchNorm start off scale; "
+            f"{initialisation.described(first)}.{mended} {outcome.words(loss)}",
             location=Location.at(first.layer.source, first.layer.path, step=0),
             evidence=(
                 Evidence("signal's change over the depth, BatchNorm bypassed", decades, "≥", limit, "decades"),
-                Evidence(
-                    f"rms of {first.layer.weight}",
-                    first.rms,
-                    ">" if first.off > 1 else "<",
-                    first.high if first.off > 1 else first.low,
-                    site=site,
-                    stat=Stat.RMS,
-                ),
+                Evidence(f"rms of {first.layer.weight}", first.rms, *initialisation.edge(first), "", site, Stat.RMS),
             ),
             fixes=(initialisation.fix(recording, [s.layer for s in off]),),
             certainty=Certainty.PROVEN if proven else Certainty.MEASURED,

@@ -1,4 +1,4 @@
-"""Groups of checks whose findings follow from a signal that is out of scale; the checks here declare them as explained."""
+"""Groups of checks whose findings follow from a signal out of scale; the checks here declare them as explained."""
 
 from __future__ import annotations
 

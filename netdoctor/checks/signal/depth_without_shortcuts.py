@@ -20,8 +20,8 @@ class DepthWithoutShortcuts(Check):
 
     What it is: past some depth a plain stack gets worse with each layer, even on the training data.
     Why it hurts: the gradient is a product over all layers; a shortcut adds a path that is not.
-    How it is decided: more than 15 weight layers, no sum or concatenation of activations inside the model in the captured step,
-    and 1e2 between the gradients (relative to the weights) at both ends. Advice only.
+    How it is decided: more than 15 weight layers, no sum or concatenation inside the model in the captured step, and
+    1e2 between the gradients (relative to the weights) at both ends. Advice only.
     When it stays silent: residual, dense and highway nets; shallower chains; chains whose gradient is kept.
     Fix: identity shortcuts around each pair of layers.
     Sources: He et al. 2016 (two papers on residual learning and identity mappings); Srivastava et al. 2015 (highway).
@@ -48,7 +48,7 @@ class DepthWithoutShortcuts(Check):
             check=self.name,
             title=f"{count} weight layers in a plain chain change the gradient by {ratio:.1e}",
             severity=Severity.ADVICE,
-            explanation=f"From {found.layers[-1].name} to {first.name} each layer multiplies it by {10**-found.slope:.2g}.",
+            explanation=f"Each layer from {found.layers[-1].name} to {first.name} scales it by {10**-found.slope:.2g}.",
             location=Location.at(first.source, first.path, step=0),
             evidence=(Evidence("gradient's change over the depth", ratio, ">", 10**self.decades),),
             fixes=(initialisation.SHORTCUTS, initialisation.fix(Recording(layers=list(found.layers)), found.layers)),

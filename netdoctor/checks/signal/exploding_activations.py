@@ -64,7 +64,7 @@ class ExplodingActivations(Check):
                 Evidence("growth of the activations over the depth", total, "≥", 10**self.decades),
                 self._evidence(found.layers[-1], high, low),
             ),
-            fixes=(initialisation.fix(recording, [x for x in found.layers if x.weight]), initialisation.RESCALE),
+            fixes=initialisation.remedies(recording, found.layers, grows=True),
             first_step=0,
             places=tuple(dict.fromkeys(layer.name for layer in found.layers)),
             share=1.0,

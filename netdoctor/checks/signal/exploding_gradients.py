@@ -66,7 +66,7 @@ class ExplodingGradients(Check):
                 Evidence("gradient to weight, first layer over last (fitted)", total, "≥", 10**self.decades),
                 Evidence(f"rms(gradient) / rms(weight) of {first.name}", high, ">", low, "", site, Stat.RMS),
             ),
-            fixes=(initialisation.fix(recording, found.layers), initialisation.CLIP, initialisation.LOWER_LR),
+            fixes=(*initialisation.remedies(recording, found.layers, grows=True), initialisation.CLIP),
             first_step=0,
             places=tuple(layer.name for layer in found.layers),
             share=1.0,

@@ -9,7 +9,7 @@ import numpy as np
 
 from netdoctor.recording import Array, Layer, Recording, Series, Stat
 
-SAMPLES = 8  # two values in each quarter of the window
+SAMPLES = 8  # one value in each eighth of the window
 BEFORE = 3  # steps in the running median, at least; a divergence may be over after ten
 AFTER = 5  # steps that a jump must last, so that one spike does not count
 
@@ -36,9 +36,9 @@ def over_steps(recording: Recording, layer: Layer) -> float:
 
 
 def grows(values: Array) -> bool:
-    """Whether the medians of the last three quarters rise one after the other."""
-    quarter = max(1, values.size // 4)
-    levels = [float(np.median(values[values.size - k * quarter :][:quarter])) for k in (3, 2, 1)]
+    """Whether the median of each eighth in the last half lies above that of the eighth before."""
+    eighth = max(1, values.size // 8)
+    levels = [float(np.median(values[values.size - k * eighth :][:eighth])) for k in (4, 3, 2, 1)]
     return all(after > before for before, after in pairwise(levels))
 
 

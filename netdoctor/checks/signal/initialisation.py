@@ -1,7 +1,7 @@
 """What scale a weight should start with, how far it is off, and the code that mends it.
 
-Accepted are all scales between the smallest and the largest of the common schemes, by fan: PyTorch's default (uniform with
-standard deviation 1/sqrt(3 fan_in)), LeCun, Xavier/Glorot, He/Kaiming in both modes, each up to tanh's gain of 5/3.
+Accepted are all scales between the smallest and the largest of the common schemes, by fan: PyTorch's default (of
+standard deviation 1/sqrt(3 fan_in)), LeCun, Xavier/Glorot, He/Kaiming in both modes, up to tanh's gain of 5/3.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from netdoctor.finding import Fix, Reach
 from netdoctor.recording import Kind, Layer, Recording, Stat
 
 GAINS = {"tanh": 5 / 3, "relu": math.sqrt(2), "sigmoid": 1.0, "selu": 3 / 4}  # torch.nn.init.calculate_gain
-RELUS = frozenset(
-    "relu relu6 leakyrelu leaky_relu prelu rrelu gelu silu swish mish elu celu softplus hardswish glu".split()
-)
+_SMOOTH = {"gelu", "silu", "swish", "mish", "elu", "celu", "softplus", "hardswish", "glu"}
+RELUS = frozenset(_SMOOTH | {"relu", "relu6", "leakyrelu", "leaky_relu", "prelu", "rrelu"})
+USUAL = 1.6  # off the gain of sqrt(2): tells He initialisation from PyTorch's default, 2.4 times smaller
 LISTED = 8  # more layers than this make a list that nobody pastes
 _BETWEEN = frozenset({Kind.NORM, Kind.DROPOUT, Kind.OTHER})
-_STEPS = frozenset(
-    "batch_norm layer_norm group_norm instance_norm dropout dropout2d feature_dropout reshape view flatten permute transpose "
-    "contiguous squeeze unsqueeze add __add__ mul __mul__ max_pool2d avg_pool2d max_pool1d adaptive_avg_pool2d".split()
-)
+_POOLS = {"max_pool1d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+_NORMS = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "dropout", "dropout2d", "feature_dropout"}
+_SHAPES = {"reshape", "view", "flatten", "permute", "transpose", "contiguous", "squeeze", "unsqueeze"}
+_STEPS = frozenset(_POOLS | _NORMS | _SHAPES | {"add", "__add__", "mul", "__mul__"})
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A weight layer at step 0: the scale of its weights, their mean, and the band [low, high] of the common schemes."""
+    """A weight layer at step 0: scale and mean of its weights, and the band [low, high] of the common schemes."""
 
     layer: Layer
     rms: float
@@ -54,7 +54,7 @@ class Scale:
 
 
 def scales(recording: Recording) -> list[Scale]:
-    """The weights of linear layers as they were before the first update, once each; frozen and zero ones are left out."""
+    """The weights of linear layers before the first update, once each; frozen and zero ones are left out."""
     found: dict[str, Scale] = {}
     for layer in recording.of_kind(Kind.LINEAR):
         parameter = recording.parameters.get(layer.weight)
@@ -112,10 +112,31 @@ def fix(recording: Recording, layers: Sequence[Layer]) -> Fix:
     return Fix("variance-scaling-init", says, "\n".join(lines), Reach.MODEL)
 
 
+def remedies(recording: Recording, layers: Sequence[Layer], *, grows: bool) -> tuple[Fix, ...]:
+    """The initialisation, and what stands between the layers, which comes first for weights of a usual scale."""
+    own = {s.layer.weight: s for s in scales(recording)}
+    gains = [own[x.weight].gain / GAINS["relu"] for x in layers[:-1] if x.weight in own]
+    usual = bool(gains) and (max(gains) <= USUAL if grows else min(gains) >= 1 / USUAL)
+    weights = fix(recording, [layer for layer in layers if layer.weight])
+    return (RESCALE, weights) if usual else (weights, RESCALE)
+
+
 def expression(name: str) -> str:
     """A parameter's name as Python: "body.3.weight" becomes "model.body[3].weight"."""
     parts = name.split(".")
     return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
+
+
+def described(found: Scale) -> str:
+    """A weight that starts off scale in one line, with the numbers."""
+    mean = f", mean {found.mean:.2g}" if abs(found.mean) > found.rms / 2 else ""
+    size, schemes = "large" if found.off > 1 else "small", f"{found.low:.2g} to {found.high:.2g}"
+    return f"the weights of {found.layer.name} start too {size}: {found.rms:.2g}{mean}; common schemes give {schemes}"
+
+
+def edge(found: Scale) -> tuple[str, float]:
+    """The side and the edge of the band of common schemes that a weight lies beyond."""
+    return (">", found.high) if found.rms > found.high else ("<", found.low if found.off < 1 else found.high)
 
 
 def advise(treatment: str, says: str, code: str = "", reach: Reach = Reach.MODEL) -> Fix:
@@ -163,4 +184,8 @@ CLIP = advise(
     "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)",
     Reach.RUN,
 )
-RESCALE = advise("residual-scaling", "Divide sums (over neighbours, over branches) by what brings them to unit scale.")
+RESCALE = advise(
+    "rescale-between-layers",
+    "Bring what scales the signal between the layers (a factor, a sum over neighbours or branches) to unit scale.",
+)
+RELU = advise("relu-for-sigmoid", "Use ReLU, with He initialisation, between the hidden layers.", "nn.ReLU()")

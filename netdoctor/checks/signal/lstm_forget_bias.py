@@ -17,8 +17,8 @@ class LstmForgetBias(Check):
 
     What it is: sigmoid(0) = 0.5: after 10 positions 1e-3 of a memory is left before training opens the gate.
     Why it hurts: long dependencies are learned late or not at all.
-    How it is decided: the mean of the input and hidden biases together (a quarter of them are forget biases) lies under 0.125
-    at step 0, half of what a forget bias of 1 gives. Advice only.
+    How it is decided: the mean of the input and hidden biases together (a quarter are forget biases) is under 0.125 at
+    step 0, half of what a forget bias of 1 gives. Advice only.
     When it stays silent: GRU and plain RNN; pretrained models; a forget bias of 1 in either bias.
     Fix: set the forget part of one bias to 1.
     Sources: Gers et al. 2000; Jozefowicz et al. 2015.

@@ -1,8 +1,8 @@
 """Depth profiles: the decimal logarithm of a scale, layer by layer, and the straight line through it.
 
 A first:last ratio alone is confounded by the sizes of those two layers, by weight sharing and by residual branches
-(peers.md c2), so a profile is judged by its Theil-Sen slope (median of all pairwise slopes; Sen 1968), which a minority of odd
-layers (a zero-initialised residual end, a small head) cannot move, and confirmed by its first and last third.
+(peers.md c2), so a profile is judged by its Theil-Sen slope (median of all pairwise slopes; Sen 1968), which a
+minority of odd layers (a zero-initialised residual end, a small head) cannot move, and confirmed by its ends.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Profile:
 
 
 def weighted(recording: Recording) -> Iterator[list[Layer]]:
-    """The chains of linear and recurrent layers: one per model (first calls), one per module that is called in a loop."""
+    """The chains of linear and recurrent layers: per model (first calls) and per module called in a loop."""
     layers = recording.of_kind(Kind.LINEAR, Kind.RECURRENT)
     for model in dict.fromkeys(layer.model for layer in layers):
         yield [layer for layer in layers if layer.model == model and layer.call == 0]
@@ -56,7 +56,7 @@ def weighted(recording: Recording) -> Iterator[list[Layer]]:
 
 
 def profile(layers: Sequence[Layer], value: Callable[[Layer], float | None], shortest: int) -> Profile | None:
-    """The profile of `value` over those of the layers where it is known and positive; None when fewer than `shortest`."""
+    """The profile of `value` over the layers where it is known and positive; None for fewer than `shortest`."""
     known = [(layer, scale) for layer in layers if (scale := value(layer)) is not None and scale > 0]
     if len(known) < max(2, shortest):
         return None
@@ -84,6 +84,12 @@ def variation(recording: Recording, layer: Layer, index: int = 0) -> float | Non
     """
     std, rms = at(recording.of_layer(layer, Stat.BATCH_STD), index), scale(recording, layer, index)
     return None if std is None or rms is None else max(std, ROUNDING * rms)
+
+
+def signal(recording: Recording, layer: Layer, index: int = 0) -> float | None:
+    """The variation over the batch where it was taken and the batch can vary, else the scale."""
+    taken = recording.of_layer(layer, Stat.BATCH_STD) is not None and varies(recording)
+    return (variation if taken else scale)(recording, layer, index)
 
 
 def varies(recording: Recording) -> bool:
@@ -122,7 +128,8 @@ def gradients(recording: Recording, shortest: int, early: bool = True) -> Iterat
 def begin(recording: Recording, found: Profile, value: Callable[[Layer], float | None]) -> Layer:
     """The weight layer at which the change starts: the first place that is half a layer's change off the first one.
 
-    Activations count too, as a scaling between a layer and its activation shows there first; they stand for their layer.
+    Activations count too, as a scaling behind a layer shows there first; they stand for their layer. When the second
+    layer starts it and the first has weights of the same gain, the first is as much to blame.
     """
     chain, start = found.layers, found.decades[0]
     place = chain[0]
@@ -132,8 +139,15 @@ def begin(recording: Recording, found: Profile, value: Callable[[Layer], float |
         place = layer if layer.kind is not Kind.ACTIVATION else place
         measured = value(layer)
         if measured and (np.log10(max(measured, FLOOR)) - start) / found.slope >= 0.5:
-            return place
+            return chain[0] if place in chain[:2] and _alike(recording, *chain[:2]) else place
     return chain[0]
+
+
+def _alike(recording: Recording, first: Layer, second: Layer) -> bool:
+    """Whether the weights of two layers have the same gain, rms(weight) sqrt(fan_in), within a factor of 2."""
+    scales = [at(recording.of_parameter(layer.weight, Stat.RMS), 0) or 0.0 for layer in (first, second)]
+    one, other = scales[0] * first.fan_in**0.5, scales[1] * second.fan_in**0.5
+    return bool(0 < one <= 2 * other and other <= 2 * one)
 
 
 def share_of(recording: Recording, layers: Sequence[Layer], names: frozenset[str]) -> float:
@@ -141,3 +155,13 @@ def share_of(recording: Recording, layers: Sequence[Layer], names: frozenset[str
     models = {layer.model for layer in layers}
     found = [layer for layer in recording.of_kind(Kind.ACTIVATION) if layer.model in models]
     return float(np.mean([layer.type.lower() in names for layer in found])) if found else 0.0
+
+
+def starved(recording: Recording, layer: Layer, limit: float) -> bool:
+    """Whether a layer stands still: its updates are under `limit` of its weights, or its gradient under the eps."""
+    updates = recording.update_ratio(layer.weight)
+    if updates is not None and float(np.median(updates.values)) < limit:
+        return True
+    gradient = recording.of_parameter(layer.weight, Stat.RMS, Role.WEIGHT_GRADIENT)
+    eps = recording.parameters[layer.weight].optimizer_eps
+    return gradient is not None and float(np.median(gradient.values)) < eps

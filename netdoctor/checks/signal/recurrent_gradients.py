@@ -10,7 +10,7 @@ import numpy as np
 from netdoctor import trend
 from netdoctor.check import Check
 from netdoctor.checks.signal import consequences as c
-from netdoctor.checks.signal import initialisation
+from netdoctor.checks.signal import initialisation, outcome
 from netdoctor.checks.signal.profile import REPEATS, profile, scale
 from netdoctor.finding import Evidence, Finding, Location, Reach, Severity
 from netdoctor.recording import Kind, Layer, Recording, Role, Stat
@@ -22,8 +22,8 @@ class RecurrentGradients(Check):
 
     What it is: each time step multiplies the gradient by the recurrent weights once more.
     Why it hurts: it explodes over long sequences, or the early positions get nothing and long memory cannot be learned.
-    How it is decided: rms of the gradient at the first position over that at the last one (for a cell called in a loop: a
-    line through the calls); beyond 1e3 for growth or under 1e-5 for decay, in most sampled steps, while training fails.
+    How it is decided: rms of the gradient at the first position over that at the last one (for a cell called in a
+    loop: a line through the calls): 1e3 for growth, 1e-5 for decay, in most sampled steps, while training fails.
     When it stays silent: training that learns (a trained LSTM may well forget); short sequences.
     Fix: clip the norm (5 to 15), LSTM or GRU for a plain RNN, orthogonal or identity recurrent weights.
     Sources: Pascanu et al. 2013; Le et al. 2015 (identity initialisation); Saxe et al. 2014 (orthogonal).
@@ -38,15 +38,15 @@ class RecurrentGradients(Check):
     most: float = 0.5  # share of sampled steps
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        outcome = trend.judge(recording)
-        if not outcome.failing:
+        loss = trend.judge(recording)
+        if not outcome.hurt(loss):
             return
         ratios = [(layer, r) for layer, r in self._ratios(recording) if r >= self.growth or r <= -self.decay]
         if ratios:
-            yield self._finding(*max(ratios, key=lambda pair: abs(pair[1])), outcome)
+            yield self._finding(*max(ratios, key=lambda pair: abs(pair[1])), loss)
 
     def _ratios(self, recording: Recording) -> Iterator[tuple[Layer, float]]:
-        """Decades of the gradient at the first position over that at the last one, where most steps agree on the side."""
+        """Decades of the gradient at the first position over that at the last one, in the median step."""
         for layer in recording.of_kind(Kind.RECURRENT):
             track = recording.of_layer(layer, Stat.TIME_RATIO, Role.OUTPUT_GRADIENT)
             if track is not None and np.isfinite(track.values).any():
@@ -58,7 +58,7 @@ class RecurrentGradients(Check):
             if found is not None:
                 yield calls[0], -found.total
 
-    def _finding(self, layer: Layer, decades: float, outcome: trend.Trend) -> Finding:
+    def _finding(self, layer: Layer, decades: float, loss: trend.Trend) -> Finding:
         grows = decades > 0
         limit, relation = (self.growth, ">") if grows else (-self.decay, "<")
         site, fan = layer.site(Role.OUTPUT_GRADIENT), f"model.{layer.path}" if layer.path else "model"
@@ -74,9 +74,9 @@ class RecurrentGradients(Check):
         return Finding(
             check=self.name,
             title=f"the gradient {'grows' if grows else 'shrinks'} by 1e{abs(decades):.0f} along time in {layer.name}",
-            severity=Severity.ERROR if grows or outcome.kind == "non-finite" else Severity.WARNING,
+            severity=Severity.ERROR if grows or loss.kind == "non-finite" else Severity.WARNING,
             explanation="The first position gets a gradient that is so many decades off the last one's. "
-            + initialisation.outcome_words(outcome),
+            + outcome.words(loss),
             location=Location.at(layer.source, layer.path),
             evidence=(
                 Evidence(

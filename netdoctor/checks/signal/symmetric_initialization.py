@@ -10,13 +10,13 @@ import numpy as np
 from netdoctor.check import Check
 from netdoctor.checks.signal import consequences as c
 from netdoctor.checks.signal import initialisation
-from netdoctor.finding import Abstention, Evidence, Finding, Location, Severity
+from netdoctor.finding import Evidence, Finding, Location, Severity
 from netdoctor.recording import Kind, Layer, Parameter, Recording, Role, Stat
 
 _GATES = {
     "LSTM": 4,
     "GRU": 3,
-}  # rows of different gates get different gradients: so many distinct rows are still symmetric
+}  # the gates of one cell get different gradients: as many distinct rows are symmetric still
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class SymmetricInitialization(Check):
 
     What it is: constant (or zero) weights in a hidden layer: nothing tells its units apart.
     Why it hurts: the layer is as good as one unit wide; only rounding, noise or dropout slowly breaks the tie.
-    How it is decided: at step 0 all rows of the weight are equal, and the rows of its first gradient that is not zero are
-    nearly all equal too (under half are distinct: rounding makes a few). A weight of zeros without any gradient counts too.
+    How it is decided: at step 0 all rows of the weight are equal, and the rows of its first gradient that is not zero
+    are nearly all equal too (under half are distinct: rounding makes a few). Zeros that get no gradient count too.
     When it stays silent: zero biases; a zero-initialised last layer, residual end or LoRA-B, whose rows get different
     gradients; norms; single units; frozen weights; pretrained models.
     Fix: a random initialisation.
@@ -45,61 +45,52 @@ class SymmetricInitialization(Check):
         | {"poor-initialization"}
     )
 
-    distinct: float = (
-        0.5  # share of distinct gradient rows; measured 0.02 to 0.2 for constant hidden layers, 1.0 for heads
-    )
-    dead_samples: int = 3  # sampled steps without gradient before zeros count: a zero head delays it by one step
+    distinct: float = 0.5  # share of distinct gradient rows; measured 0.02 to 0.2 in constant hidden layers, 1 in heads
+    samples: int = 3  # sampled steps without gradient before zeros count: a zero head delays it by one step
 
-    def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
+    def judge(self, recording: Recording) -> Iterator[Finding]:
         if recording.facts.get("pretrained"):
             return
-        layers = {layer.weight: layer for layer in recording.of_kind(Kind.LINEAR, Kind.RECURRENT) if layer.weight}
-        found = [
-            layer for layer in layers.values() if self._symmetric(recording, recording.parameters.get(layer.weight))
-        ]
+        layers = {x.weight: x for x in recording.of_kind(Kind.LINEAR, Kind.RECURRENT) if x.weight}
+        found = [x for x in layers.values() if self._symmetric(recording, recording.parameters.get(x.weight))]
         if found:
             yield self._finding(recording, found, len(found) / len(layers))
 
     def _symmetric(self, recording: Recording, parameter: Parameter | None) -> bool:
-        if parameter is None or not parameter.requires_grad or len(parameter.shape) < 2 or parameter.shape[0] < 2:
+        if parameter is None or not parameter.requires_grad or len(parameter.shape) < 2:
             return False
-        rows, gates = recording.of_parameter(parameter.name, Stat.DISTINCT_ROWS), _GATES.get(parameter.module_type, 1)
-        if rows is None or rows.steps[0] != 0 or parameter.shape[0] <= gates:
+        rows, units = recording.of_parameter(parameter.name, Stat.DISTINCT_ROWS), parameter.shape[0]
+        gates = _GATES.get(parameter.module_type, 1)
+        if rows is None or rows.steps[0] != 0 or units <= gates or rows.values[0] * units > gates + 0.5:
             return False
-        alike = rows.values[0] * parameter.shape[0] <= gates + 0.5
-        return bool(alike) and self._same_gradients(recording, parameter)
+        return self._same_gradients(recording, parameter)
 
     def _same_gradients(self, recording: Recording, parameter: Parameter) -> bool:
         distinct = recording.of_parameter(parameter.name, Stat.DISTINCT_ROWS, Role.WEIGHT_GRADIENT)
         size = recording.of_parameter(parameter.name, Stat.RMS, Role.WEIGHT_GRADIENT)
+        weight = recording.of_parameter(parameter.name, Stat.RMS)
         if distinct is None or size is None:
             return False
         first = np.flatnonzero(size.values[: distinct.values.size] > 0)
         if first.size == 0:
-            weight = recording.of_parameter(parameter.name, Stat.RMS)
-            return size.values.size >= self.dead_samples and weight is not None and weight.values[0] == 0
+            return size.values.size >= self.samples and weight is not None and not weight.values.any()
         return bool(distinct.values[first[0]] < self.distinct)
 
     def _finding(self, recording: Recording, layers: list[Layer], share: float) -> Finding:
-        first = layers[0]
-        parameter = recording.parameters[first.weight]
-        rows = recording.of_parameter(first.weight, Stat.DISTINCT_ROWS)
-        units, more = parameter.shape[0], f" (and those of {len(layers) - 1} more layers)" if len(layers) > 1 else ""
+        first, parameter = layers[0], recording.parameters[layers[0].weight]
+        units, site = parameter.shape[0], parameter.site(Role.WEIGHT)
+        limit, measured = _GATES.get(parameter.module_type, 1) / units, recording.tracks[site, Stat.DISTINCT_ROWS].first
+        more = f" (and those of {len(layers) - 1} more layers)" if len(layers) > 1 else ""
         return Finding(
             check=self.name,
             title=f"all {units} units of {first.name} start identical{more}",
             severity=Severity.ERROR,
-            explanation=f"The rows of {first.weight} are equal at step 0 and their gradients are equal too, so that the {units} "
-            "units compute one and the same thing. Only random weights tell units apart.",
+            explanation=f"The rows of {first.weight} are equal at step 0 and so are their gradients: the {units} units "
+            "compute one and the same thing. Only random weights tell units apart.",
             location=Location.at(first.source, first.path, step=0),
             evidence=(
                 Evidence(
-                    f"share of distinct rows of {first.weight}",
-                    0.0 if rows is None else rows.first,
-                    "≤",
-                    _GATES.get(parameter.module_type, 1) / units,
-                    site=parameter.site(Role.WEIGHT),
-                    stat=Stat.DISTINCT_ROWS,
+                    f"share of distinct rows of {first.weight}", measured, "≤", limit, "", site, Stat.DISTINCT_ROWS
                 ),
             ),
             fixes=(initialisation.fix(recording, layers),),

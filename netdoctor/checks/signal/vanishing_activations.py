@@ -9,58 +9,55 @@ from functools import partial
 from netdoctor import trend
 from netdoctor.check import Check
 from netdoctor.checks.signal import consequences as c
-from netdoctor.checks.signal import initialisation
+from netdoctor.checks.signal import initialisation, outcome
 from netdoctor.checks.signal import profile as depth
-from netdoctor.checks.signal.profile import Profile
+from netdoctor.checks.signal.profile import Profile, signal
 from netdoctor.finding import Evidence, Finding, Location, Severity
-from netdoctor.recording import Layer, Recording, Role, Stat
+from netdoctor.recording import Recording, Role, Stat
 
 
 @dataclass(frozen=True)
 class VanishingActivations(Check):
     """The part of the signal that depends on the input shrinks geometrically from layer to layer.
 
-    What it is: each weight layer loses a part of its input's variation, so that late layers see (nearly) the same for all.
+    What it is: each weight layer loses a part of its input's variation, so that late layers see the same for all.
     Why it hurts: the output no longer depends on the input and the gradient reaches the early layers as little.
-    How it is decided: a line is fitted to log10 of the outputs' standard deviation over the batch (biases keep the root
-    mean square up when the signal is gone) over the weight layers at step 0; the total must be under 1e-3. It counts when
-    training fails, when it is still so at the last step, or when nothing is left (1e-6 of the scale) of the variation.
-    When it stays silent: training that learns and recovers (PyTorch's default initialisation shrinks a ReLU layer by 0.4,
-    12 layers by 5e4, and Adam mends it); normalised and residual nets; sigmoid stacks (see vanishing-gradients).
+    How it is decided: a line is fitted to log10 of the outputs' standard deviation over the batch (biases keep the
+    root mean square up when the signal is gone) over the weight layers at step 0; the total must be 1e-3 or less. It
+    counts when training does not work, when it is still so at the last step, or when nothing (1e-6) is left.
+    When it stays silent: training that learns and recovers (PyTorch's default initialisation shrinks a ReLU layer by
+    0.4, 12 layers to 2e-5, and Adam mends it); normalised and residual nets; sigmoid stacks (vanishing-gradients).
     Fix: variance-scaling initialisation for the activation in use; no hand-made shrinking; normalisation; shortcuts.
     Sources: He et al. 2015; Schoenholz et al. 2017 (depth scale of the correlation); Sen 1968 (slope).
     """
 
     name = "vanishing-activations"
     needs = frozenset({Stat.RMS, Stat.BATCH_STD})
-    explains = c.NO_TRAINING | c.NO_SIGNAL | c.VANISHING - {"vanishing-activations"} | {"learning-rate-too-low"}
+    explains = (
+        c.NO_TRAINING
+        | c.NO_SIGNAL
+        | {"depth-without-shortcuts", "initial-loss", "learning-rate-too-low", "vanishing-gradients"}
+    )
 
-    decades: float = 3.0  # a 6-layer default MLP (2.4) trains with plain SGD; a flat loss is asked for besides
+    decades: float = 3.0  # a 6-layer default MLP (2.4) trains with plain SGD; a loss that does not fall must come too
     layers: int = 4  # three steps between layers: fewer cannot show geometric decay
     nothing: float = 1e-6  # of the scale: 10 times float32's resolution, so that the next layers see rounding
-    sigmoids: float = (
-        0.5  # share of activations: then the slope of 1/4 per layer is the cause, told by vanishing-gradients
-    )
+    sigmoids: float = 0.5  # share of activations: then the slope of 1/4 per layer is the cause (vanishing-gradients)
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         found = [p for p in self._profiles(recording, 0) if -p.total >= self.decades]
         if not found:
             return
-        worst, outcome = min(found, key=lambda p: p.total), trend.judge(recording)
-        lasting = any(-p.total >= self.decades for p in self._profiles(recording, -1))
-        if outcome.failing or self._left(recording, worst) <= self.nothing and not outcome.learning:
-            yield self._finding(recording, worst, Severity.ERROR, outcome)
-        elif lasting and outcome.learning:
-            yield self._finding(recording, worst, Severity.WARNING, outcome)
-
-    def _value(self, recording: Recording, layer: Layer, index: int = 0) -> float | None:
-        usable = depth.varies(recording) and recording.of_layer(layer, Stat.BATCH_STD) is not None
-        return (depth.variation if usable else depth.scale)(recording, layer, index)
+        worst, loss = min(found, key=lambda p: p.total), trend.judge(recording)
+        lost = self._left(recording, worst) <= self.nothing and not loss.learning
+        if outcome.hurt(loss) or lost:
+            yield self._finding(recording, worst, Severity.ERROR, loss)
+        elif loss.learning and any(-p.total >= self.decades for p in self._profiles(recording, -1)):
+            yield self._finding(recording, worst, Severity.WARNING, loss)
 
     def _profiles(self, recording: Recording, index: int) -> Iterator[Profile]:
         for chain in depth.weighted(recording):
-            value = partial(self._value, recording, index=index)
-            found = depth.profile(chain, value, self.layers)
+            found = depth.profile(chain, partial(signal, recording, index=index), self.layers)
             if found is not None and not self._by_sigmoids(recording, found):
                 yield found
 
@@ -73,24 +70,24 @@ class VanishingActivations(Check):
     def _left(self, recording: Recording, found: Profile) -> float:
         """The variation over the batch that is left at the last hidden layer, as a share of its scale."""
         layer = found.layers[-2]
-        return (self._value(recording, layer) or 0.0) / (depth.scale(recording, layer) or 1.0)
+        return (signal(recording, layer) or 0.0) / (depth.scale(recording, layer) or 1.0)
 
-    def _finding(self, recording: Recording, found: Profile, severity: Severity, outcome: trend.Trend) -> Finding:
-        place, last = depth.begin(recording, found, partial(self._value, recording)), found.layers[-1]
-        first, end = 10 ** found.decades[0], 10 ** found.decades[-1]
+    def _finding(self, recording: Recording, found: Profile, severity: Severity, loss: trend.Trend) -> Finding:
+        place, last = depth.begin(recording, found, partial(signal, recording)), found.layers[-1]
+        first, end, total = 10 ** found.decades[0], 10 ** found.decades[-1], 10**found.total
         site = last.site(Role.OUTPUT)
         return Finding(
             check=self.name,
-            title=f"the signal shrinks to {10**found.slope:.2g} per layer, to {10**found.total:.1e} over the depth",
+            title=f"the signal shrinks to {10**found.slope:.2g} per layer, to {total:.1e} over the depth",
             severity=severity,
-            explanation=f"At step 0 the outputs vary over the batch by {first:.2g} at {found.layers[0].name} and by {end:.1e} "
-            f"at {last.name}: what comes out hardly depends on what goes in. {initialisation.outcome_words(outcome)}",
+            explanation=f"At step 0 the outputs vary over the batch by {first:.2g} at {found.layers[0].name} and by "
+            f"{end:.1e} at {last.name}: what comes out hardly depends on what goes in. {outcome.words(loss)}",
             location=Location.at(place.source, place.path, step=0),
             evidence=(
-                Evidence("decay of the signal over the depth", 10**found.total, "<", 10**-self.decades),
-                Evidence(f"variation of {last.name} over the batch", end, "<", first, site=site, stat=Stat.BATCH_STD),
+                Evidence("decay of the signal over the depth", total, "≤", 10**-self.decades),
+                Evidence(f"variation of {last.name} over the batch", end, "<", first, "", site, Stat.BATCH_STD),
             ),
-            fixes=(initialisation.fix(recording, [x for x in found.layers if x.weight]), initialisation.NORMALISE),
+            fixes=(*initialisation.remedies(recording, found.layers, grows=False), initialisation.NORMALISE),
             first_step=0,
             places=tuple(dict.fromkeys(layer.name for layer in found.layers)),
             share=1.0,

@@ -28,8 +28,8 @@ class DeadRelu(Check):
 
     How it is decided: per unit (channel), over every sample and position of the last third of the run (at least 4
     sampled steps and 256 samples): not one value other than 0. A whole third, because a unit that an input shift
-    revives would be seen in it. 50 % of a layer is an error, 20 % a warning; one grade less where the loss falls all
-    the same. Gradients of exactly 0 for the incoming weights confirm it.
+    revives would be seen in it. 50 % of a layer is an error, 20 % a warning; where the loss falls all the same, a
+    warning when 20 % of all rectified units are lost, else advice. Weight gradients of exactly 0 confirm it.
 
     When it stays silent: sparse but live ReLUs, however many zeros they give, as long as each unit fires for some
     sample; under 20 % of a layer; GELU, SiLU, LeakyReLU and others that pass gradient below 0; short runs.
@@ -67,7 +67,7 @@ class DeadRelu(Check):
         yield Finding(
             self.name,
             title(first, len(sick)),
-            self._severity(recording, trend, sick),
+            self._severity(recording, trend, sick, judged),
             explanation(recording, first, sick, trend),
             Location.at(first.layer.source, first.layer.path or None, step=0 if first.from_start else first.died_after),
             evidence(first, self.error_share if self._grave(first) else self.warning_share),
@@ -81,9 +81,11 @@ class DeadRelu(Check):
     def _grave(self, item: Liveness) -> bool:
         return item.share >= self.error_share
 
-    def _severity(self, recording: Recording, trend: Trend, sick: list[Liveness]) -> Severity:
-        """By share; one grade less where training works, or where the loss could not show the harm."""
-        grades = [Severity.ERROR, Severity.WARNING, Severity.ADVICE]
-        grade = 0 if any(map(self._grave, sick)) else 1
+    def _severity(self, recording: Recording, trend: Trend, sick: list[Liveness], judged: list[Liveness]) -> Severity:
+        """By share; where training works, or the loss could not show the harm, only much lost width is a warning."""
+        grave = any(map(self._grave, sick))
         aimless = any(recording.facts.get(fact) for fact in ("moving_target", "several_optimizers"))
-        return grades[grade + 1] if outcome.learns(trend) or aimless else grades[grade]
+        if outcome.learns(trend) or aimless:
+            lost = sum(int(item.dead.sum()) for item in judged) / sum(len(item.dead) for item in judged)
+            return Severity.WARNING if grave and lost >= self.warning_share else Severity.ADVICE
+        return Severity.ERROR if grave else Severity.WARNING

@@ -107,13 +107,21 @@ def _lr(recording: Recording, step: int) -> float:
 
 def _initialise(recording: Recording, first: Liveness) -> tuple[Fix, ...]:
     fed = first.feeder
-    weight = expression(fed.weight) if fed and fed.weight else "layer.weight"
-    bias = expression(fed.bias) if fed and fed.bias else ""
+    weight = _variable(fed.weight, "weight") if fed else "weight"
+    bias = _variable(fed.bias, "bias") if fed and fed.bias else ""
     code = f'torch.nn.init.kaiming_normal_({weight}, nonlinearity="relu")'
     if bias and (_bias(recording, first) < 0 or not math.isfinite(_bias(recording, first))):
         zero = Fix("zero-bias", "Start the bias at 0.", f"torch.nn.init.zeros_({bias})", Reach.MODEL)
         return zero, Fix("variance-scaling-init", "Initialise the incoming weights for a ReLU.", code, Reach.MODEL)
     return (Fix("variance-scaling-init", "Initialise the incoming weights for a ReLU.", code, Reach.MODEL),)
+
+
+def _variable(name: str, otherwise: str) -> str:
+    """The parameter as Python; `otherwise` where it has a made-up name (a loose tensor of a functional model)."""
+    parts = name.split(".")
+    if not all(part.isdigit() or part.isidentifier() for part in parts):
+        return otherwise
+    return expression(name) if len(parts) > 1 else name
 
 
 def _slower(recording: Recording, first: Liveness) -> tuple[Fix, ...]:

@@ -132,6 +132,22 @@ def test_one_grade_less_where_the_loss_falls(loss: Callable[[int], float], dead:
     assert only(net(units(dead)).loss(loss).facts(loss_family="mse", loss_lower_bound=0.0).done()).severity is severity
 
 
+@pytest.mark.parametrize(
+    ("name", "code"), [("w1", "w1"), ("parameter 0", "weight"), ("body.3.weight", "model.body[3].weight")]
+)
+def test_weights_of_a_functional_model_are_called_by_their_variable(name: str, code: str) -> None:
+    build = Builder(60).parameter(name).layer("", "linear", units=20, weight=name)
+    finding = only(build.activation("", "relu", units=20, active=units(20), samples=100.0).done())
+    assert finding.fixes[0].code == f'torch.nn.init.kaiming_normal_({code}, nonlinearity="relu")'
+
+
+def test_small_side_branch_of_a_net_that_learns_is_advice() -> None:
+    """A squeeze of 3 units is dead in a net of 60: nothing that training misses."""
+    build = net(units(0)).activation("wide", units=40, active=[1.0] * 40, samples=100.0)
+    build.activation("squeeze", units=3, active=[0.0] * 3, samples=100.0).loss(lambda s: 2.3 * 0.95**s)
+    assert only(build.facts(loss_family="mse", loss_lower_bound=0.0).done()).severity is Severity.ADVICE
+
+
 def test_adversarial_training_is_one_grade_less() -> None:
     assert only(net(units(5)).loss(2.3).facts(several_optimizers=True).done()).severity is Severity.ADVICE
 

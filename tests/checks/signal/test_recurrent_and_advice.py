@@ -1,0 +1,59 @@
+"""recurrent-gradients, lstm-forget-bias and depth-without-shortcuts on hand-made recordings."""
+
+from __future__ import annotations
+
+import pytest
+
+from netdoctor.checks.signal.depth_without_shortcuts import DepthWithoutShortcuts
+from netdoctor.checks.signal.lstm_forget_bias import LstmForgetBias
+from netdoctor.checks.signal.recurrent_gradients import RecurrentGradients
+from netdoctor.finding import Severity
+from netdoctor.recording import Role, Stat
+from tests.checks.builders import Builder, Curve
+from tests.checks.signal.chains import FALLING, FLAT, chain, findings
+
+TIME, FORGET, DEPTH = RecurrentGradients(), LstmForgetBias(), DepthWithoutShortcuts()
+
+
+def rnn(ratio: float, loss: Curve = FLAT) -> Builder:
+    build = Builder(60).layer("rnn", "RNN", rms=1.0).loss(loss).facts(loss_family="cross_entropy", classes=10)
+    return build.of_layer("rnn", Stat.TIME_RATIO, ratio, Role.OUTPUT_GRADIENT)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "severity"),
+    [(2.9, None), (3.1, Severity.ERROR), (-4.9, None), (-5.1, Severity.WARNING)],
+)
+def test_growth_and_decay_along_time(ratio: float, severity: Severity | None) -> None:
+    found = findings(TIME, rnn(ratio).done())
+    assert [f.severity for f in found] == ([] if severity is None else [severity])
+    assert not findings(TIME, rnn(ratio, FALLING).done())
+
+
+@pytest.mark.parametrize(("growth", "fires"), [(1.0, False), (1.2, False), (2.0, True)])
+def test_a_cell_called_in_a_loop(growth: float, fires: bool) -> None:
+    build = Builder(60).loss(FLAT).facts(loss_family="cross_entropy", classes=10)
+    for call in range(20):
+        build.linear("cell", call=call, rms=1.0, gradient=1e-3 * growth ** (19 - call))
+    assert bool(findings(TIME, build.done())) is fires
+
+
+@pytest.mark.parametrize(("mean", "fires"), [(0.0, True), (0.12, True), (0.13, False), (0.25, False)])
+def test_forget_bias(mean: float, fires: bool) -> None:
+    build = Builder(20).layer("lstm", "LSTM", rms=1.0)
+    for name, value in (("lstm.bias_ih_l0", mean), ("lstm.bias_hh_l0", 0.0)):
+        build.parameter(name, (64,)).of_parameter(name, Stat.MEAN, value)
+    found = findings(FORGET, build.done())
+    assert bool(found) is fires
+    assert all(f.severity is Severity.ADVICE and "model.lstm.bias_ih_l0" in f.fixes[0].code for f in found)
+    assert not findings(FORGET, build.facts(pretrained=True).done())
+
+
+@pytest.mark.parametrize(("layers", "decades", "fires"), [(15, 4, False), (16, 4, True), (16, 1.9, False)])
+def test_depth(layers: int, decades: float, fires: bool) -> None:
+    gradients = [10 ** (decades * k / (layers - 1)) for k in range(layers)]
+    build = chain([1.0] * layers, gradients=gradients)
+    build.operation("relu", build.value((4, 16)), module="body.1")
+    assert bool(findings(DEPTH, build.done())) is fires
+    build.operation("add", build.value((4, 16)), build.value((4, 16)), module="body")
+    assert not findings(DEPTH, build.done())

@@ -1,0 +1,51 @@
+"""Every fixture through the real command line: the whole list of findings, and nothing changed in the script's own run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.scripts import FIXTURES, expected, run_observed, run_plain
+
+SCRIPTS = sorted(FIXTURES.glob("*/*.py"))
+HEALTHY = sorted(FIXTURES.glob("healthy/*.py"))
+
+
+def _id(script: Path) -> str:
+    return f"{script.parent.name}/{script.stem}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=_id)
+def test_the_report_is_what_the_script_promises(script: Path) -> None:
+    result = run_observed(script)
+    assert result.report is not None, result.stderr
+    assert not result.report["crashes"], result.report["crashes"]
+    promised = expected(script)
+    found = [(f["check"], f["location"]["module"]) for f in result.report["findings"] if f["severity"] != "advice"]
+    assert [name for name, _ in found] == [name for name, _ in promised], result.stderr
+    for (_, module), (_, place) in zip(found, promised, strict=True):
+        assert place is None or _same_place(module, place), (module, place)
+    assert result.code == (1 if any(f["severity"] == "error" for f in result.report["findings"]) else 0)
+
+
+def _same_place(module: str | None, place: str) -> bool:
+    return module is not None and (module == place or module.startswith(f"{place}.") or place.startswith(f"{module}."))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", HEALTHY, ids=_id)
+def test_a_script_is_the_same_to_the_last_bit_under_observation(script: Path) -> None:
+    plain = run_plain(script)
+    observed = run_observed(script, "--no-experiments")
+    assert plain.code == 0, plain.stderr
+    assert (observed.code, observed.stdout, observed.digest) == (plain.code, plain.stdout, plain.digest)
+
+
+def test_every_check_of_a_fixture_exists() -> None:
+    from netdoctor import catalogue
+
+    known = {check.name for check in catalogue.all_checks()}
+    assert {name for script in SCRIPTS for name, _ in expected(script)} <= known
+    assert all(script.read_text().startswith("# expect: ") for script in SCRIPTS)
