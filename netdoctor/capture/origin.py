@@ -96,6 +96,7 @@ class _Search:
         for module in modules:
             copied = copies.of(module)
             self._watch.attach(copied)
+            _mend_running_statistics(copied)
             for old, new in zip(module.modules(), copied.modules(), strict=True):
                 self._originals[id(new)] = old
             for old_p, new_p in zip(module.parameters(), copied.parameters(), strict=True):
@@ -250,6 +251,15 @@ class _Search:
             if built is not None:
                 return built
         return source_line(*operation.position)
+
+
+def _mend_running_statistics(copied: nn.Module) -> None:
+    """The pass that is searched has already put its NaN into the running statistics, which training does not read."""
+    for child in copied.modules():
+        mean = getattr(child, "running_mean", None)
+        reset = getattr(child, "reset_running_stats", None)
+        if child.training and isinstance(mean, Tensor) and callable(reset) and any(is_bad(mean)):
+            reset()
 
 
 def _operand(tensor: Tensor, name: str) -> Operand:

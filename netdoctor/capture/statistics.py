@@ -111,7 +111,7 @@ def rows_without_gradient(gradient: Tensor) -> Tensor:
 def distinct_rows(weight: Tensor) -> Tensor:
     """Share of rows that differ from every other row, as distinct sums of randomly weighted entries. 1/units: all alike.
 
-    Two different rows get the same weighted sum only by a coincidence of rounding; the weights are fixed, so no random state is used.
+    Two different rows get the same weighted sum only by a coincidence of rounding. The weights are fixed: no random state is used.
     """
     rows = weight.reshape(weight.shape[0], -1)[:MAX_UNITS].double()
     probe = (

@@ -147,7 +147,7 @@ class _Walk:
     def _difference(self, operation: Watched) -> Watched | None:
         """The subtraction behind a squared or absolute difference that was written by hand."""
         square = operation.name in _SQUARES or (operation.name == "pow" and operation.attributes.get("1") == 2)
-        square = square or (operation.name == "mul" and len(operation.makers) == 2 and len(set(operation.makers)) == 1)
+        square = square or (operation.name == "mul" and len(operation.inputs) == 2 and _same(*operation.inputs))
         maker = operation.makers[0] if operation.makers else None
         if not square or maker is None:
             return None
@@ -181,3 +181,8 @@ class _Walk:
                 elif not leaf and tensor.numel() > 1:
                     return False
         return True
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values: `(a - b) * (a - b)` subtracts twice."""
+    return one.shape == other.shape and bool(torch.equal(one, other))

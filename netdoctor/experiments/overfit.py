@@ -23,7 +23,8 @@ from netdoctor.recording import Arm
 
 STEPS = 200  # torchtest2 and pytest-torch give as many; TheDeepChecker up to 1000
 LEAST_STEPS = 50  # in fewer steps a sound model may not get there (cannot-overfit-tiny-batch asks for as many)
-LOOK_EVERY = 10  # steps between looks at the predictions: the look costs a forward pass
+LOOK_EVERY = 10  # steps between looks at the predictions: a look costs as much as some steps
+NEAR = 2.0  # times the floor: the look waits until the loss is this low
 SHARE = 0.4  # of the remaining budget for one arm
 RATES = (1e-3, 1e-2, 1e-4)  # Adam's; the likeliest first
 LOST = 0.95  # of the start: what a loss of unknown kind must lose, if its floor is 0
@@ -90,9 +91,10 @@ class _Experiment:
 
     def _refuse_slow(self) -> None:
         """A step is some three forward passes; training that does not get anywhere in the budget is not begun."""
+        copies = self._step.copies()
         began = time.perf_counter()
-        self._look(self._step.copies())
-        seconds = 2 * (time.perf_counter() - began)
+        Replay(copies).loss(self._batch.iterations[0].backwards[0])
+        seconds = 3 * (time.perf_counter() - began)
         if seconds * LEAST_STEPS > self._budget.left:
             left = f"{max(0.0, self._budget.left):.0f} s"
             raise CannotReplayError(f"{LEAST_STEPS} steps of {seconds:.2g} s do not fit in the {left} that are left")
@@ -152,13 +154,22 @@ class _Experiment:
 
         def fitted(losses: list[float]) -> bool:
             nonlocal state
-            if len(losses) % LOOK_EVERY:
+            if len(losses) % LOOK_EVERY or not self._promising(losses):
                 return False
             state = self._look(sandbox.copies)
             return self._reached(state, losses)
 
         run = sandbox.run(self._batch.iterations, STEPS, self._budget.share(SHARE * self._budget.left), fitted)
+        if run.ended in ("finished", "out of time"):
+            state = self._look(sandbox.copies)
         return run, state
+
+    def _promising(self, losses: list[float]) -> bool:
+        """Whether the loss is low enough for a closer look; always, where other terms move it too."""
+        if any(term.kind in (OTHER, PENALTY) for term in self._start.terms):
+            return True
+        kind = self._kind(reached=True)
+        return _level(losses, len(self._batch.iterations)) <= NEAR * self._limits(kind)[0]
 
     def _look(self, copies: Copies) -> _State:
         """The fits and terms of all iterations of the tiny batch, as they are now."""

@@ -67,11 +67,11 @@ class CannotOverfitTinyBatch(Check):
     def _nothing_fits(self, arms: list[Arm], recording: Recording) -> Iterator[Finding | Abstention]:
         best = min(arms, key=overfit.remaining)
         left = overfit.remaining(best)
-        reason = self._unclear(arms, best)
+        causes, trend = overfit.unblocked(recording), judge(recording)
+        reason = overfit.unclear(recording, arms, self.steps, trend.kind != "unknown" and left >= self.other)
         if reason:
             yield Abstention(self.name, reason)
             return
-        causes, trend = overfit.unblocked(recording), judge(recording)
         if trend.learning and (left < self.poor or causes or trend.kind == "converged" or trend.drop >= self.half):
             return
         title = f"a tiny batch cannot be fitted: {100 * left:.0f} % of the loss is left at best"
@@ -82,12 +82,6 @@ class CannotOverfitTinyBatch(Check):
         fixes = tuple(Fix(cause, f"Train {cause}: on a copy this fits.", "", Reach.MODEL) for cause in causes)
         found = self._finding(title, grade, says, best, fixes, recording)
         yield replace(found, certainty=Certainty.PROVEN) if causes else found
-
-    def _unclear(self, arms: list[Arm], best: Arm) -> str:
-        if len(best.losses) < self.steps or arms[-1].name == overfit.OWN:
-            return f"{len(arms)} settings with {len(best.losses)} steps ran, {self.steps} steps and a sweep are needed"
-        known = best.facts.get("kind") in {"classes", "regression"} or overfit.remaining(best) >= self.other
-        return "" if known else "the loss is neither of classes nor of regression, so its floor is not known"
 
     def _finding(
         self, title: str, severity: Severity, says: str, arm: Arm, fixes: tuple[Fix, ...], recording: Recording

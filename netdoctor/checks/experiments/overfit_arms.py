@@ -21,6 +21,18 @@ def why_not(recording: Recording) -> str:
     return "experiments were off, or their budget ran out" if own is None else own.failure
 
 
+def unclear(recording: Recording, arms: list[Arm], steps: int, never_falls: bool) -> str:
+    """Why arms that did not fit say nothing; "" when they do. A loss of unknown kind speaks only when it never falls."""
+    if recording.facts.get("moving_target") or recording.facts.get("several_optimizers"):
+        return "several models play against each other, so one batch has no floor"
+    longest = max(len(arm.losses) for arm in arms)
+    if longest < steps or arms[-1].name == OWN:
+        return f"{len(arms)} settings with {longest} steps ran, {steps} steps and a sweep are needed"
+    if arms[0].facts.get("kind") in {"classes", "regression"} or never_falls:
+        return ""
+    return "the loss is neither of classes nor of regression, so its floor is not known"
+
+
 def unblocked(recording: Recording) -> list[str]:
     """The names of what was removed or mended in arms that then did fit ("dropout", "matched initialisation")."""
     there = [

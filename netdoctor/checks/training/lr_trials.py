@@ -30,6 +30,7 @@ class Rescue:
     control_lost: float
     control: Arm
     treated: Arm
+    furthest: bool = False  # no rate further from the script's own was tried
 
     def evidence(self, gain: float, stuck: float) -> tuple[Evidence, ...]:
         """Both fractions beside their limits."""
@@ -47,7 +48,8 @@ class Rescue:
         curves = tuple(map(float, self.control.losses)), tuple(map(float, self.treated.losses))
         trial = Trial(Verdict.CURED, *curves, steps=steps, seconds=seconds, says=says)
         code = with_lr(recording.optimizers[0], self.lr) if recording.optimizers else ""
-        return Fix(treatment, f"Set the learning rate to {self.lr:g} ({says}).", code, Reach.RUN, trial)
+        beyond = " It is the furthest that was tried, so look beyond it as well." if self.furthest else ""
+        return Fix(treatment, f"Set the learning rate to {self.lr:g} ({says}).{beyond}", code, Reach.RUN, trial)
 
 
 def rescue(recording: Recording, factors: Sequence[str], gain: float, stuck: float) -> Rescue | None:
@@ -61,12 +63,14 @@ def rescue(recording: Recording, factors: Sequence[str], gain: float, stuck: flo
     bound = float(recording.facts.get("loss_lower_bound", -math.inf))
     if not math.isfinite(bound) and bool((best.losses >= 0).all()):
         bound = 0.0  # a hand-written loss that was never negative
-    start = _start([*(arm for _, arm in there), control], bound)
+    start = _start([arm for _, arm in there], control, bound)
     lost, control_lost = (_lost(arm, start, bound) for arm in (best, control))
     if not (judge_series(best.losses, bound).learning and lost >= gain and control_lost < stuck):
         return None
     old = recording.optimizers[0].lr if recording.optimizers else math.nan
-    return Rescue(float(best.facts.get("lr", old * float(factor))), old, lost, control_lost, control, best)
+    return Rescue(
+        float(best.facts.get("lr", old * float(factor))), old, lost, control_lost, control, best, factor == factors[-1]
+    )
 
 
 def works(trend: Trend, enough: float) -> bool:
@@ -88,10 +92,12 @@ def why_not(recording: Recording) -> str:
     return arm.failure or f"the trials took {len(arm.losses)} steps, {STEPS} are needed"
 
 
-def _start(arms: Sequence[Arm], bound: float) -> float:
-    """The level that all arms start from, as the slowest of them shows it; one that grows or breaks shows nothing."""
+def _start(arms: Sequence[Arm], control: Arm, bound: float) -> float:
+    """The level that all arms start from, as the slowest of them shows it; of the control no more than its first loss,
+    as it may jump right after."""
+    own = min(judge_series(control.losses, bound).start, float(control.losses[0]))
     trends = [judge_series(arm.losses, bound) for arm in arms]
-    return max((t.start for t in trends if t.kind not in {"rises", "non-finite"}), default=math.nan)
+    return max([t.start for t in trends if t.kind not in {"rises", "non-finite"}] + [own])
 
 
 def _lost(arm: Arm, start: float, bound: float) -> float:

@@ -39,6 +39,15 @@ def entering(recording: Recording, layer: Layer) -> tuple[float, float]:
     return value.mean, value.std
 
 
+def reads(recording: Recording, layer: Layer, given: Layer) -> bool:
+    """Whether the activation is applied to the very output of `given`, with no factor or sum between; True if unknown."""
+    own, graph = operation_of(recording, layer), recording.graph
+    if own is None or graph is None or not own.inputs:
+        return True
+    producer = graph.producer(own.inputs[0])
+    return producer is None or (producer.module == given.path and producer.name in {given.function, given.type.lower()})
+
+
 def operation_of(recording: Recording, layer: Layer) -> Operation | None:
     """The operation of the captured graph that makes a layer, or None."""
     graph = recording.graph

@@ -90,7 +90,9 @@ def _saturation(
     units: NDArray[np.bool_] = np.asarray(stuck[start:].all(axis=0))
     function = layer.function or layer.type.lower()
     passed = _passed(recording, layer, int(track.steps[start])) / _SLOPES[function]
-    return Saturation(layer, function, float(units.mean()), _since(stuck, units, track.steps), passed)
+    most_at_once = float(track.values[0].mean()) > 0.5  # few units left their ends even then: no update is to blame
+    since = int(track.steps[0]) if most_at_once else _since(stuck, units, track.steps)
+    return Saturation(layer, function, float(units.mean()), since, passed)
 
 
 def _since(stuck: NDArray[np.bool_], units: NDArray[np.bool_], steps: NDArray[np.int64]) -> int:
@@ -105,7 +107,7 @@ def _since(stuck: NDArray[np.bool_], units: NDArray[np.bool_], steps: NDArray[np
 def _passed(recording: Recording, layer: Layer, step: int) -> float:
     """RMS of the gradient before over that behind the activation; NaN unless both belong to the same units."""
     given = input_of(recording, layer)
-    if given is None or given.kind not in (Kind.LINEAR, Kind.NORM):
+    if given is None:
         return math.nan
     inner = value_at(recording.of_layer(given, Stat.RMS, Role.OUTPUT_GRADIENT), step)
     outer = value_at(recording.of_layer(layer, Stat.RMS, Role.OUTPUT_GRADIENT), step)

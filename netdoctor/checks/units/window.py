@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from netdoctor.checks.units.hidden import entering
+from netdoctor.checks.units.hidden import entering, reads
 from netdoctor.recording import Kind, Layer, Recording, Stat, Track
 from netdoctor.trend import Trend
 
@@ -69,9 +69,11 @@ def feeder(recording: Recording, layer: Layer) -> Layer | None:
 
 
 def input_of(recording: Recording, layer: Layer) -> Layer | None:
-    """The layer directly before, when its output has the same units: what the activation is applied to."""
+    """The weighted layer or norm directly before, when the activation is applied to its very output."""
     earlier = [x for x in recording.layers if x.order < layer.order and x.model == layer.model]
-    return earlier[-1] if earlier and earlier[-1].units == layer.units else None
+    if not earlier or earlier[-1].units != layer.units or earlier[-1].kind not in (Kind.LINEAR, Kind.NORM):
+        return None
+    return earlier[-1] if reads(recording, layer, earlier[-1]) else None
 
 
 def entering_at(recording: Recording, layer: Layer, step: int) -> tuple[float, float]:
@@ -82,7 +84,7 @@ def entering_at(recording: Recording, layer: Layer, step: int) -> tuple[float, f
     if step == 0 and math.isfinite((known := entering(recording, layer))[0]):
         return known
     given = input_of(recording, layer)
-    if given is None or given.kind not in (Kind.LINEAR, Kind.NORM):
+    if given is None:
         return math.nan, math.nan
     return scale_of(recording, given, Stat.MEAN, step), scale_of(recording, given, Stat.STD, step)
 

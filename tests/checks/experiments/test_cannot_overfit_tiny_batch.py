@@ -95,6 +95,17 @@ def test_a_loss_of_unknown_kind_must_not_fall_at_all(best, kind):
     assert type(said) is kind
 
 
+def test_a_policy_gradient_has_no_floor():
+    (said,) = judged(tried(-0.8, kind="other", start=-0.7, losses=np.tile([-0.7, 0.4], 30)))
+    assert isinstance(said, Abstention)
+
+
+@pytest.mark.parametrize("fact", ["moving_target", "several_optimizers"])
+def test_models_that_play_against_each_other_are_left_alone(fact):
+    (said,) = judged(tried().facts(**{fact: True}))
+    assert isinstance(said, Abstention)
+
+
 @pytest.mark.parametrize(("steps", "kind"), [(49, Abstention), (50, Finding)])
 def test_too_few_steps(steps, kind):
     (said,) = judged(tried(steps=steps))

@@ -59,6 +59,11 @@ def test_a_control_that_breaks_or_grows_has_gained_nothing(control):
     assert len(judged(build.arm("trial/control", control).arm("trial/lr x0.1", falls(0.5)))) == 1
 
 
+def test_a_control_that_only_recovers_from_its_own_jump_has_gained_nothing():
+    jump = np.concatenate([[2.3], 40 * np.exp(-np.arange(39) / 6) + 2.2])
+    assert len(judged(proven().arm("trial/control", jump))) == 1
+
+
 @pytest.mark.parametrize(("to", "fires"), [(2.3 * 0.85, True), (2.3 * 0.6, False)])
 def test_a_real_run_that_learns_needs_no_trial(to, fires):
     assert bool(judged(proven().loss(falls(to, steps=60)))) is fires

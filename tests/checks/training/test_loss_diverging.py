@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from netdoctor.checks.training.loss_diverging import LossDiverging
 from netdoctor.finding import Severity
+from netdoctor.recording import SourceLine
 from tests.checks.builders import Builder
 from tests.checks.training.trials import falls, flat
 
@@ -30,7 +32,8 @@ def judged(build) -> list:
 def test_a_rising_loss_is_an_error():
     (found,) = judged(run(UP))
     assert found.severity is Severity.ERROR
-    assert found.first_step == 0
+    assert found.location.step == 1  # the first loss was the lowest
+    assert found.first_step == 59  # so it explains nothing that came before
     (evidence,) = found.evidence
     assert evidence.measured > evidence.limit
 
@@ -38,7 +41,7 @@ def test_a_rising_loss_is_an_error():
 def test_falling_and_coming_back_names_the_turn():
     losses = np.concatenate([2.3 * np.exp(-np.arange(30) / 8), np.full(30, 1.3)])
     (found,) = judged(run(losses))
-    assert found.first_step == 29
+    assert found.location.step == 30
     assert found.evidence[0].limit == pytest.approx(losses.min())
 
 
@@ -52,6 +55,25 @@ def test_a_loss_of_ones_own_must_double(factor, fires):
     losses = np.linspace(1.0, factor, 60)
     assert bool(judged(run(losses, loss_family="custom", loss_lower_bound=-math.inf))) is fires
     assert len(judged(run(losses))) == 1
+
+
+def test_an_optimizer_that_maximises_is_named():
+    build = Builder(60).loss(UP).facts(loss_family="mse", loss_lower_bound=0.0).optimizer("Adam", maximize=True)
+    (found,) = judged(build)
+    assert "maximize=True" in found.explanation
+    assert found.first_step == 1
+    assert found.fixes[0].code.endswith("group['maximize'] = False")
+    source = SourceLine("t.py", 3, "opt = Adam(net.parameters(), lr=1e-3, maximize = True)")
+    build.recording.optimizers[0] = replace(build.recording.optimizers[0], source=source)
+    (found,) = judged(build)
+    assert found.location.line == 3
+    assert found.fixes[0].code == "opt = Adam(net.parameters(), lr=1e-3)"
+
+
+@pytest.mark.parametrize(("factor", "fires"), [(9.0, False), (15.0, True)])
+def test_an_objective_of_ones_own_may_be_maximised(factor, fires):
+    build = Builder(60).loss(np.linspace(1.0, factor, 60)).optimizer("Adam", maximize=True)
+    assert bool(judged(build)) is fires
 
 
 @pytest.mark.parametrize(("end", "fires"), [(-1.0, False), (-2.0, True), (-500.0, True)])

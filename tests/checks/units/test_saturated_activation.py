@@ -67,6 +67,19 @@ def test_gradient_that_passes_denies_it(behind: float, fires: bool) -> None:
     assert bool(run(build.linear("out").done())) is fires
 
 
+@pytest.mark.parametrize(("between", "fires"), [("linear", False), ("mul", True)])
+def test_gradient_is_compared_only_where_nothing_lies_between(between: str, fires: bool) -> None:
+    """A slope in front of the sigmoid multiplies the gradient too, so that it says nothing about the sigmoid."""
+    build = Builder(60).linear("fc", units=20, gradient=5e-3, function="linear")
+    build.activation("act", "sigmoid", units=20, saturated=stuck(20), samples=100.0, gradient=1e-3).linear("out")
+    x = build.operation("linear", build.value((32, 20)), build.weight("fc.weight"), module="fc")
+    if between == "mul":
+        x = build.operation("mul", x, module="act")
+    p = build.operation("sigmoid", x, module="act")
+    build.operation("linear", p, build.weight("out.weight"), module="out")
+    assert bool(run(build.done())) is fires
+
+
 def test_sigmoid_is_held_against_its_own_steepest_slope() -> None:
     build = Builder(60).linear("fc", units=20, gradient=0.2 * 1e-3)
     build.activation("act", "Sigmoid", units=20, saturated=stuck(20), samples=100.0, gradient=1e-3)
@@ -83,6 +96,10 @@ def test_outcome(factor: float | None, severity: Severity | None) -> None:
     if factor is not None:
         build.loss(lambda s: 2.3 * factor**s).facts(loss_family="mse", loss_lower_bound=0.0)
     assert [f.severity for f in run(build.done()) if isinstance(f, Finding)] == ([] if severity is None else [severity])
+
+
+def test_units_that_were_mostly_saturated_at_once_are_so_from_the_start() -> None:
+    assert only(net(lambda step: stuck(20, 0.6) if step < 20 else stuck(20)).done()).first_step == 0
 
 
 def test_output_of_the_model_is_silent() -> None:
