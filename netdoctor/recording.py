@@ -37,7 +37,6 @@ class Stat(str, Enum):
     STD = "standard deviation"
     RMS = "root mean square"
     ABSMAX = "largest magnitude"
-    ZERO_SHARE = "share of exact zeros"
     NONFINITE = "non-finite values"  # count of NaN and Inf
     BATCH_STD = "standard deviation over the batch"  # of each entry over samples, root mean square over entries
     SATURATED_SHARE = "share of saturated values"  # sigmoid outside [0.018, 0.982], |tanh| > 0.999, softmax max > 0.999

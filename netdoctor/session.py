@@ -24,7 +24,7 @@ from netdoctor.errors import MisuseError, NetdoctorError
 from netdoctor.experiments.plan import conduct
 from netdoctor.experiments.sandbox import copied_optimizer, quiet
 from netdoctor.finding import Finding, Severity
-from netdoctor.recording import Fault, Recording, Stat
+from netdoctor.recording import Fault, Recording
 from netdoctor.report import Report
 
 EXAMINED_STEPS = 30  # of a one-shot examination: the least that a trend is read from (trend.py)
@@ -62,8 +62,7 @@ class Session:
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
         self._checks = catalogue.load(self.options.select, self.options.ignore, self.options.thresholds)
-        needed = frozenset(stat for check in self._checks for stat in check.needs) | _ALWAYS
-        self._observer = Observer(needed)
+        self._observer = Observer()
         self._observer.find_origin = find_origin
         self._taps = Taps(self._observer)
         self._step: TrainingStep | None = None
@@ -137,9 +136,6 @@ class Session:
 
     def _diagnose(self) -> Report:
         return diagnosis.diagnose(self.recording, self._checks, self.options.ignore, select=self.options.select)
-
-
-_ALWAYS = frozenset({Stat.RMS, Stat.MEAN, Stat.STD, Stat.ABSMAX})  # what every report draws
 
 
 def _stop_at(step: int, limit: int) -> None:

@@ -7,7 +7,8 @@
 - ``flat``: enough steps to see a fall, and there is none (or only one down to the level of a constant predictor).
 - ``rises``: a significant rise, or a fall of which more than half was lost again.
 - ``non-finite``: the loss ended as NaN or Inf, or was so for at least half of the steps.
-- ``unknown``: too short, too noisy, or a loss that is not meant to fall (GAN, RL, moving targets); `reason` says which.
+- ``unknown``: too short, too noisy, still above what a constant prediction gives, or a loss that is not meant to fall
+  (GAN, RL, moving targets); `reason` says which.
 
 `Trend.learning` and `Trend.failing` are the two gates; both are False when the trend is unknown.
 """
@@ -78,9 +79,6 @@ class _Chance:
     sure: bool
 
 
-_NOT_MEANT_TO_FALL = (("moving_target", "a model makes the target"), ("several_optimizers", "several optimizers"))
-
-
 def judge(recording: Recording) -> Trend:
     """The trend of a recording's loss; of several losses, what they say together.
 
@@ -90,13 +88,12 @@ def judge(recording: Recording) -> Trend:
     """
     if not recording.losses:
         return Trend("unknown", reason="no loss was seen")
-    facts = recording.facts
-    trends = [_of(series, recording) for series in recording.losses.values()]
-    if not any(t.kind == "non-finite" for t in trends):
-        for fact, words in _NOT_MEANT_TO_FALL:
-            if facts.get(fact):
-                return replace(trends[0], kind="unknown", reason=f"{words}: such a loss need not fall")
-    return _together(trends)
+    trend = _together([_of(series, recording) for series in recording.losses.values()])
+    if recording.facts.get("moving_target") and trend.kind != "non-finite":
+        return replace(trend, kind="unknown", reason="a model makes the target: such a loss need not fall")
+    if recording.facts.get("several_optimizers") and trend.kind in {"flat", "rises"}:
+        return replace(trend, kind="unknown", reason="several optimizers may work against each other")
+    return trend
 
 
 def judge_series(

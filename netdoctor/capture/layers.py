@@ -10,23 +10,22 @@ from torch import Tensor, nn
 
 from netdoctor.capture import statistics
 from netdoctor.capture.functions import KINDS, PRODUCTS, is_library_leaf
+from netdoctor.capture.recorder import Recorder
 from netdoctor.capture.tree import tensors
 from netdoctor.recording import Kind, Layer, Role, Site, SourceLine, Stat
 
 MAX_CALLS = 8  # of one place within a step: cells called along time are followed this far
-Sink = Callable[[Site, Stat, Tensor], None]
 
 _RELU_LIKE = frozenset({"relu", "relu6", "threshold"})
 _KEEPS_UNITS = frozenset({Kind.ACTIVATION, Kind.NORM, Kind.DROPOUT, Kind.OTHER})
 
 
 class LayerRecorder:
-    """Recognises layers as operations run, and hands their statistics to `sink` as device-side numbers."""
+    """Recognises layers as operations run, and hands their statistics to the recorder."""
 
-    def __init__(self, sink: Sink, wanted: frozenset[Stat]) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self.layers: dict[Site, Layer] = {}
-        self._sink = sink
-        self._wanted = wanted
+        self._recorder = recorder
         self._calls: dict[tuple[str, str], int] = {}
         self._unit_dims: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
@@ -75,35 +74,35 @@ class LayerRecorder:
         values = statistics.floats(output)
         if values is None:
             return
-        for stat, value in statistics.moments(values, self._wanted).items():
-            self._sink(site, stat, value)
+        self._recorder.put_moments(site, values)
         spread = statistics.batch_spread(values)
         if spread is not None:
-            self._sink(site, Stat.BATCH_STD, spread)
+            self._recorder.put(site, Stat.BATCH_STD, spread)
         if kind in (Kind.ACTIVATION, Kind.SOFTMAX) and values.dim():
-            self._sink(site, Stat.SAMPLES, values.new_tensor(float(values.numel() // max(1, values.shape[unit_dim]))))
+            self._recorder.put(
+                site, Stat.SAMPLES, values.new_tensor(float(values.numel() // max(1, values.shape[unit_dim])))
+            )
             self._measure_units(site, name, values, unit_dim)
         if output.requires_grad and output.grad_fn is not None:
             self._follow_gradient(site, output)
 
     def _measure_units(self, site: Site, name: str, values: Tensor, unit_dim: int) -> None:
         if name in _RELU_LIKE:
-            self._sink(site, Stat.UNIT_ACTIVE, statistics.units_active(values, unit_dim))
+            self._recorder.put(site, Stat.UNIT_ACTIVE, statistics.units_active(values, unit_dim))
         bounded = statistics.saturated(values, name, unit_dim)
         if bounded is not None:
-            self._sink(site, Stat.SATURATED_SHARE, bounded[0])
-            self._sink(site, Stat.UNIT_SATURATED, bounded[1])
+            self._recorder.put(site, Stat.SATURATED_SHARE, bounded[0])
+            self._recorder.put(site, Stat.UNIT_SATURATED, bounded[1])
 
     def _follow_gradient(self, site: Site, output: Tensor) -> None:
         gradient_site = Site(site.module, site.layer, Role.OUTPUT_GRADIENT, site.call)
-        sink, wanted = self._sink, self._wanted & {Stat.RMS, Stat.ABSMAX}
+        recorder = self._recorder
 
         def hook(gradient: Tensor) -> None:
             try:
                 values = statistics.floats(gradient)
                 if values is not None:
-                    for stat, value in statistics.moments(values, wanted).items():
-                        sink(gradient_site, stat, value)
+                    recorder.put_moments(gradient_site, values)
             except (
                 Exception
             ):  # a hook that raises would stop the user's backward; the missing track is seen by every reader

@@ -23,7 +23,7 @@ from netdoctor.capture.source import user_line, user_position
 from netdoctor.capture.tape import Backward, Entry, Tape, random_states
 from netdoctor.capture.tree import tensors
 from netdoctor.graph import Operation, StepGraph
-from netdoctor.recording import Origin, Stat
+from netdoctor.recording import Origin
 
 R = TypeVar("R")
 
@@ -31,13 +31,13 @@ R = TypeVar("R")
 class Observer:
     """Everything that is known while the user's code runs. The taps (modules, operations, training) call its methods."""
 
-    def __init__(self, wanted: frozenset[Stat] = frozenset(Stat), every: int | None = None) -> None:
+    def __init__(self, every: int | None = None) -> None:
         self.containment = Containment()
         self.recorder = Recorder()
         self.names = ModuleNames()
         self.tape = Tape()
         self.program = Program(self.names)
-        self.layers = LayerRecorder(lambda site, stat, value: self.recorder.put(site, stat, value), wanted)
+        self.layers = LayerRecorder(self.recorder)
         self.graph: GraphBuilder | None = GraphBuilder()
         self.graphs: list[StepGraph] = []
         self.origin: Origin | None = None

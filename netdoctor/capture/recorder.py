@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from netdoctor.capture import statistics
+from netdoctor.capture.statistics import Moments
 from netdoctor.recording import Event, Recording, Series, Site, SourceLine, Stat, Track
 
 FIRST_STEPS = 8  # sampled one by one; what goes wrong at the start goes wrong here
@@ -79,33 +82,36 @@ class Recorder:
         self.events: list[Event] = []
         self.counts: dict[str, int] = {}
         self._pending: list[tuple[Site, Stat, Tensor]] = []
+        self._raw: list[tuple[Site, int, Tensor]] = []
+        self._moments: dict[Site, list[tuple[int, Moments]]] = {}
         self._steps: dict[tuple[Site, Stat], list[int]] = {}
-        self._values: dict[tuple[Site, Stat], list[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]] = {}
+        self._values: dict[tuple[Site, Stat], list[NDArray[np.float64]]] = {}
 
     def put(self, site: Site, stat: Stat, value: Tensor) -> None:
         """Keep a device-side number (0-dim) or a vector (one entry per unit) of the running step."""
-        self._pending.append((site, stat, value.detach()))
+        self._pending.append((site, stat, value))
+
+    def put_moments(self, site: Site, values: Tensor) -> None:
+        """Keep mean, root mean square, extremes of a float tensor of the running step."""
+        self._raw.append((site, values.numel(), statistics.raw_moments(values)))
 
     def flush(self, step: int) -> None:
         """Read back everything that the step left, at once."""
+        raw, self._raw = self._raw, []
+        for (site, count, _), row in zip(raw, read_back([tensor for _, _, tensor in raw]), strict=True):
+            series = self._moments.setdefault(site, [])
+            if not series or series[-1][0] != step:  # the first of several calls in a step stands for all
+                series.append((step, Moments(count, *row.tolist())))
         pending, self._pending = self._pending, []
-        if not pending:
-            return
-        flat = torch.cat([value.reshape(-1).to("cpu", torch.float64) for _, _, value in pending]).numpy()
-        start = 0
-        for site, stat, value in pending:
-            size = value.numel()
-            self._keep(site, stat, step, flat[start : start + size].copy() if value.dim() else flat[start].copy())
-            start += size
+        for (site, stat, _), values in zip(pending, read_back([tensor for _, _, tensor in pending]), strict=True):
+            self._keep(site, stat, step, values)
 
-    def _keep(
-        self, site: Site, stat: Stat, step: int, value: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-    ) -> None:
+    def _keep(self, site: Site, stat: Stat, step: int, value: NDArray[np.float64]) -> None:
         key = (site, stat)
         steps = self._steps.setdefault(key, [])
         values = self._values.setdefault(key, [])
         if steps and steps[-1] == step:
-            return  # the first of several calls in a step stands for all
+            return
         if values and values[0].shape != value.shape:
             return  # the layer was changed on the way; its old units are not the new ones
         steps.append(step)
@@ -137,6 +143,27 @@ class Recorder:
             key: Track(np.asarray(steps, np.int64), np.stack(self._values[key]).astype(np.float64))
             for key, steps in self._steps.items()
         }
+        for site, series in self._moments.items():
+            steps = np.asarray([step for step, _ in series], np.int64)
+            rows = [moments.stats() for _, moments in series]
+            for stat in rows[0]:
+                recording.tracks[site, stat] = Track(steps, np.asarray([row[stat] for row in rows], np.float64))
+
+
+def read_back(values: list[Tensor]) -> list[NDArray[np.float64]]:
+    """The values of many small tensors, in one transfer per device and dtype, in their order and shapes."""
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, value in enumerate(values):
+        groups.setdefault((value.device, value.dtype), []).append(index)
+    found: list[NDArray[np.float64]] = [np.empty(0)] * len(values)
+    for members in groups.values():
+        flat = torch.cat([values[index].reshape(-1) for index in members]).to("cpu", torch.float64).numpy()
+        start = 0
+        for index in members:
+            size = values[index].numel()
+            found[index] = flat[start : start + size].reshape(values[index].shape).copy()
+            start += size
+    return found
 
 
 def rename(recording: Recording, display: dict[str, str], labels: dict[str, str]) -> None:

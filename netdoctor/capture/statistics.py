@@ -7,6 +7,7 @@ of a step back at once. Half-precision inputs are reduced in float32, so that a 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,29 +39,56 @@ def floats(tensor: Tensor) -> Tensor | None:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def moments(values: Tensor, wanted: frozenset[Stat]) -> dict[Stat, Tensor]:
-    """MEAN, STD, RMS, ABSMAX, NONFINITE and ZERO_SHARE of a float tensor, from one pass each over sum, square and extremes."""
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Sum, sum of squares divided by `scale`², lowest and highest value of `count` values; NaN wherever one of them is NaN."""
+
+    count: int
+    total: float
+    squares: float
+    low: float
+    high: float
+    scale: float = 1.0
+
+    def stats(self) -> dict[Stat, float]:
+        """MEAN, RMS, STD, ABSMAX and NONFINITE (1 where any value is NaN or Inf)."""
+        largest = max(abs(self.low), abs(self.high)) if self.low == self.low else math.nan
+        mean = self.total / self.count
+        rms = self.scale * math.sqrt(self.squares / self.count) if self.squares >= 0 else math.nan
+        spread = math.sqrt(max(rms - abs(mean), 0.0)) * math.sqrt(rms + abs(mean)) if math.isfinite(rms) else math.nan
+        finite = math.isfinite(largest)
+        return {
+            Stat.MEAN: mean,
+            Stat.RMS: rms,
+            Stat.STD: spread,
+            Stat.ABSMAX: largest,
+            Stat.NONFINITE: 0.0 if finite else 1.0,
+        }
+
+
+_SQUARES_OVERFLOW = 1e17  # float32 squares of this, summed a thousand times, come near its largest value of 3e38
+
+
+def raw_moments(values: Tensor) -> Tensor:
+    """(sum, sum of squares, lowest, highest, scale) of a float tensor as a tensor of shape (5,), on its device.
+
+    Three kernels (sum, dot, aminmax: the cheapest ones, see the README's overhead table). Only where the squares would overflow
+    are the values scaled first; on a device that works asynchronously that cannot be asked without waiting, so it is always done.
+    """
     flat = values.reshape(-1)
-    count = flat.numel()
     low, high = torch.aminmax(flat)
-    total = flat.sum()
-    # Squares of values beyond 1e19 overflow float32: scaling by the largest keeps the root mean square exact to rounding.
-    largest = torch.maximum(low.abs(), high.abs())
-    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
-    scaled = flat / scale
-    rms = scale * torch.sqrt(torch.dot(scaled, scaled) / count)
-    mean = total / count
-    found = {
-        Stat.MEAN: mean,
-        Stat.RMS: rms,
-        Stat.ABSMAX: largest,
-        Stat.STD: torch.sqrt(torch.clamp(rms - mean.abs(), min=0) * (rms + mean.abs())),
-    }
-    if Stat.NONFINITE in wanted:
-        found[Stat.NONFINITE] = (~torch.isfinite(largest)).to(flat.dtype)
-    if Stat.ZERO_SHARE in wanted:
-        found[Stat.ZERO_SHARE] = 1 - flat.sign().abs().sum() / count
-    return {stat: value for stat, value in found.items() if stat in wanted}
+    scale = torch.ones_like(low)
+    if values.device.type != "cpu" or not -_SQUARES_OVERFLOW < float(low) <= float(high) < _SQUARES_OVERFLOW:
+        largest = torch.maximum(low.abs(), high.abs())
+        scale = torch.where(torch.isfinite(largest) & (largest > 0), largest, scale)
+        flat = flat / scale
+        return torch.stack([flat.sum() * scale, torch.dot(flat, flat), low, high, scale])
+    return torch.stack([flat.sum(), torch.dot(flat, flat), low, high, scale])
+
+
+def moments(values: Tensor) -> Moments:
+    """The moments of a float tensor, read back at once."""
+    return Moments(values.numel(), *raw_moments(values).tolist())
 
 
 def batch_spread(values: Tensor) -> Tensor | None:
@@ -104,8 +132,8 @@ def saturated(values: Tensor, kind: str, unit_dim: int) -> tuple[Tensor, Tensor]
 
 def rows_without_gradient(gradient: Tensor) -> Tensor:
     """1 for each row (unit) of a weight's gradient that is exactly zero. Shape (units,)."""
-    rows = gradient.reshape(gradient.shape[0], -1)[:MAX_UNITS]
-    return (rows.abs().amax(1) == 0).to(gradient.dtype)
+    low, high = torch.aminmax(gradient.reshape(gradient.shape[0], -1)[:MAX_UNITS], dim=1)
+    return ((low == 0) & (high == 0)).to(gradient.dtype)
 
 
 def distinct_rows(weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from netdoctor.capture import statistics
 from netdoctor.capture.observer import Observer
+from netdoctor.capture.recorder import FIRST_STEPS
 from netdoctor.capture.source import user_line, user_position
 from netdoctor.capture.step import Action
 from netdoctor.recording import Optimizer as OptimizerFacts
@@ -245,20 +246,19 @@ class TrainingTaps:
             values = None if gradient is None else statistics.floats(gradient)
             if site is None or values is None:
                 continue
-            for stat, value in statistics.moments(values, _GRADIENT_STATS).items():
-                observer.recorder.put(site, stat, value)
+            observer.recorder.put_moments(site, values)
             if values.dim() >= 2:
                 observer.recorder.put(site, Stat.UNIT_ZERO_GRADIENT, statistics.rows_without_gradient(values))
-                observer.recorder.put(site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
+                if observer.step < FIRST_STEPS:
+                    observer.recorder.put(site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
 
     def _take_weights(self, parameters: list[Tensor]) -> None:
         for parameter in parameters:
             site, values = self._site(parameter, Role.WEIGHT), statistics.floats(parameter)
             if site is None or values is None:
                 continue
-            for stat, value in statistics.moments(values, _WEIGHT_STATS).items():
-                self._observer.recorder.put(site, stat, value)
-            if values.dim() >= 2:
+            self._observer.recorder.put_moments(site, values)
+            if values.dim() >= 2 and self._observer.step < FIRST_STEPS:  # rows that start alike are seen by then
                 self._observer.recorder.put(site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
             if parameter.grad is not None:
                 update = self._site(parameter, Role.UPDATE)
@@ -273,10 +273,6 @@ class TrainingTaps:
             return None
         module = "" if owner is None else names.key_of(owner)
         return Site(module, "" if owner is None else type(owner).__name__, role, 0, key)
-
-
-_GRADIENT_STATS = frozenset({Stat.RMS, Stat.ABSMAX, Stat.ZERO_SHARE, Stat.NONFINITE})
-_WEIGHT_STATS = frozenset({Stat.RMS, Stat.STD, Stat.MEAN, Stat.ABSMAX, Stat.NONFINITE})
 
 
 def gradient_norm(gradients: list[Tensor]) -> float:

@@ -108,8 +108,8 @@ class _Experiment:
                 return arms
             arm = self._attempt(f"overfit/{setting.name}", setting)
             arms[arm.name] = self._with_first_facts(arm) if setting.rate is None else arm
-            if arm.facts.get("reached"):
-                return arms
+            if arm.facts.get("reached") or not math.isfinite(self._start.value):
+                return arms  # fitted; or the very first loss is NaN, which no optimizer can mend
         ran = [(arms[f"overfit/{s.name}"], s) for s in settings if not arms[f"overfit/{s.name}"].failure]
         known = [arm for arm, _ in ran if arm.facts["kind"] != OTHER]
         if ran and known:
@@ -206,6 +206,7 @@ class _Experiment:
         best = min([*levels, state.value] if finite else levels, default=math.nan)
         kind = self._kind(reached)
         floor, constant = self._limits(kind)
+        floor = max(floor, best) if reached else floor  # targets between 0 and 1 leave cross-entropy a floor of its own
         rate = sandbox.optimizers[0].param_groups[0].get("lr", math.nan) if sandbox.optimizers else math.nan
         facts: Facts = {
             "kind": kind,
@@ -246,7 +247,7 @@ class _Experiment:
         return replace(arm, facts={**arm.facts, **facts})
 
     def _gradient(self) -> Facts:
-        """Root mean square of the first gradient, and the share of trainable tensors that it does not reach."""
+        """Root mean square of the first gradient; share of trainable tensors without any, then and in the last step."""
         sandbox = _Setting(RATES[0]).sandbox(self._step)
         for backward in self._batch.iterations[0].backwards:
             Replay(sandbox.copies).loss(backward).backward()
@@ -254,7 +255,9 @@ class _Experiment:
         gradients = [p.grad.double() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         squares = sum(float(gradient.square().sum()) for gradient in gradients)
         count = sum(p.numel() for p in parameters)
-        unreached = sum(p.grad is None or not bool(p.grad.detach().abs().sum()) for p in parameters)
+        later = parameters if self._trained is None else self._trained.trainable()
+        # What starts behind a zero-initialised weight gets its gradient a step later.
+        unreached = sum(_is_unreached(p) and _is_unreached(q) for p, q in zip(parameters, later, strict=True))
         return {"gradient": math.sqrt(squares / max(1, count)), "unreached": unreached / max(1, len(parameters))}
 
     def _dependence(self) -> Facts:
@@ -278,6 +281,10 @@ class _Experiment:
 
 
 _UNCONCERNED = "there is nothing to take out"
+
+
+def _is_unreached(parameter: Tensor) -> bool:
+    return parameter.grad is None or not bool(parameter.grad.detach().abs().sum())
 
 
 def _prediction(terms: list[Term]) -> Tensor | None:
