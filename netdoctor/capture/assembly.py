@@ -40,6 +40,7 @@ _FAMILIES = {
 
 def assemble(observer: Observer, training: TrainingTaps, target: str, version: str, ended: str) -> Recording:
     """Everything that was observed so far, under the names that the reader knows."""
+    training.register_all()
     recording = Recording(header=_header(observer, target, version, ended), steps=observer.step)
     observer.recorder.write(recording)
     recording.layers = list(observer.layers.layers.values())
@@ -59,6 +60,12 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     _name_losses(recording)
     recording.faults = observer.containment.faults
     recording.facts = {**_facts(recording), **observer.facts}
+    recording.facts["scheduler_never_stepped"] = training.schedulers > 0 and not recording.counts.get("scheduler")
+    if not recording.counts.get("step"):
+        changed = observer.program.changed()
+        recording.facts["parameters_changed"] = changed
+        if not changed:
+            recording.steps = 0  # backward calls were counted as steps, in case the loop updates its weights itself
     return recording
 
 

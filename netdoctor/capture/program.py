@@ -108,6 +108,12 @@ class Program:
             lost = "no complete training step was captured"
         return TrainingStep(self.iterations, modules, leaves, optimizers, dict(self._starts), lost, self._seconds)
 
+    def changed(self) -> bool:
+        """Whether any weight differs from what it was before the first step."""
+        return any(
+            tensor.requires_grad and not torch.equal(tensor.detach(), start) for tensor, start in self._starts.values()
+        )
+
     def parameters(self) -> Iterator[tuple[Tensor, str]]:
         """Everything that trains, as it is now, with its key."""
         held: list[Tensor] = [p for module in self._modules.values() for p in module.parameters()]

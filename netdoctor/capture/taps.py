@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -27,6 +27,7 @@ class Taps:
         self.training = TrainingTaps(observer)
         self._patches = Patches()
         self._handles: list[Any] = []
+        self._building = 0  # > 0 while a scheduler is being built or stepped
 
     def install(self) -> None:
         """Start to observe."""
@@ -43,7 +44,10 @@ class Taps:
         wrap(clip_grad, "_clip_grads_with_norm_", self._clip_norm)
         wrap(clip_grad, "clip_grad_value_", self._clip_value)
         wrap(nn.utils, "clip_grad_value_", self._clip_value)
-        wrap(LRScheduler, "__init__", self._noting("scheduler"))
+        wrap(LRScheduler, "__init__", self._scheduler_init)
+        for kind in vars(lr_scheduler).values():
+            if isinstance(kind, type) and issubclass(kind, LRScheduler) and "step" in vars(kind):
+                wrap(kind, "step", self._scheduler_step)
         wrap(torch.amp.GradScaler, "scale", self._scale)
         hook = nn.modules.module.register_module_module_registration_hook
         self._handles = [
@@ -120,6 +124,36 @@ class Taps:
             return wrapper
 
         return make
+
+    def _scheduler_init(self, original: Any) -> Any:
+        made = self._safely("scheduler", self.training.scheduler_made)
+
+        @functools.wraps(original)
+        def __init__(scheduler: Any, *args: Any, **kwargs: Any) -> None:
+            self._building += 1  # its own first step sets the first learning rate, and is no call of the user's
+            try:
+                original(scheduler, *args, **kwargs)
+            finally:
+                self._building -= 1
+            made()
+
+        return __init__
+
+    def _scheduler_step(self, original: Any) -> Any:
+        stepped = self._safely("scheduler step", self.training.scheduler_stepped)
+
+        @functools.wraps(original)
+        def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._building:
+                return original(scheduler, *args, **kwargs)
+            stepped()
+            self._building += 1  # a schedule made of schedules steps them in turn: one call is one call
+            try:
+                return original(scheduler, *args, **kwargs)
+            finally:
+                self._building -= 1
+
+        return step
 
     def _tensor_backward(self, original: Any) -> Any:
         @functools.wraps(original)

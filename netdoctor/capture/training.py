@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from netdoctor.capture import statistics
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.recorder import FIRST_STEPS
-from netdoctor.capture.source import user_line, user_position
+from netdoctor.capture.source import source_line, user_line, user_position
 from netdoctor.capture.step import Action
 from netdoctor.recording import Optimizer as OptimizerFacts
 from netdoctor.recording import Role, Site, SourceLine, Stat
@@ -36,6 +36,7 @@ class TrainingTaps:
         self._expected: set[int] | None = None  # those that stepped in the one before
         self._backwards = 0  # since the last optimizer step
         self._zeroed = False  # zero_grad ran since the last optimizer step
+        self.schedulers = 0  # how many were built
         self._stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self._before: list[tuple[Site, Tensor, Tensor]] = []
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
@@ -62,7 +63,7 @@ class TrainingTaps:
         elif observer.program.capturing and not observer.program.iterations:
             observer.program.lost = "the operations between the model and the loss could not be followed"
         observer.recorder.loss(_label(position), observer.step, value)
-        observer.recorder.count("backward", observer.step, value=value, source=None)
+        observer.recorder.count("backward", observer.step, value=value, source=source_line(*position))
         self._keep_graph(true_losses[0] if true_losses else None)
         if not math.isfinite(value):
             observer.trip([captured] if captured is not None else [], "forward")
@@ -108,6 +109,16 @@ class TrainingTaps:
         if not stepping:  # the loop updates its weights by itself, or not at all
             self._observer.end_step()
             self._backwards = 0
+
+    # --- schedules ---------------------------------------------------------------------------------------------------
+
+    def scheduler_made(self) -> None:
+        """A learning-rate scheduler was built."""
+        self.schedulers += 1
+
+    def scheduler_stepped(self) -> None:
+        """The user's loop stepped a scheduler."""
+        self._observer.recorder.count("scheduler", self._observer.step, source=user_line())
 
     # --- zero_grad, clipping -----------------------------------------------------------------------------------------
 
@@ -176,6 +187,11 @@ class TrainingTaps:
             )
             self._steps.append(0)
         return index
+
+    def register_all(self) -> None:
+        """Give a number to optimizers that were built and never stepped, too."""
+        for optimizer in list(self._alive):
+            self.index_of(optimizer)
 
     def _key(self, parameter: Tensor) -> str:
         names = self._observer.names

@@ -43,6 +43,7 @@ def cut(step: TrainingStep, copies: Copies) -> TinyBatch:
     first = step.iterations[0]
     for backward in first.backwards:
         refuse_overwritten(backward)
+    _refuse_unseen(first)
     single = _single(first, step)
     value, terms = watched_terms(copies, single.backwards[0])
     whole = _whole(step, single)
@@ -64,6 +65,12 @@ def refuse_opposed(step: TrainingStep) -> None:
     stepping = {action.optimizer for iteration in early for action in iteration.actions if action.kind == "step"}
     if len(positions) > 1 and len(stepping) > 1:
         raise CannotReplayError("the training has several losses that work against each other")
+
+
+def _refuse_unseen(iteration: Iteration) -> None:
+    """Raise CannotReplayError where the loss depends on a result that the capture took for a constant."""
+    if any(constant.tensor.grad_fn is not None for _, constant in _constants(iteration)):
+        raise CannotReplayError("the model returns an object whose tensors could not be followed")
 
 
 def _single(iteration: Iteration, step: TrainingStep) -> Iteration:

@@ -89,6 +89,13 @@ def test_zero_weights_fit_with_a_matched_initialisation(x, labels):
     assert found["overfit/with matched initialisation"].facts["reached"] is True
 
 
+def test_weights_behind_a_zero_weight_are_reached_a_step_later(x, labels):
+    model = mlp()
+    nn.init.zeros_(model[2].weight)
+    facts = arms(fit(model, F.cross_entropy, x, labels))["overfit/own"].facts
+    assert (facts["reached"], facts["unreached"]) == (True, 0.0)
+
+
 def test_a_penalty_that_forbids_learning_is_named(x, labels):
     model = mlp()
 
@@ -140,7 +147,9 @@ def test_conflicting_labels_are_told(x, labels):
 
 def test_a_loss_that_is_not_finite_is_no_failure(x, labels):
     loss: Loss = lambda out, y: F.cross_entropy(out, y) / (out.sum() * 0)  # noqa: E731
-    found = arms(fit(mlp(), loss, x, labels, steps=1))["overfit/own"]
+    found = arms(fit(mlp(), loss, x, labels, steps=1))
+    assert list(found) == ["overfit/own"]  # no optimizer can mend what is not finite before its first step
+    found = found["overfit/own"]
     assert (found.failure, found.facts["reached"], found.facts["ended"]) == ("", False, "non-finite")
     assert len(found.losses) == 1
 

@@ -175,3 +175,24 @@ def test_losses_against_each_other_are_refused(x):
 
     with pytest.raises(CannotReplayError, match="against each other"):
         tiny(captured(train))
+
+
+def test_results_that_could_not_be_followed_are_refused(x):
+    class Policy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.distributions.Categorical:
+            return torch.distributions.Categorical(logits=self.body(x))
+
+    policy = Policy()
+
+    def train() -> None:
+        optimizer = torch.optim.Adam(policy.parameters())
+        (-policy(x).log_prob(torch.zeros(96)) * policy.body.weight.square().sum()).mean().backward()
+        optimizer.step()
+
+    step = captured(train)
+    with pytest.raises(CannotReplayError, match="could not be followed"):
+        tiny(step)
