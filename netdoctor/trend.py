@@ -40,6 +40,7 @@ AT_FLOOR = 0.1  # under a tenth of the chance level there is little left to fall
 MEMORY = 0.6  # most autocorrelation that is corrected for: what a smooth curve leaves over is shape, not memory
 HUGE = 1e100  # losses beyond are as good as this, and their squares are finite
 BLIND = 0.3  # where even a fall by 30 % cannot be excluded at 95 %, noise hides the answer
+NO_BETTER = "it falls, but is no better yet than a constant prediction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,16 @@ def judge(recording: Recording) -> Trend:
         return replace(trend, kind="unknown", reason="a model makes the target: such a loss need not fall")
     if recording.facts.get("several_optimizers") and trend.kind in {"flat", "rises"}:
         return replace(trend, kind="unknown", reason="several optimizers may work against each other")
+    if trend.reason == NO_BETTER and _cannot_fit(recording):
+        return replace(trend, kind="flat", reason="")  # the experiment answers what the estimate left open
     return trend
+
+
+def _cannot_fit(recording: Recording) -> bool:
+    """Whether the overfit experiment ran with the script's own optimizer and with others, and not one could fit its samples."""
+    names = ("overfit/own", "overfit/adam")
+    arms = [arm for name, arm in recording.arms.items() if name.startswith(names) and not arm.failure]
+    return len(arms) > 1 and all(arm.facts.get("reached") is False and arm.facts.get("kind") != "other" for arm in arms)
 
 
 def judge_series(
@@ -201,7 +211,7 @@ def _decide(x: Array, t: Trend, lower_bound: float, chance: _Chance | None) -> t
     fell = (first - 2 * t.noise - t.end) / _scale(first, lower_bound) >= CONVERGED
     if (falls or fell) and not stuck:
         if at_chance:
-            return "unknown", "it falls, but is no better yet than a constant prediction"
+            return "unknown", NO_BETTER
         return ("falls" if falls else "converged"), ""
     if chance is not None and t.end <= AT_FLOOR * chance.loss:
         return "converged", ""

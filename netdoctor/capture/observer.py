@@ -169,11 +169,10 @@ class Observer:
     ) -> tuple[Entry | None, tuple[int, ...]] | None:
         """Note the arguments of an operation before it may change them. None when it is of no interest."""
         mutates = functions.mutates(name, kwargs)
+        if mutates and _is_trained_leaf(args, kwargs):
+            return None  # a weight is initialised, frozen, or moved by the loop itself: no part of what the loss is made of
         entry = None
-        updates = (
-            mutates and not torch.is_grad_enabled() and _is_trained_leaf(args)
-        )  # the loop moves a weight by itself
-        if self._unit is None and not updates and self.tape.depends(args, kwargs):
+        if self._unit is None and self.tape.depends(args, kwargs):
             entry = self._entry(name, function, args, kwargs, mutates)
         inputs: tuple[int, ...] = ()
         if self.detailed and self.graph is not None:
@@ -260,8 +259,9 @@ class Observer:
             self.on_trip()
 
 
-def _is_trained_leaf(args: Any) -> bool:
-    return bool(args) and isinstance(args[0], Tensor) and args[0].is_leaf and args[0].requires_grad
+def _is_trained_leaf(args: Any, kwargs: Any) -> bool:
+    first = next(tensors((args, kwargs)), None)
+    return first is not None and first.is_leaf and first.requires_grad
 
 
 class _OperationMode(TorchFunctionMode):

@@ -56,7 +56,7 @@ class Program:
             tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer
         ):
             with torch.no_grad():
-                self._starts[id(tensor)] = (tensor, tensor.detach().clone())
+                self._starts[id(tensor)] = (tensor, tensor.detach().clone().requires_grad_(tensor.requires_grad))
 
     def see_optimizer(self, optimizer: Optimizer, index: int) -> None:
         """An optimizer is about to take its first step: keep its options and whatever state it was loaded with."""

@@ -71,9 +71,11 @@ class Copies:
                     ):  # deepcopy refuses what has a history
                         self._memo[id(tensor)] = tensor.detach().clone()
                         self._originals.append(tensor)
+        before = dict(self._memo)
         try:
             copy.deepcopy(module, self._memo)
         except Exception as error:
+            self._memo = before  # without the copies that were left half-made
             self._share_what_cannot_be_copied(module)
             try:
                 copy.deepcopy(module, self._memo)
@@ -147,7 +149,7 @@ class Replay:
             args, kwargs = edit(entry, args, kwargs)
         with surroundings(entry.context):
             result = call(*args, **kwargs)
-        made = args[0] if entry.mutates else result
+        made = args[0] if entry.mutates and args else result
         for number, tensor in zip(entry.outputs, tensors(made), strict=False):
             self._values[number] = tensor
 
@@ -253,6 +255,8 @@ class TrainingStep:
                 copied = copies.of(original)
                 if isinstance(copied, Tensor) and copied.shape == start.shape:
                     copied.detach().copy_(start)
+                    if copied.is_leaf:
+                        copied.requires_grad_(start.requires_grad)  # frozen or freed since
         for module in self.modules:
             copied_module = copies.of(module)
             for parameter in copied_module.parameters():

@@ -28,6 +28,7 @@ NEAR = 2.0  # times the floor: the look waits until the loss is this low
 SHARE = 0.4  # of the remaining budget for one arm
 RATES = (1e-3, 1e-2, 1e-4)  # Adam's; the likeliest first
 LOST = 0.95  # of the start: what a loss of unknown kind must lose, if its floor is 0
+HALF = 0.5  # of the start: a loss of unknown kind that lost as much is being learned
 IGNORED = 1e-6  # relative change of the outputs under which they do not depend on the input (float32 resolves 1.2e-7)
 Facts = dict[str, float | str | bool]
 
@@ -86,8 +87,14 @@ class _Experiment:
         copies = step.copies()
         self._batch: TinyBatch = cut(step, copies)
         self._start = self._look(copies)
+        self._refuse_bottomless()
         self._refuse_slow()
         self._trained: Sandbox | None = None
+
+    def _refuse_bottomless(self) -> None:
+        """A loss of unknown kind that starts below zero has no floor that it could be held to."""
+        if self._kind(reached=False) == OTHER and self._start.value <= 0:
+            raise CannotReplayError("the loss may fall below zero, so its floor is not known")
 
     def _refuse_slow(self) -> None:
         """A step is some three forward passes; training that does not get anywhere in the budget is not begun."""
@@ -108,13 +115,23 @@ class _Experiment:
                 return arms
             arm = self._attempt(f"overfit/{setting.name}", setting)
             arms[arm.name] = self._with_first_facts(arm) if setting.rate is None else arm
-            if arm.facts.get("reached") or not math.isfinite(self._start.value):
-                return arms  # fitted; or the very first loss is NaN, which no optimizer can mend
+            if self._answered(arm):
+                return arms
         ran = [(arms[f"overfit/{s.name}"], s) for s in settings if not arms[f"overfit/{s.name}"].failure]
         known = [arm for arm, _ in ran if arm.facts["kind"] != OTHER]
         if ran and known:
             self._unblock(arms, min(ran, key=lambda pair: _left(pair[0]))[1])
         return arms
+
+    def _answered(self, arm: Arm) -> bool:
+        """Whether other optimizers would tell nothing more.
+
+        Either it is fitted, or the very first loss is not finite, which none can mend, or a loss whose floor nobody knows
+        lost half of itself.
+        """
+        falls = float(arm.facts.get("falls", math.nan))
+        bottomless = arm.facts.get("kind") == OTHER and falls >= HALF
+        return bool(arm.facts.get("reached")) or bottomless or not math.isfinite(self._start.value)
 
     def _unblock(self, arms: dict[str, Arm], setting: _Setting) -> None:
         penalised = any(term.kind == PENALTY for term in self._start.terms)
@@ -182,10 +199,11 @@ class _Experiment:
                 state.fits.extend(fits(terms, self._batch.samples))
         return state
 
-    def _reached(self, state: _State, losses: list[float]) -> bool:
+    def _reached(self, state: _State, losses: list[float], ended: bool = False) -> bool:
         known = [term for term in self._start.terms if term.kind in (CLASSES, REGRESSION)]
         if known and len(state.fits) == len(self._start.fits) == len(known):
-            return all(now.reached(then.measure) for now, then in zip(state.fits, self._start.fits, strict=True))
+            pairs = zip(state.fits, self._start.fits, strict=True)
+            return all(now.settled(then.measure) if ended else now.reached(then.measure) for now, then in pairs)
         cycle = len(self._batch.iterations)
         return min(losses) >= 0 and _level(losses, cycle) <= (1 - LOST) * _level(losses[:cycle], cycle)
 
@@ -200,7 +218,7 @@ class _Experiment:
     def _facts(self, run: Run, state: _State, sandbox: Sandbox) -> Facts:
         cycle = len(self._batch.iterations)
         finite = bool(run.losses) and math.isfinite(run.losses[-1])
-        reached = finite and self._reached(state, run.losses)
+        reached = finite and self._reached(state, run.losses, ended=True)
         start = _level(run.losses[:cycle], cycle) if run.losses else math.nan
         levels = [_level(run.losses[: number + 1], cycle) for number in range(len(run.losses))]
         best = min([*levels, state.value] if finite else levels, default=math.nan)

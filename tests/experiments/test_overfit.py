@@ -155,10 +155,18 @@ def test_a_loss_that_is_not_finite_is_no_failure(x, labels):
 
 
 def test_a_loss_of_unknown_kind_is_not_called_broken(x, labels):
-    loss: Loss = lambda out, _: torch.logsumexp(out, 1).mean()  # noqa: E731
+    loss: Loss = lambda out, _: (2 + torch.tanh(out)).mean()  # noqa: E731
     found = arms(fit(mlp(), loss, x, labels))
+    assert list(found) == ["overfit/own"]  # it lost half of itself, so another optimizer tells nothing more
+    found = arms(fit(mlp(), loss, x, labels, make=lambda p: torch.optim.SGD(p, lr=1e-9)))
+    assert list(found)[:2] == ["overfit/own", ADAMS[0]]
     assert {arm.facts["kind"] for arm in found.values()} == {"other"}
     assert not any("with" in name for name in found)  # nothing to unblock where nothing is known to be blocked
+
+
+def test_a_loss_below_zero_has_no_floor(x, labels):
+    found = arms(fit(mlp(), lambda out, _: out.mean() - 10, x, labels))
+    assert {arm.failure for arm in found.values()} == {"the loss may fall below zero, so its floor is not known"}
 
 
 def test_a_term_of_unknown_floor_makes_the_loss_other(x):

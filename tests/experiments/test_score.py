@@ -57,6 +57,13 @@ def test_of_many_tokens_95_percent_must_be_right(wrong, reached):
     assert found.reached(start=1000.0) is reached
 
 
+@pytest.mark.parametrize(("measure", "right", "settled"), [(0.39, 1.0, True), (0.41, 1.0, False), (0.39, 0.99, False)])
+def test_at_the_end_all_right_with_little_loss_will_do(measure, right, settled):
+    fit = Fit(CLASSES, measure, 0.0, 1.0, right)
+    assert fit.settled(start=2.0) is settled
+    assert not fit.reached(start=2.0)
+
+
 def test_ignored_targets_do_not_count():
     labels = torch.tensor([0, -100, 2, -100])
     found = one(CLASSES, "cross_entropy", logits(30.0, labels.clamp(min=0)), labels)
