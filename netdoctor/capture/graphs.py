@@ -84,9 +84,10 @@ def scalar_attributes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
 
 
 def _facts(tensor: Tensor, index: int, origin: str, producer: int | None, name: str, trained: bool) -> Value:
+    unknown = tensor.is_nested or torch.nn.parameter.is_lazy(tensor)  # torch refuses to say the shape of these
     value = Value(
         index,
-        tuple(tensor.shape),
+        () if unknown else tuple(tensor.shape),
         str(tensor.dtype).removeprefix("torch."),
         origin,
         producer,
@@ -94,7 +95,7 @@ def _facts(tensor: Tensor, index: int, origin: str, producer: int | None, name: 
         requires_grad=tensor.requires_grad,
         trained=trained,
     )
-    measured = _range(tensor)
+    measured = None if unknown else _range(tensor)
     return value if measured is None else replace(value, **measured)
 
 

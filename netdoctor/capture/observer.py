@@ -122,7 +122,7 @@ class Observer:
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Entry:
         grad = torch.is_grad_enabled()
         root = self.names.root_of(module)
-        self.program.see_module(module, root)
+        self.program.see_module(module, root, idle=not self.program.begun and self.tape.idle())
         kept = self.program.capturing
         entry = Entry(None, module, self.tape.encode(args), self.tape.encode(kwargs), context=random_states(kept))
         if kept:  # a step that is only kept until it is over is replayed, if at all, while the modes still stand

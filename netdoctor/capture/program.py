@@ -40,21 +40,32 @@ class Program:
         """Whether more iterations are wanted."""
         return len(self.iterations) < MAX_ITERATIONS and self._bytes < MAX_BYTES and self.keep_start
 
-    def see_module(self, module: nn.Module, root: Root) -> None:
-        """An outermost module is about to run: keep the weights of the whole model as they are before its first step."""
+    @property
+    def begun(self) -> bool:
+        """Whether a backward call was captured: from then on what was kept as the start stands."""
+        return bool(self.iterations or self.current.backwards)
+
+    def see_module(self, module: nn.Module, root: Root, idle: bool = False) -> None:
+        """An outermost module is about to run: keep the weights of the whole model as they are before its first step.
+
+        `idle`: no result of an earlier call is alive, so a call before this one was no part of the first step.
+        """
         top = root.module()
-        if id(module) in self._modules or not self.keep_start:
+        again = idle and not self.begun
+        if not self.keep_start or (id(module) in self._modules and not again):
             return
         top = module if top is None else top
         self._modules[id(module)] = module
         self._modules.setdefault(id(top), top)
         for tensor in [*top.parameters(), *top.buffers(), *module.parameters(), *module.buffers()]:
-            self._snapshot(tensor)
+            self._snapshot(tensor, again)
 
-    def _snapshot(self, tensor: Tensor) -> None:
-        if id(tensor) not in self._starts and not isinstance(
-            tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer
-        ):
+    def _snapshot(self, tensor: Tensor, again: bool = False) -> None:
+        """Keep a tensor's value, once; `again`: anew, if it changed."""
+        if nn.parameter.is_lazy(tensor):
+            return
+        known = self._starts.get(id(tensor))
+        if known is None or (again and not _same(known[1], tensor)):
             with torch.no_grad():
                 self._starts[id(tensor)] = (tensor, tensor.detach().clone().requires_grad_(tensor.requires_grad))
 
@@ -71,6 +82,9 @@ class Program:
 
     def backward(self, backward: Backward) -> None:
         """A backward call of the running iteration."""
+        if not self.begun:  # weights may have been set after the first pass, which only asked for shapes
+            for parameter in [p for module in self._modules.values() for p in module.parameters()]:
+                self._snapshot(parameter, again=True)
         self.current.actions.append(Action("backward", backward))
         if not self.capturing:
             return
@@ -133,3 +147,8 @@ class Program:
             for key in {id(item.tensor) for item in found if isinstance(item, Leaf)}:
                 counts[key] = counts.get(key, 0) + 1
         return owned | {key for key, count in counts.items() if count > 1}
+
+
+def _same(kept: Tensor, tensor: Tensor) -> bool:
+    alike = kept.device == tensor.device and kept.dtype == tensor.dtype and kept.requires_grad == tensor.requires_grad
+    return alike and torch.equal(kept, tensor)

@@ -29,10 +29,12 @@ _SATURATION = {
 
 def floats(tensor: Tensor) -> Tensor | None:
     """The tensor as a flat float32/64 view of its values, or None where there is nothing to measure."""
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.numel() == 0 or tensor.is_meta:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        return None
+    if torch.nn.parameter.is_lazy(tensor) or tensor.numel() == 0:
         return None
     if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.detach())
+        tensor = torch.view_as_real(tensor.detach().resolve_conj())
     if not tensor.is_floating_point():
         return None
     tensor = tensor.detach()

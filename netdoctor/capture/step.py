@@ -164,7 +164,7 @@ class Replay:
     def _decode(self, thing: Any, clone: bool) -> Any:
         if isinstance(thing, Slot):
             if thing.number not in self._values:
-                raise CannotReplayError("it depends on a tensor from an earlier step")
+                raise CannotReplayError("it depends on a tensor that was made out of sight or in an earlier step")
             return self._values[thing.number]
         if isinstance(thing, Leaf):
             return self._leaf(thing.tensor)

@@ -148,6 +148,16 @@ class Backward:
     value: float = float("nan")  # the sum of the losses, as the user's run had it
 
 
+def _base(tensor: Tensor) -> Tensor:
+    """The tensor that this one is a view of, or itself."""
+    base: Tensor | None = tensor._base
+    return tensor if base is None else base
+
+
+def _first(tensor: Tensor, _: Tensor) -> Tensor:
+    return tensor
+
+
 class Tape:
     """Collects the entries of the running step. Results are held weakly: how long a tensor lives stays the user's affair."""
 
@@ -175,6 +185,11 @@ class Tape:
             for tensor in tensors((args, kwargs))
         )
 
+    def idle(self) -> bool:
+        """Whether nothing that the tape saw being made is alive and could still lead to a loss."""
+        alive = (ref() for ref, _ in self._slots.values())
+        return not any(tensor is not None and tensor.grad_fn is not None for tensor in alive)
+
     def slot(self, tensor: Tensor) -> int | None:
         """The slot that holds this very tensor, or None."""
         found = self._slots.get(id(tensor))
@@ -190,6 +205,8 @@ class Tape:
             return Slot(slot)
         if tensor.requires_grad and tensor.is_leaf:
             return Leaf(tensor)
+        if tensor.requires_grad:  # made out of sight, or in an earlier step: its graph leads to the user's own weights
+            return Slot(-1)
         self._bytes += tensor.numel() * tensor.element_size()
         return Constant(tensor, version(tensor))
 
@@ -200,8 +217,18 @@ class Tape:
             entry.outputs.append(self._count)
             self._count += 1
         self._entries.append(entry)
+        for changed in tensors(result) if entry.mutates else ():
+            self._renew_aliases(changed)
         if len(self._entries) > self._limits[0] or self._bytes > self._limits[1]:
             self._prune()
+
+    def _renew_aliases(self, changed: Tensor) -> None:
+        """Whatever shares its memory with a tensor that was changed in place holds another value from now on."""
+        number = self._slots[id(changed)][1]
+        for ref, old in list(self._slots.values()):
+            other = ref()
+            if other is not None and other is not changed and _base(other) is _base(changed):
+                self.add(Entry(_first, None, (Slot(old), Slot(number)), {}, name="alias"), other)
 
     def _prune(self) -> None:
         """Drop entries whose results are gone and unused: passes that never reach a backward must not pile up."""

@@ -194,7 +194,7 @@ class Taps:
         finally:
             observer.in_backward = False
         self._safely("after backward", self.training.after_backward)()
-        if observer.program.functional:
+        if observer.program.functional or retain:  # with a graph kept, another loss will be made of what there is
             observer.mode.enter()
         return result
 

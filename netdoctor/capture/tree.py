@@ -30,6 +30,10 @@ def _children(thing: Any) -> Iterator[Any]:
         yield from thing.values()
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         yield from (getattr(thing, field.name, None) for field in dataclasses.fields(thing))
+    elif isinstance(thing, torch.distributions.Distribution):
+        yield from vars(thing).values()
+    elif not isinstance(thing, torch.nn.Module | type):
+        yield from (value for value in getattr(thing, "__dict__", {}).values() if isinstance(value, torch.Tensor))
 
 
 def substitute(thing: Any, replace: Callable[[torch.Tensor], Any], depth: int = 0) -> Any:

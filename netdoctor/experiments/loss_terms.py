@@ -137,6 +137,8 @@ class _Walk:
             return Term(OTHER, operation.name)
         first, second = (0, 1) if wanted[0] else (1, 0)
         prediction, target = pair.inputs[first], pair.inputs[second]
+        if self._moves(pair.makers[second]):
+            return Term(OTHER, operation.name)
         if operation.name in BINARY_LOSSES:
             hard = bool(((target == 0) | (target == 1)).all())
             kind = CLASSES if hard else REGRESSION
@@ -165,22 +167,34 @@ class _Walk:
             return None
         return Term(CLASSES, "nll_loss", before.outputs[0], indices[-1].reshape(-1), {})
 
+    def _moves(self, maker: int | None) -> bool:
+        """Whether a target is made from what is being trained, and only cut off from it (`detach`)."""
+        if maker is None:
+            return False
+        return any(
+            want and not leaf
+            for number in self._behind(maker)
+            for want, leaf in zip(self._watch.wanted[number], self._watch.leaves[number], strict=True)
+        )
+
     def _only_leaves(self, index: int) -> bool:
         """Whether a value is made of parameters alone, as weight penalties are."""
+        for number in self._behind(index):
+            operation, leaves = self._watch.operations[number], self._watch.leaves[number]
+            for tensor, maker, leaf in zip(operation.inputs, operation.makers, leaves, strict=False):
+                if maker is None and not leaf and tensor.numel() > 1:
+                    return False
+        return True
+
+    def _behind(self, index: int) -> Iterator[int]:
+        """The operations that a value depends on, itself included."""
         queue, seen = [index], set()
         while queue:
             number = queue.pop()
-            if number in seen:
-                continue
-            seen.add(number)
-            operation = self._watch.operations[number]
-            leaves = self._watch.leaves[number]
-            for tensor, maker, leaf in zip(operation.inputs, operation.makers, leaves, strict=False):
-                if maker is not None:
-                    queue.append(maker)
-                elif not leaf and tensor.numel() > 1:
-                    return False
-        return True
+            if number not in seen:
+                seen.add(number)
+                yield number
+                queue.extend(maker for maker in self._watch.operations[number].makers if maker is not None)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

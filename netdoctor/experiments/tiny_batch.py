@@ -130,7 +130,7 @@ def _whole(step: TrainingStep, single: Iteration) -> TinyBatch:
     return TinyBatch([single], max(1, size), size, 0)
 
 
-def _rows(iteration: Iteration, size: int) -> Tensor | None:
+def input_rows(iteration: Iteration, size: int) -> Tensor | None:
     """The model's inputs with one flattened row per sample."""
     parts = [c.tensor.reshape(size, -1).double() for _, c in _of_first_entry(iteration) if _is_batch(c.tensor, size)]
     return torch.cat(parts, 1) if parts else None
@@ -158,7 +158,7 @@ def _choices(iteration: Iteration, terms: list[Term], size: int) -> Iterator[tup
     plain = tuple(range(SAMPLES))
     targets = _targets(terms, size)
     if targets is not None:
-        candidates = _without_conflicts(_rows(iteration, size), targets, size)
+        candidates = _without_conflicts(input_rows(iteration, size), targets, size)
         chosen = candidates[:SAMPLES]
         if bool((targets[chosen] == targets[chosen[0]]).all()):
             others = [i for i in candidates if not torch.equal(targets[i], targets[chosen[0]])]
@@ -185,7 +185,7 @@ def _without_conflicts(rows: Tensor | None, targets: Tensor, size: int) -> list[
 
 def _conflicts(iteration: Iteration, terms: list[Term], size: int, indices: Any) -> tuple[int, ...]:
     """The chosen samples with the same input as another one, and another target."""
-    targets, rows = _targets(terms, size), _rows(iteration, size) if size else None
+    targets, rows = _targets(terms, size), input_rows(iteration, size) if size else None
     if targets is None or rows is None:
         return ()
 

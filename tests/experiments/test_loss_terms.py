@@ -80,6 +80,7 @@ def test_yes_or_no_and_shades_of_grey():
         lambda out, y: 1.0 - F.mse_loss(out, y),
         lambda out, y: F.mse_loss(out, y) * out.mean(),
         lambda out, y: F.mse_loss(out, out.flip(0)),
+        lambda out, y: F.mse_loss(out, out.detach().flip(0) + y),
         lambda out, y: -torch.exp(-(out - y).square()).mean(),
         lambda out, y: torch.logsumexp(out, 1).mean(),
     ],

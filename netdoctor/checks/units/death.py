@@ -63,11 +63,15 @@ def _at_start(recording: Recording, first: Liveness) -> str:
     bias = _bias(recording, first)
     mean, std = entering_at(recording, first.layer, 0)
     if math.isfinite(mean) and mean < -NEGATIVE * std:
-        offset = f"; the bias of {first.feeder.path} starts at {bias:.3g}" if first.feeder and bias < 0 else ""
+        offset = (
+            f"; the bias of {first.feeder.path} starts at {bias:.3g}"
+            if first.feeder and _by_bias(recording, first)
+            else ""
+        )
         return (
             f"They never fired: what goes into the ReLU has mean {mean:.3g} and standard deviation {std:.3g}{offset}."
         )
-    if bias < 0 and first.feeder is not None:
+    if _by_bias(recording, first) and first.feeder is not None:
         return f"They never fired: the bias of {first.feeder.path} starts at {bias:.3g}."
     return "They never fired: initialisation, or the scale of the input, keeps what goes into the ReLU below 0."
 
@@ -99,6 +103,12 @@ def _bias(recording: Recording, first: Liveness) -> float:
     return math.nan if track is None else track.first
 
 
+def _by_bias(recording: Recording, first: Liveness) -> bool:
+    """Whether the bias makes at least half of the offset that keeps the input of the ReLU below 0."""
+    bias, (mean, _) = _bias(recording, first), entering_at(recording, first.layer, 0)
+    return bias < 0 and (bias <= mean / 2 if mean < 0 else bias <= -1)
+
+
 def _lr(recording: Recording, step: int) -> float:
     series = recording.scalars.get("lr")
     known = [] if series is None else list(series.values[series.steps <= step])
@@ -110,7 +120,7 @@ def _initialise(recording: Recording, first: Liveness) -> tuple[Fix, ...]:
     weight = _variable(fed.weight, "weight") if fed else "weight"
     bias = _variable(fed.bias, "bias") if fed and fed.bias else ""
     code = f'torch.nn.init.kaiming_normal_({weight}, nonlinearity="relu")'
-    if bias and (_bias(recording, first) < 0 or not math.isfinite(_bias(recording, first))):
+    if bias and _by_bias(recording, first):
         zero = Fix("zero-bias", "Start the bias at 0.", f"torch.nn.init.zeros_({bias})", Reach.MODEL)
         return zero, Fix("variance-scaling-init", "Initialise the incoming weights for a ReLU.", code, Reach.MODEL)
     return (Fix("variance-scaling-init", "Initialise the incoming weights for a ReLU.", code, Reach.MODEL),)

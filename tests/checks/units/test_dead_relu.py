@@ -104,6 +104,14 @@ def test_dead_from_the_start_by_their_bias() -> None:
     assert finding.fixes[0].code == "torch.nn.init.zeros_(model.fc.bias)"
 
 
+def test_ordinary_bias_is_not_blamed() -> None:
+    """A bias of -0.01 does not make a mean of -3: the weights do."""
+    build = net(units(20)).of_parameter("fc.bias", Stat.MEAN, -0.01)
+    finding = only(build.of_layer("fc", Stat.MEAN, -3.0).of_layer("fc", Stat.STD, 1.0).done())
+    assert "bias" not in finding.explanation
+    assert finding.fixes[0].treatment == "variance-scaling-init"
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
