@@ -98,6 +98,22 @@ def is_silent(function: Callable[..., Any], name: str) -> bool:
     return name in SILENT or (getattr(function, "__name__", "") == "__get__" and name not in _PROPERTIES)
 
 
+_spoken: dict[Any, str] = {}
+
+
+def spoken_name(function: Callable[..., Any]) -> str:
+    """The name of a function whose calls matter, "" for a silent one; remembered, as this is asked for every call."""
+    try:
+        return _spoken[function]
+    except KeyError:
+        name = function_name(function)
+        _spoken[function] = found = "" if is_silent(function, name) else name
+        return found
+    except TypeError:  # a callable without a hash
+        name = function_name(function)
+        return "" if is_silent(function, name) else name
+
+
 def plain(name: str) -> str:
     """The name without in-place underscore and without the dunder of an operator: "add" for `__iadd__`, `add_`, `__radd__`."""
     if name.startswith("__") and name.endswith("__"):

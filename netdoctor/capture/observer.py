@@ -288,8 +288,8 @@ class _OperationMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         observer = self._observer
-        name = functions.function_name(func)
-        if observer.suspended or observer.in_backward or functions.is_silent(func, name):
+        name = functions.spoken_name(func)
+        if not name or observer.suspended or observer.in_backward:
             return func(*args, **kwargs)
         noted = observer.containment.run("operation", observer.before_operation, name, func, args, kwargs)
         result = func(*args, **kwargs)

@@ -69,18 +69,19 @@ class Moments:
 
 
 _SQUARES_OVERFLOW = 1e17  # float32 squares of this, summed a thousand times, come near its largest value of 3e38
+_SQUARES_VANISH = 1e-15  # and squares of this come near its smallest; what is far below the largest value may vanish
 
 
 def raw_moments(values: Tensor) -> Tensor:
     """(sum, sum of squares, lowest, highest, scale) of a float tensor as a tensor of shape (5,), on its device.
 
     Three kernels (sum, dot, aminmax: the cheapest ones, see the README's overhead table). Only where the squares would overflow
-    are the values scaled first; on a device that works asynchronously that cannot be asked without waiting, so it is always done.
+    or vanish are the values scaled first; on a device that works asynchronously that cannot be asked without waiting, so it is always done.
     """
     flat = values.reshape(-1)
     low, high = torch.aminmax(flat)
     scale = torch.ones_like(low)
-    if values.device.type != "cpu" or not -_SQUARES_OVERFLOW < float(low) <= float(high) < _SQUARES_OVERFLOW:
+    if values.device.type != "cpu" or not _SQUARES_VANISH < max(-float(low), float(high)) < _SQUARES_OVERFLOW:
         largest = torch.maximum(low.abs(), high.abs())
         scale = torch.where(torch.isfinite(largest) & (largest > 0), largest, scale)
         flat = flat / scale
@@ -158,4 +159,6 @@ def strided_sample(parameter: Tensor) -> Tensor:
     """About 1024 strided entries of a parameter, copied: what the size of an update is measured on."""
     flat = parameter.detach().reshape(-1)
     stride = max(1, flat.numel() // _SAMPLED)
+    while math.gcd(stride, math.prod(parameter.shape[1:])) > 1:  # else a few columns are seen, say an image's empty border
+        stride += 1
     return flat[::stride].to(torch.float32, copy=True)

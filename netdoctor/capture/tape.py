@@ -93,6 +93,9 @@ class Entry:
         return sum(found)
 
 
+_MEANINGS = (Slot, Leaf, Constant)
+
+
 def version(tensor: Tensor) -> int:
     """How often the tensor was changed in place; inference tensors do not say, and cannot be changed in training."""
     return 0 if tensor.is_inference() else tensor._version
@@ -100,9 +103,9 @@ def version(tensor: Tensor) -> int:
 
 def walk(thing: Any, visit: Callable[[Any], None], depth: int = 0) -> None:
     """Call `visit` on every `Slot`, `Leaf` and `Constant` in rewritten arguments."""
-    if isinstance(thing, Slot | Leaf | Constant):
+    if isinstance(thing, _MEANINGS):
         visit(thing)
-    elif isinstance(thing, list | tuple) and depth < 10:
+    elif isinstance(thing, (list, tuple)) and depth < 10:
         for item in thing:
             walk(item, visit, depth + 1)
     elif isinstance(thing, dict) and depth < 10:

@@ -88,6 +88,8 @@ class TrainingTaps:
 
     def _note_gradients(self) -> None:
         """Whether backward starts from clean gradients; on measured steps the values are looked at too."""
+        if not self._observer.detailed and not self._observer.program.capturing:
+            return  # this step is kept only until it is over, and asked at most for a NaN
         held = [
             p.grad
             for optimizer in self._alive

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+_PLAIN = (type(None), str, bytes, int, float)
 _DEPTH = 8  # deeper nesting than this is data, not arguments
 
 
@@ -16,7 +17,7 @@ def tensors(thing: Any, depth: int = 0) -> Iterator[torch.Tensor]:
     """The tensors in `thing`, in a fixed order."""
     if isinstance(thing, torch.Tensor):
         yield thing
-    elif thing is None or isinstance(thing, str | bytes | int | float) or depth > _DEPTH:
+    elif isinstance(thing, _PLAIN) or depth > _DEPTH:
         return
     else:
         for child in _children(thing):
@@ -24,7 +25,7 @@ def tensors(thing: Any, depth: int = 0) -> Iterator[torch.Tensor]:
 
 
 def _children(thing: Any) -> Iterator[Any]:
-    if isinstance(thing, list | tuple | set | frozenset):
+    if isinstance(thing, (list, tuple, set, frozenset)):
         yield from thing
     elif isinstance(thing, Mapping):
         yield from thing.values()
@@ -40,9 +41,9 @@ def substitute(thing: Any, replace: Callable[[torch.Tensor], Any], depth: int = 
     """`thing` with every tensor t replaced by `replace(t)`; containers are rebuilt only where something changed."""
     if isinstance(thing, torch.Tensor):
         return replace(thing)
-    if thing is None or isinstance(thing, str | bytes | int | float) or depth > _DEPTH:
+    if isinstance(thing, _PLAIN) or depth > _DEPTH:
         return thing
-    if isinstance(thing, list | tuple):
+    if isinstance(thing, (list, tuple)):
         items = [substitute(item, replace, depth + 1) for item in thing]
         if all(new is old for new, old in zip(items, thing, strict=True)):
             return thing

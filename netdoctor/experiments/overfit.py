@@ -289,8 +289,9 @@ class _Experiment:
         given = input_rows(iteration, batch.size)
         if given is None or bool((given == given[0]).all()):
             return {}  # samples that are all the same say nothing
-        first = iteration.backwards[0].entries[0]
-        turned = sample(iteration, batch.size, batch.dimension, (*range(1, batch.size), 0), first)
+        entries = iteration.backwards[0].entries
+        learned = [e for e in entries if e.module is not None and e.context is not None and e.context.grad]
+        turned = sample(iteration, batch.size, batch.dimension, (*range(1, batch.size), 0), learned or entries[:1])
         before, after = (_prediction(watched_terms(copies, it.backwards[0])[1]) for it in (iteration, turned))
         if before is None or after is None or before.shape != after.shape:
             return {}

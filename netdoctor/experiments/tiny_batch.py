@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,9 +227,9 @@ def _shrank(before: Term, after: Term, size: int) -> bool:
 
 
 def sample(
-    iteration: Iteration, size: int, dimension: int, indices: tuple[int, ...], only: Entry | None = None
+    iteration: Iteration, size: int, dimension: int, indices: tuple[int, ...], only: Sequence[Entry] | None = None
 ) -> Iteration:
-    """The iteration with every constant of this batch size cut to the samples at `indices` (in one entry, if given)."""
+    """The iteration with every constant of this batch size cut to the samples at `indices` (only in some entries, if given)."""
 
     def pick(constant: Constant) -> Constant:
         tensor = constant.tensor
@@ -240,11 +240,14 @@ def sample(
         cut_out = tensor.detach().index_select(dims[0], chosen)
         return Constant(cut_out, cut_out._version)
 
+    kept = None if only is None else {id(entry) for entry in only}
     made: dict[int, Entry] = {}  # losses that share entries go on sharing them
 
     def entry_of(entry: Entry) -> Entry:
         if id(entry) not in made:
-            changed = entry if only is not None and entry is not only else _rewritten(entry, pick, size, len(indices))
+            changed = (
+                entry if kept is not None and id(entry) not in kept else _rewritten(entry, pick, size, len(indices))
+            )
             made[id(entry)] = changed
         return made[id(entry)]
 

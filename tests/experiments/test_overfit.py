@@ -72,6 +72,21 @@ def test_a_model_that_ignores_its_input_fits_nowhere(x, labels):
     assert facts["falls"] < 0.3
 
 
+def test_another_network_on_other_inputs_is_not_the_one_that_is_asked(x):
+    """A target network runs first, as in Q-learning; what it is given does not move the prediction."""
+    model, teacher = mlp(outputs=1), mlp(outputs=1)
+
+    def train() -> None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        with torch.no_grad():
+            wanted = teacher(x[32:64])
+        F.mse_loss(model(x[:32]), wanted).backward()
+        optimizer.step()
+
+    facts = arms(captured(train))["overfit/own"].facts
+    assert (facts["kind"], facts["reached"], facts["input_ignored"]) == ("regression", True, False)
+
+
 def test_a_dead_optimizer_is_not_a_dead_model(x, labels):
     found = arms(fit(mlp(), F.cross_entropy, x, labels, make=lambda p: torch.optim.SGD(p, lr=1e-7)))
     assert list(found) == ["overfit/own", "overfit/adam 0.001"] or list(found) == ["overfit/own", *ADAMS[:2]]

@@ -1,0 +1,232 @@
+"""Every statistic against numpy in double precision, on shapes and values that hypothesis makes up."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netdoctor.capture import statistics
+from netdoctor.recording import Stat
+
+SHAPES = st.lists(st.integers(1, 6), min_size=0, max_size=4).map(tuple)
+SCALES = st.sampled_from([1e-30, 1e-20, 1e-12, 1e-3, 1.0, 1e4, 1e15, 1e25, 1e37])
+DTYPES = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
+
+
+def made(shape, seed, scale=1.0, dtype=torch.float32):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    return tensor.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
+
+
+def reference(values):
+    """MEAN, RMS, STD, ABSMAX in double precision, with the largest value taken out so that no square overflows."""
+    flat = values.detach().double().numpy().reshape(-1)
+    largest = np.abs(flat).max() or 1.0
+    scaled = flat / largest
+    return {
+        Stat.MEAN: scaled.mean() * largest,
+        Stat.RMS: math.sqrt((scaled**2).mean()) * largest,
+        Stat.STD: scaled.std() * largest,
+        Stat.ABSMAX: np.abs(flat).max(),
+    }
+
+
+@given(SHAPES, st.integers(0, 99), SCALES)
+@settings(max_examples=150, deadline=None)
+def test_moments(shape, seed, scale):
+    values = made(shape, seed, scale)
+    found, expected = statistics.moments(values).stats(), reference(values)
+    assert found[Stat.ABSMAX] == expected[Stat.ABSMAX]
+    assert found[Stat.RMS] == pytest.approx(expected[Stat.RMS], rel=1e-5)
+    assert found[Stat.MEAN] == pytest.approx(expected[Stat.MEAN], rel=1e-5, abs=1e-6 * expected[Stat.RMS])
+    assert found[Stat.STD] == pytest.approx(expected[Stat.STD], rel=1e-3, abs=1e-3 * expected[Stat.RMS])
+    assert found[Stat.NONFINITE] == 0
+
+
+@given(SHAPES, st.integers(0, 99), DTYPES)
+@settings(max_examples=60, deadline=None)
+def test_moments_in_every_precision(shape, seed, dtype):
+    values = made(shape, seed, 3.0, dtype)
+    held = statistics.floats(values)
+    assert held is not None
+    assert held.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
+    found, expected = statistics.moments(held).stats(), reference(values)
+    assert found[Stat.RMS] == pytest.approx(expected[Stat.RMS], rel=1e-5)
+    assert found[Stat.ABSMAX] == expected[Stat.ABSMAX]
+
+
+def test_half_precision_is_summed_in_single():
+    values = statistics.floats(torch.full((70_000,), 60_000.0, dtype=torch.float16))
+    assert statistics.moments(values).stats()[Stat.RMS] == pytest.approx(60_000, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(300,), (64, 50), (8, 4, 7, 7)])
+def test_the_spread_of_values_around_a_large_mean(shape):
+    """Far from zero the spread is a small difference of large numbers; 1/100 of the mean is still read well."""
+    values = 100 + made(shape, 1)
+    assert statistics.moments(values).stats()[Stat.STD] == pytest.approx(float(values.double().std(correction=0)), rel=0.02)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_what_is_not_finite_shows(bad, place):
+    values = made((5, 8), 3)
+    values.view(-1)[place] = bad
+    found = statistics.moments(values).stats()
+    assert found[Stat.NONFINITE] == 1
+    assert not math.isfinite(found[Stat.ABSMAX])
+    assert not math.isfinite(found[Stat.RMS])
+
+
+def test_a_huge_finite_sum_is_finite():
+    assert statistics.moments(torch.full((64,), 1e38)).stats()[Stat.NONFINITE] == 0
+    assert statistics.moments(torch.full((64,), 1e38)).stats()[Stat.RMS] == pytest.approx(1e38, rel=1e-5)
+
+
+def test_zeros():
+    found = statistics.moments(torch.zeros(3, 4)).stats()
+    assert found == {Stat.MEAN: 0, Stat.RMS: 0, Stat.STD: 0, Stat.ABSMAX: 0, Stat.NONFINITE: 0}
+
+
+@given(st.integers(2, 80), st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_batch_spread(batch, rest, seed):
+    values = made((batch, *rest), seed)
+    expected = math.sqrt(values[:64].double().reshape(min(batch, 64), -1).numpy().var(axis=0).mean())
+    assert float(statistics.batch_spread(values)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_spread_without_a_batch():
+    assert statistics.batch_spread(torch.randn(5)) is None
+    assert statistics.batch_spread(torch.randn(1, 5)) is None
+    assert statistics.batch_spread(torch.tensor(1.0)) is None
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 99), st.floats(-2, 2))
+@settings(max_examples=80, deadline=None)
+def test_units_active(shape, seed, shift):
+    values = (made(shape, seed) - shift).relu()
+    for dim in {0, len(shape) - 1, -1}:
+        by_unit = np.moveaxis(values.numpy(), dim, 0).reshape(shape[dim], -1)
+        assert statistics.units_active(values, dim).tolist() == (by_unit != 0).any(1).astype(float).tolist()
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 99), st.sampled_from([0.5, 3.0, 10.0]))
+@settings(max_examples=60, deadline=None)
+def test_saturation(shape, seed, scale):
+    inputs = made(shape, seed, scale)
+    rules = {
+        "sigmoid": (inputs.sigmoid(), lambda v: (v < 0.018) | (v > 0.982)),
+        "tanh": (inputs.tanh(), lambda v: np.abs(v) > 0.999),
+        "hardtanh": (torch.nn.functional.hardtanh(inputs), lambda v: np.abs(v) >= 1),
+        "hardsigmoid": (torch.nn.functional.hardsigmoid(inputs), lambda v: (v < 1e-6) | (v > 1 - 1e-6)),
+    }
+    for name, (values, outside) in rules.items():
+        share, by_unit = statistics.saturated(values, name, -1)
+        expected = outside(np.moveaxis(values.numpy(), -1, 0).reshape(shape[-1], -1))
+        assert float(share) == pytest.approx(expected.mean(), abs=1e-6)
+        assert by_unit.tolist() == pytest.approx(expected.mean(1).tolist(), abs=1e-6)
+
+
+def test_saturation_of_softmax_is_by_row():
+    values = torch.tensor([[20.0, 0, 0], [0, 0, 0], [0, 30, 0], [1, 2, 3]]).softmax(-1)
+    assert float(statistics.saturated(values, "softmax", -1)[0]) == 0.5
+    assert statistics.saturated(values, "relu", -1) is None
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_rows_without_gradient(shape, seed):
+    gradient = made(shape, seed)
+    gradient[:: 2] = 0
+    expected = (gradient.reshape(shape[0], -1).numpy() == 0).all(1).astype(float)
+    assert statistics.rows_without_gradient(gradient).tolist() == expected.tolist()
+
+
+@given(st.integers(1, 12), st.integers(1, 9), st.data())
+@settings(max_examples=80, deadline=None)
+def test_distinct_rows(units, inputs, data):
+    kinds = data.draw(st.lists(st.integers(0, 3), min_size=units, max_size=units))
+    rows = made((4, inputs), 5)[kinds]
+    assert float(statistics.distinct_rows(rows)) == pytest.approx(len(set(kinds)) / units)
+
+
+def test_distinct_rows_of_odd_ones():
+    assert float(statistics.distinct_rows(torch.zeros(4, 3))) == 0.25
+    permuted = torch.tensor([[1.0, 2, 3], [3, 2, 1], [2, 3, 1]])
+    assert float(statistics.distinct_rows(permuted)) == 1.0
+    assert float(statistics.distinct_rows(torch.full((4, 3), math.nan))) <= 1.0
+
+
+@pytest.mark.parametrize("shape", [(256, 784), (1024, 1024), (10, 512), (64, 64, 3, 3), (7,), (), (50_000, 64)])
+def test_the_sample_of_a_parameter_sees_every_column(shape):
+    """A stride that divides the row length would look at a few inputs only, which may be the border of an image: always zero."""
+    columns = math.prod(shape[1:])
+    numbers = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
+    sample = statistics.strided_sample(numbers)
+    assert min(numbers.numel(), 900) <= len(sample) <= 2048
+    if columns > 1:
+        seen = {int(n) % columns for n in torch.arange(numbers.numel())[:: max(1, int(sample[1]))]}
+        assert len(seen) >= min(columns, 500)
+
+
+def test_the_sample_is_a_copy():
+    parameter = torch.nn.Parameter(torch.ones(4))
+    sample = statistics.strided_sample(parameter)
+    parameter.data.zero_()
+    assert sample.tolist() == [1, 1, 1, 1]
+    assert not sample.requires_grad
+
+
+def nested():
+    return torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)])
+
+
+NOTHING = {
+    "integers": lambda: torch.arange(4),
+    "booleans": lambda: torch.tensor([True]),
+    "nothing inside": lambda: torch.empty(0, 5),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "meta": lambda: torch.empty(3, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8),
+    "lazy": torch.nn.parameter.UninitializedParameter,
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_to_measure(name):
+    assert statistics.floats(NOTHING[name]()) is None
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_not_measured():
+    assert statistics.floats(nested()) is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.tensor(2.0),
+        torch.randn(4, 6).t(),
+        torch.randn(4, 6)[:, ::2],
+        torch.randn(1, 3).expand(5, 3),
+        torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        torch.randn(3, dtype=torch.complex64),
+        torch.randn(3, dtype=torch.complex64).conj(),
+        torch.randn(3, requires_grad=True) * 2,
+        torch.nn.Parameter(torch.randn(2, 2)),
+    ],
+    ids=["scalar", "transposed", "strided", "expanded", "channels last", "complex", "conjugate", "graph", "parameter"],
+)
+def test_odd_tensors(values):
+    held = statistics.floats(values)
+    assert held is not None
+    assert not held.requires_grad
+    plain = torch.view_as_real(values.detach().resolve_conj()) if values.is_complex() else values
+    assert statistics.moments(held).stats()[Stat.RMS] == pytest.approx(reference(plain)[Stat.RMS], rel=1e-5)
