@@ -52,6 +52,8 @@ class Operation:
     line: int = 0
     grad_enabled: bool = True
     inside: bool = False  # ran inside a module that has parameters (else: in the user's own loss or loop code)
+    text: str = ""  # the user's source line, stripped; empty where it could not be read
+    outer: str = ""  # path of the outermost running module with parameters, "" outside of any
 
 
 @dataclass(slots=True)

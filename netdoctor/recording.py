@@ -13,6 +13,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from netdoctor.data import TensorFacts
 from netdoctor.graph import StepGraph
 
 FORMAT = 1
@@ -300,6 +301,8 @@ class Recording:
     faults: list[Fault] = field(default_factory=list)
     blind_spots: list[str] = field(default_factory=list)  # what could not be observed, in plain words
     facts: dict[str, float | str | bool] = field(default_factory=dict)
+    inputs: list[TensorFacts] = field(default_factory=list)  # what the outermost models are given
+    targets: list[TensorFacts] = field(default_factory=list)  # what the losses compare with
 
     def track(self, site: Site, stat: Stat) -> Track | None:
         """The track of one statistic at one site, or None where it was not taken."""

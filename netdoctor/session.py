@@ -6,7 +6,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -22,10 +22,12 @@ from netdoctor.capture.step import Copies, OptimizerStart, TrainingStep
 from netdoctor.capture.taps import Taps
 from netdoctor.errors import MisuseError, NetdoctorError
 from netdoctor.experiments.plan import conduct
-from netdoctor.experiments.sandbox import copied_optimizer, quiet
+from netdoctor.experiments.sandbox import Budget, copied_optimizer, quiet
+from netdoctor.experiments.treatments.treatment import Places
+from netdoctor.experiments.trial import try_fixes
 from netdoctor.finding import Finding, Severity
 from netdoctor.recording import Fault, Recording
-from netdoctor.report import Report
+from netdoctor.report import Crash, Report
 
 EXAMINED_STEPS = 30  # of a one-shot examination: the least that a trend is read from (trend.py)
 
@@ -116,21 +118,38 @@ class Session:
     def report(self) -> Report:
         """Run the experiments and judge everything. Ctrl-C ends the experiments and keeps the report."""
         if self._report is None:
-            step = self._step
-            if self.options.experiments and step is not None and self.recording.counts.get("backward"):
-                self._experiment(step)
+            step, budget = self._step, Budget(self.options.budget)
+            if not self.options.experiments or not self.recording.counts.get("backward"):
+                step = None
+            going_on = step is not None and self._experiment(step)
             self._report = self._diagnose()
+            if step is not None and going_on:
+                self._report = self._try_fixes(self._report, step, budget)
             self._step = None  # lets go of the user's batches and models
         return self._report
 
-    def _experiment(self, step: TrainingStep) -> None:
+    def _experiment(self, step: TrainingStep) -> bool:
+        """Conduct the experiments; False when the user ended them."""
         progress = _Progress(self.options.progress)
         try:
             conduct(self.recording, step, self.options.budget, progress.say)
         except KeyboardInterrupt:
             self.recording.blind_spots.append("the experiments were interrupted")
+            return False
         except Exception as error:
             self.recording.faults.append(Fault("experiments", f"{type(error).__name__}: {error}"))
+        finally:
+            progress.close()
+        return True
+
+    def _try_fixes(self, report: Report, step: TrainingStep, budget: Budget) -> Report:
+        progress, names = _Progress(self.options.progress), self._observer.names
+        try:
+            places = Places(step, names.key_of, names.parameter_name)
+            return try_fixes(report, self.recording, step, places, self._checks, budget, progress.say)
+        except Exception as error:
+            crash = Crash("trials of the fixes", f"{type(error).__name__}: {error}")
+            return replace(report, crashes=(*report.crashes, crash))
         finally:
             progress.close()
 

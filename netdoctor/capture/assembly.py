@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import platform
 import time
@@ -53,6 +54,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     rename(recording, display, labels)
     recording.graphs = [_renamed(graph, display) for graph in observer.graphs]
     recording.graph = recording.graphs[0] if recording.graphs else None
+    recording.inputs, recording.targets = observer.data.inputs(), observer.data.targets()
     origin = observer.origin
     if origin is not None:
         module, parameter = display.get(origin.module, origin.module), display.get(origin.parameter, origin.parameter)
@@ -141,7 +143,15 @@ def _renamed(graph: StepGraph, display: dict[str, str]) -> StepGraph:
     def name(key: str) -> str:
         return display.get(key, key.rpartition(SEPARATOR)[2])
 
-    operations = [replace(o, module=name(o.module)) for o in graph.operations]
+    operations = [
+        replace(
+            o,
+            module=name(o.module),
+            outer=name(o.outer),
+            text=linecache.getline(o.file, o.line).strip() if o.file else "",
+        )
+        for o in graph.operations
+    ]
     values = [replace(v, name=name(v.name)) for v in graph.values]
     return StepGraph(operations, values, graph.loss)
 

@@ -59,7 +59,10 @@ class GraphBuilder:
             return
         index = len(self._operations)
         trained = any(self._values[value].trained for value in operation.inputs)
-        outputs = tuple(self._put(tensor, "operation", index, trained=trained) for tensor in tensors(result))
+        outputs = tuple(
+            self._put(tensor, "operation", index, trained=trained or (tensor.requires_grad and tensor.is_leaf))
+            for tensor in tensors(result)
+        )
         self._operations.append(replace(operation, index=index, outputs=outputs))
 
     def finish(self, loss: Tensor | None) -> StepGraph:

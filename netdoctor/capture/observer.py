@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from netdoctor.capture import functions
 from netdoctor.capture.containment import Containment
+from netdoctor.capture.data import DataRecorder
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
 from netdoctor.capture.layers import LayerRecorder
 from netdoctor.capture.naming import ModuleNames
@@ -38,6 +39,7 @@ class Observer:
         self.tape = Tape()
         self.program = Program(self.names)
         self.layers = LayerRecorder(self.recorder)
+        self.data = DataRecorder()
         self.graph: GraphBuilder | None = GraphBuilder()
         self.graphs: list[StepGraph] = []
         self.origin: Origin | None = None
@@ -133,6 +135,7 @@ class Observer:
         self._measuring = self.detailed and grad and id(module) not in self._measured
         if self._measuring:
             self._measured.add(id(module))
+            self.data.see_inputs(self.step, id(module), (args, kwargs), entry.position, self._made, self._value_of)
         if not grad and not self._evaluating:
             self.recorder.count(
                 "evaluation", self.step, detail="train" if module.training else "eval", source=user_line()
@@ -157,7 +160,7 @@ class Observer:
             outputs = list(tensors(result))
             if outputs and all(self.graph.value_of(tensor) is None for tensor in outputs):
                 # Nothing inside could be seen (scripted, compiled, another library): the call stands as one operation.
-                inputs = self.graph.reading(tensors((entry.args, entry.kwargs)), self.names.parameter_name)
+                inputs = self.graph.reading(tensors((entry.args, entry.kwargs)), self.names.parameter_key)
                 self._add_to_graph(entry.name, inputs, {}, result, entry.position)
         if entry.context is not None and entry.context.grad:
             self.mode.enter()
@@ -176,8 +179,19 @@ class Observer:
             entry = self._entry(name, function, args, kwargs, mutates)
         inputs: tuple[int, ...] = ()
         if self.detailed and self.graph is not None:
-            inputs = self.graph.reading(tensors((args, kwargs)), self.names.parameter_name)
+            self._path(self.stack[-1] if self.stack else None)  # names the parameters of a module seen for the first time
+            inputs = self.graph.reading(tensors((args, kwargs)), self.names.parameter_key)
+        if self.detailed and self.data.wants(name) and torch.is_grad_enabled():
+            self.data.see_operation(self.step, name, args, kwargs, user_position(), self._value_of)
         return (entry, inputs) if entry is not None or self.detailed else None
+
+    def _made(self, tensor: Tensor) -> bool:
+        return self.tape.slot(tensor) is not None
+
+    def _value_of(self, tensor: Tensor) -> int | None:
+        """The index of a tensor in the captured graph, which it enters here if it is new."""
+        graph = self.graph
+        return graph.reading([tensor], self.names.parameter_key)[0] if graph is not None and self.detailed else None
 
     def _entry(self, name: str, function: Any, args: Any, kwargs: Any, mutates: bool) -> Entry:
         encoded = self.tape.encode(args)
@@ -228,6 +242,7 @@ class Observer:
             *position,
             torch.is_grad_enabled(),
             self._unit is not None,
+            outer=self._path(self._unit.module if self._unit is not None else None),
         )
         if self.graph is not None:
             self.graph.add(operation, made)

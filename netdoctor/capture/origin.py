@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -166,28 +167,19 @@ class _Search:
         return bool(bad) and depth < 20 and all(self._intended(producer, index, depth + 1) for index in bad)
 
     def _from_outside(self, operation: Watched, number: int, nan: bool) -> Origin:
-        tensor = operation.inputs[number]
-        name = operation.parameters[number]
-        origin = self._origin(operation, "parameter" if name else "input", nan)
+        """It came from outside of the captured operations: with the batch, or in a parameter."""
+        tensor, name = operation.inputs[number], operation.parameters[number]
         bad = ~torch.isfinite(tensor)
-        return Origin(
-            origin.phase,
-            origin.kind,
-            origin.step,
-            origin.operation,
-            origin.module,
-            origin.call,
+        shown = name or ("the model's input" if operation.module is not None else "the target or input")
+        origin = self._origin(operation, "parameter" if name else "input", nan)
+        source = origin.source if name else source_line(*operation.outer)
+        return replace(
+            origin,
             parameter=name,
-            inputs=(
-                _operand(
-                    tensor, name or ("the model's input" if operation.module is not None else "the target or input")
-                ),
-            ),
-            output=origin.output,
-            attributes=origin.attributes,
+            inputs=(_operand(tensor, shown),),
             samples=_rows(bad),
             columns=_columns(bad),
-            source=origin.source,
+            source=source or origin.source,
         )
 
     # --- backward ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from netdoctor.recording import Event, Recording, Series, Site, SourceLine, Stat
 FIRST_STEPS = 8  # sampled one by one; what goes wrong at the start goes wrong here
 GROWTH = 1.15  # then each sampled step is 15 % later than the one before: 39 samples in 1,000 steps, 88 in a million
 MAX_POINTS = 4096  # of a scalar series
+_ALWAYS_KEPT = 16  # the first events of a kind, however late it comes
 MAX_EVENTS = 512  # in order, from the start; totals are counted for ever
 
 
@@ -122,7 +123,7 @@ class Recorder:
     ) -> None:
         """Count an event, and keep it when it is one of the first."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        if len(self.events) < MAX_EVENTS:
+        if len(self.events) < MAX_EVENTS or self.counts[kind] <= _ALWAYS_KEPT:
             self.events.append(Event(step, kind, detail, value, source))
 
     def loss(self, label: str, step: int, value: float) -> None:

@@ -253,8 +253,11 @@ class TrainingStep:
         with torch.no_grad():
             for original, start in self.starts.values():
                 copied = copies.of(original)
-                if isinstance(copied, Tensor) and copied.shape == start.shape:
-                    copied.detach().copy_(start)
+                if isinstance(copied, Tensor):
+                    if (copied.shape, copied.dtype, copied.device) == (start.shape, start.dtype, start.device):
+                        copied.detach().copy_(start)
+                    else:  # converted or moved after training
+                        copied.data = start.detach().clone()
                     if copied.is_leaf:
                         copied.requires_grad_(start.requires_grad)  # frozen or freed since
         for module in self.modules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from typing import Any
 
@@ -28,6 +29,7 @@ class Taps:
         self._patches = Patches()
         self._handles: list[Any] = []
         self._building = 0  # > 0 while a scheduler is being built or stepped
+        self._switching = False  # a module and its children change between train and eval mode
 
     def install(self) -> None:
         """Start to observe."""
@@ -35,6 +37,7 @@ class Taps:
         wrap(nn.Module, "__call__", self._module_call)
         wrap(nn.Module, "__init__", self._module_init)
         wrap(nn.Module, "load_state_dict", self._noting("load_state"))
+        wrap(nn.Module, "train", self._mode_change)
         wrap(Tensor, "backward", self._tensor_backward)
         wrap(torch.autograd, "backward", self._autograd_backward)
         wrap(torch.autograd.Function, "apply", self._function_apply)
@@ -124,6 +127,22 @@ class Taps:
             return wrapper
 
         return make
+
+    def _mode_change(self, original: Any) -> Any:
+        observed = self._safely("mode change", self.training.mode_changed)
+
+        @functools.wraps(original)
+        def train(module: nn.Module, mode: bool = True) -> Any:
+            if self._switching:  # a module switches its children by the same call: the user made only the outermost
+                return original(module, mode)
+            self._switching = True
+            try:
+                observed(mode)
+                return original(module, mode)
+            finally:
+                self._switching = False
+
+        return train
 
     def _scheduler_init(self, original: Any) -> Any:
         made = self._safely("scheduler", self.training.scheduler_made)
@@ -248,16 +267,17 @@ class Taps:
         return zero_grad
 
     def _clip_norm(self, original: Any) -> Any:
-        def clip(parameters: Any, limit: Any, norm: Any) -> None:
+        def clip(parameters: Any, limit: Any, norm: Any, norm_type: Any) -> None:
             held = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-            self.training.clip(held, float(limit), float(norm), by_value=False)
+            self.training.clip(held, float(limit), float(norm), by_value=False, norm_type=float(norm_type))
 
         observed = self._safely("clipping", clip)
 
         @functools.wraps(original)
         def wrapper(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
             parameters = parameters if isinstance(parameters, Tensor) else list(parameters)
-            observed(parameters, max_norm, total_norm)
+            kind = sys._getframe(1).f_locals.get("norm_type", 2.0)  # clip_grad_norm_ calls this, and does not pass it on
+            observed(parameters, max_norm, total_norm, kind)
             return original(parameters, max_norm, total_norm, *args, **kwargs)
 
         return wrapper

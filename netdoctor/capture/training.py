@@ -18,7 +18,8 @@ from netdoctor.capture.step import Action
 from netdoctor.recording import Optimizer as OptimizerFacts
 from netdoctor.recording import Role, Site, SourceLine, Stat
 
-_NEVER_STEPPED = 16  # backward calls without any optimizer step after which each backward counts as a step
+_NEVER_STEPPED = 65  # backward calls without any optimizer step: more than a usual accumulation of gradients
+_THROWN_AWAY = 4  # gradients cleared without any optimizer step: this loop does not accumulate, it never steps
 _ROWS = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d", "LazyLinear", "Bilinear"})
 
 
@@ -35,11 +36,12 @@ class TrainingTaps:
         self._stepped: set[int] = set()  # optimizers that stepped since this step began
         self._expected: set[int] | None = None  # those that stepped in the one before
         self._backwards = 0  # since the last optimizer step
-        self._zeroed = False  # zero_grad ran since the last optimizer step
+        self._zeroed = False  # zero_grad ran since the last backward
+        self._thrown_away = 0  # how often gradients were cleared that no optimizer had used
         self.schedulers = 0  # how many were built
         self._stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self._before: list[tuple[Site, Tensor, Tensor]] = []
-        self._unscaled: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
+        self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._fresh = True  # the running backward started from clean gradients
 
     # --- backward ----------------------------------------------------------------------------------------------------
@@ -55,6 +57,9 @@ class TrainingTaps:
         if captured is not None:
             captured.fresh, captured.retain, captured.value = self._fresh, retain, value
             captured.seeds = seeds if true_losses[0] is losses[0] else ()
+            for entry in captured.entries:
+                if entry.module is not None:
+                    self._note_mode(entry.module)
             observer.program.backward(captured)
             if observer.detailed and captured.entries[0].module is None:
                 observer.program.functional = (
@@ -70,6 +75,20 @@ class TrainingTaps:
         observer.mode.leave()
         self._backwards += 1
 
+    def mode_changed(self, training: bool) -> None:
+        """The user's code switched a module between train and eval mode."""
+        self._observer.recorder.count("mode", self._observer.step, "train" if training else "eval", source=user_line())
+
+    def _note_mode(self, module: nn.Module) -> None:
+        """In which mode a module was when a loss was made with it; modules without anything to train do not count."""
+        facts, names = self._observer.facts, self._observer.names
+        if module.training:
+            facts["train_mode_passes"] = float(facts.get("train_mode_passes", 0)) + 1
+        elif any(parameter.requires_grad for parameter in module.parameters()):
+            facts["eval_mode_passes"] = float(facts.get("eval_mode_passes", 0)) + 1
+            facts.setdefault("eval_mode_from", float(self._observer.step))
+            facts.setdefault("eval_mode_module", names.root_of(module).label)
+
     def _keep_graph(self, loss: Tensor | None) -> None:
         graph = self._observer.graph
         if graph is not None and self._observer.detailed and len(self._observer.graphs) < 4:
@@ -77,14 +96,15 @@ class TrainingTaps:
 
     def _true_loss(self, loss: Tensor) -> Tensor:
         """The loss before the scaler multiplied it."""
-        found = self._unscaled.get(id(loss))
-        original = None if found is None or found[0]() is not loss else found[1]()
-        return loss if original is None else original
+        found = self._unscaled.pop(id(loss), None)
+        return loss if found is None or found[0]() is not loss else found[1]
 
     def scaled(self, scaled: Any, original: Any) -> None:
         """The loss scaler made `scaled` out of `original`."""
         if isinstance(scaled, Tensor) and isinstance(original, Tensor):
-            self._unscaled = {id(scaled): (weakref.ref(scaled), weakref.ref(original))}
+            if len(self._unscaled) > 8:  # scaled and never used
+                self._unscaled.clear()
+            self._unscaled[id(scaled)] = weakref.ref(scaled), original  # nobody else may hold it until backward
 
     def _note_gradients(self) -> None:
         """Whether backward starts from clean gradients; on measured steps the values are looked at too."""
@@ -107,7 +127,9 @@ class TrainingTaps:
 
     def after_backward(self) -> None:
         """A backward call is done."""
-        stepping = any(self._steps) or (self._alive and self._backwards < _NEVER_STEPPED)
+        self._zeroed = False
+        waiting = self._alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
+        stepping = any(self._steps) or self._stepping or waiting
         if not stepping:  # the loop updates its weights by itself, or not at all
             self._observer.end_step()
             self._backwards = 0
@@ -135,6 +157,7 @@ class TrainingTaps:
         observer.recorder.count("zero_grad", observer.step, detail="before step" if lost else "", source=user_line())
         if lost:
             observer.recorder.count("zeroed before step", observer.step)
+            self._thrown_away += 1
         self._zeroed = True
 
     def _gradients_alive(self) -> bool:

@@ -40,6 +40,7 @@ class Watched:
     bad: list[tuple[bool, bool]] = field(
         default_factory=list
     )  # per input, from before the call: (holds a NaN, holds an Inf)
+    outer: tuple[str, int] = ("", 0)  # the line of the loop that led here, where `position` may lie inside the model
     parameters: list[str] = field(default_factory=list)  # per input, the key of the parameter that it is, or ""
 
 
@@ -89,7 +90,9 @@ class Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         outputs = list(tensors(args[0] if changes and args else result))
         self._keep(functions.plain(name), inputs, outputs, makers, scalar_attributes(args, kwargs))
-        self.operations[-1].bad, self.operations[-1].parameters = bad, parameters
+        made = self.operations[-1]
+        made.bad, made.parameters = bad, parameters
+        made.outer = made.position if self._replay.entry is None else self._replay.entry.position
         return result
 
     def _keep(

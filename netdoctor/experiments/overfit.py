@@ -27,6 +27,7 @@ LOOK_EVERY = 10  # steps between looks at the predictions: a look costs as much 
 NEAR = 2.0  # times the floor: the look waits until the loss is this low
 SHARE = 0.4  # of the remaining budget for one arm
 RATES = (1e-3, 1e-2, 1e-4)  # Adam's; the likeliest first
+FACTORS = (0.1, 10.0, 0.01, 100.0, 0.001, 1000.0, 1e-4, 1e4)  # of the script's own learning rate, nearest first
 LOST = 0.95  # of the start: what a loss of unknown kind must lose, if its floor is 0
 HALF = 0.5  # of the start: a loss of unknown kind that lost as much is being learned
 IGNORED = 1e-6  # relative change of the outputs under which they do not depend on the input (float32 resolves 1.2e-7)
@@ -58,17 +59,22 @@ def _failed(name: str, error: Exception) -> Arm:
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """An optimizer: the script's own (`rate` None), or Adam at a rate."""
+    """An optimizer: the script's own (`rate` None) at `factor` times its learning rate, or Adam at a rate."""
 
     rate: float | None = None
+    factor: float = 1.0
 
     @property
     def name(self) -> str:
-        return "own" if self.rate is None else f"adam {self.rate:g}"
+        if self.rate is not None:
+            return f"adam {self.rate:g}"
+        return "own" if self.factor == 1.0 else f"own lr x{self.factor:g}"
 
     def sandbox(self, step: TrainingStep) -> Sandbox:
         rate = self.rate
-        return Sandbox(step) if rate is None else Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=rate))
+        if rate is None:
+            return Sandbox(step, lr_factor=self.factor)
+        return Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=rate))
 
 
 @dataclass(slots=True)
@@ -118,12 +124,24 @@ class _Experiment:
             arm = self._attempt(f"overfit/{setting.name}", setting)
             arms[arm.name] = self._with_first_facts(arm) if setting.rate is None else arm
             if self._answered(arm):
+                if setting.rate is not None and arm.facts.get("reached"):
+                    self._scale_own_rate(arms)
                 return arms
         ran = [(arms[f"overfit/{s.name}"], s) for s in settings if not arms[f"overfit/{s.name}"].failure]
         known = [arm for arm, _ in ran if arm.facts["kind"] != OTHER]
         if ran and known:
             self._unblock(arms, min(ran, key=lambda pair: _left(pair[0]))[1])
         return arms
+
+    def _scale_own_rate(self, arms: dict[str, Arm]) -> None:
+        """Another optimizer fits the samples and the script's own does not: is that its learning rate alone?"""
+        for factor in FACTORS:
+            if self._budget.left <= 0 or arms["overfit/own"].failure:
+                return
+            arm = self._attempt(f"overfit/own lr x{factor:g}", _Setting(factor=factor))
+            arms[arm.name] = arm
+            if arm.facts.get("reached"):
+                return
 
     def _answered(self, arm: Arm) -> bool:
         """Whether other optimizers would tell nothing more.
@@ -159,7 +177,7 @@ class _Experiment:
                 run, state = self._train(sandbox)
         except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault
             return _failed(name, error)
-        if setting.rate is None and treatment is None:
+        if setting == _Setting() and treatment is None:
             self._trained = sandbox
         return Arm(name, np.asarray(run.losses), run.seconds, self._facts(run, state, sandbox))
 

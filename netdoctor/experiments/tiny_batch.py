@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from netdoctor.capture.step import Action, Copies, Iteration, TrainingStep, refuse_overwritten
-from netdoctor.capture.tape import Backward, Constant, Entry, walk
+from netdoctor.capture.tape import Backward, Constant, Entry, version, walk
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.loss_terms import Term, watched_terms
 
@@ -43,7 +43,6 @@ def cut(step: TrainingStep, copies: Copies) -> TinyBatch:
     first = step.iterations[0]
     for backward in first.backwards:
         refuse_overwritten(backward)
-    _refuse_unseen(first)
     single = _single(first, step)
     value, terms = watched_terms(copies, single.backwards[0])
     whole = _whole(step, single)
@@ -65,12 +64,6 @@ def refuse_opposed(step: TrainingStep) -> None:
     stepping = {action.optimizer for iteration in early for action in iteration.actions if action.kind == "step"}
     if len(positions) > 1 and len(stepping) > 1:
         raise CannotReplayError("the training has several losses that work against each other")
-
-
-def _refuse_unseen(iteration: Iteration) -> None:
-    """Raise CannotReplayError where the loss depends on a result that the capture took for a constant."""
-    if any(constant.tensor.grad_fn is not None for _, constant in _constants(iteration)):
-        raise CannotReplayError("the model returns an object whose tensors could not be followed")
 
 
 def _single(iteration: Iteration, step: TrainingStep) -> Iteration:
@@ -233,12 +226,17 @@ def sample(
 
     def pick(constant: Constant) -> Constant:
         tensor = constant.tensor
-        dims = [d for d in (dimension, 0, 1) if d < tensor.dim() and tensor.shape[d] == size]
-        if not dims or tensor.layout is not torch.strided:
+        if tensor.layout is not torch.strided:
             return constant
         chosen = torch.tensor(indices, device=tensor.device)
-        cut_out = tensor.detach().index_select(dims[0], chosen)
-        return Constant(cut_out, cut_out._version)
+        dims = [d for d in (dimension, 0, 1) if d < tensor.dim() and tensor.shape[d] == size]
+        if dims:
+            return _constant(tensor.detach().index_select(dims[0], chosen))
+        if dimension == 0 and tensor.dim() and tensor.shape[0] > size and tensor.shape[0] % size == 0:
+            # Flattened over samples and positions, as targets of language models are: `y.view(-1)`.
+            parts = tensor.detach().reshape(size, -1, *tensor.shape[1:])
+            return _constant(parts.index_select(0, chosen).flatten(0, 1))
+        return constant
 
     kept = None if only is None else {id(entry) for entry in only}
     made: dict[int, Entry] = {}  # losses that share entries go on sharing them
@@ -255,6 +253,10 @@ def sample(
         return replace(backward, entries=[entry_of(entry) for entry in backward.entries])
 
     return Iteration([replace(a, backward=a.backward and backward_of(a.backward)) for a in iteration.actions])
+
+
+def _constant(tensor: Tensor) -> Constant:
+    return Constant(tensor, version(tensor))
 
 
 def _rewritten(entry: Entry, pick: Rewrite, size: int, new: int) -> Entry:

@@ -79,7 +79,8 @@ def test_a_loop_that_counts_its_samples_by_itself(x):
 
     step = captured(train)
     batch = tiny(step)
-    assert batch.samples == 32  # the flat targets do not have the batch's size: used whole rather than cut wrongly
+    assert batch.samples == 8
+    assert torch.equal(target(step, batch), y[list(batch.indices)].flatten())
 
     def train_again() -> None:
         optimizer = torch.optim.Adam(model.parameters())
@@ -197,5 +198,5 @@ def test_results_that_could_not_be_followed_are_refused(x):
         optimizer.step()
 
     step = captured(train)
-    with pytest.raises(CannotReplayError, match="could not be followed"):
+    with pytest.raises(CannotReplayError, match="out of sight"):
         tiny(step)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.training.lr_trials import Rescue, ran, rescue, why_not, works
+from netdoctor.checks.training.lr_trials import Rescue, ran, rescue, rescue_on_few, why_not, works
 from netdoctor.checks.training.optimizer_line import with_lr
 from netdoctor.checks.training.update_ratios import medians
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
@@ -53,6 +53,8 @@ class LearningRateTooHigh(Check):
         if works(trend, self.learning) or not recording.optimizers:
             return
         found = rescue(recording, FACTORS, self.gain, self.stuck)
+        if found is None and trend.failing and not _came_broken(recording):
+            found = rescue_on_few(recording, up=False)
         if found is not None:
             yield self._proven(found, recording)
         elif ran(recording, "trial/control") is None and trend.failing and not _came_broken(recording):
@@ -65,14 +67,13 @@ class LearningRateTooHigh(Check):
 
     def _proven(self, found: Rescue, recording: Recording) -> Finding:
         title = f"the learning rate {found.old:g} is too high: {found.lr:g} trains from the same start"
-        says = (
-            "On a copy, from the same weights on the same batches, only the lower learning rate brings the loss down."
-        )
+        what = "fits a tiny batch" if found.few else "brings the loss down"
+        says = f"On a copy, from the same weights on the same batches, only the lower learning rate {what}."
         fixes = (found.fix(recording, "lower-learning-rate"),)
         evidence = found.evidence(self.gain, self.stuck)
         at = Location.at(recording.optimizers[0].source)
         return Finding(
-            self.name, title, Severity.ERROR, says, at, evidence, fixes, Certainty.PROVEN, first_step=1, share=1.0
+            self.name, title, Severity.ERROR, says, at, evidence, fixes, found.certainty, first_step=1, share=1.0
         )
 
     def _flagrant(self, high: dict[str, float], share: float, recording: Recording) -> Finding:

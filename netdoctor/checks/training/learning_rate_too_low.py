@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from netdoctor.check import Check
-from netdoctor.checks.training.lr_trials import ran, rescue, why_not
+from netdoctor.checks.training.lr_trials import ran, rescue, rescue_on_few, why_not
 from netdoctor.checks.training.update_ratios import medians
-from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Location, Severity
+from netdoctor.finding import Abstention, Evidence, Finding, Location, Severity
 from netdoctor.recording import Recording, Role, Stat
 from netdoctor.trend import Trend, judge
 
@@ -55,7 +55,7 @@ class LearningRateTooLow(Check):
         if ran(recording, "trial/control") is None:
             yield Abstention(self.name, why_not(recording))
             return
-        found = rescue(recording, FACTORS, self.gain, self.stuck)
+        found = rescue(recording, FACTORS, self.gain, self.stuck) or rescue_on_few(recording, up=True)
         if found is None:
             return
         low = tuple(name for name, value in ratios.items() if value < self.ratio)
@@ -69,7 +69,7 @@ class LearningRateTooLow(Check):
             Location.at(recording.optimizers[0].source),
             (measured, *found.evidence(self.gain, self.stuck)),
             (found.fix(recording, "raise-learning-rate"),),
-            Certainty.PROVEN,
+            found.certainty,
             places=low,
             share=len(low) / len(ratios),
         )

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from netdoctor.checks.training.optimizer_line import with_lr
-from netdoctor.finding import Evidence, Fix, Reach, Trial, Verdict
+from netdoctor.finding import Certainty, Evidence, Fix, Reach, Trial, Verdict
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import Trend, judge_series
 
+ON_FEW = "overfit/own lr x"
 STEPS = 8  # an arm with fewer losses has no trend
 
 
@@ -31,9 +32,18 @@ class Rescue:
     control: Arm
     treated: Arm
     furthest: bool = False  # no rate further from the script's own was tried
+    few: bool = False  # both arms repeat a tiny batch
+
+    @property
+    def certainty(self) -> Certainty:
+        """Proven on the script's own batches; what holds on a tiny batch is measured there."""
+        return Certainty.MEASURED if self.few else Certainty.PROVEN
 
     def evidence(self, gain: float, stuck: float) -> tuple[Evidence, ...]:
         """Both fractions beside their limits."""
+        if self.few:
+            name = f"loss lost on a tiny batch at lr {self.lr:g}, that at {self.old:g} as the limit"
+            return (Evidence(name, 100 * self.lost, ">", 100 * self.control_lost, "%"),)
         return (
             Evidence(f"loss lost at lr {self.lr:g}", 100 * self.lost, "≥", 100 * gain, "%"),
             Evidence(f"loss lost at lr {self.old:g}", 100 * self.control_lost, "<", 100 * stuck, "%"),
@@ -71,6 +81,20 @@ def rescue(recording: Recording, factors: Sequence[str], gain: float, stuck: flo
     return Rescue(
         float(best.facts.get("lr", old * float(factor))), old, lost, control_lost, control, best, factor == factors[-1]
     )
+
+
+def rescue_on_few(recording: Recording, up: bool) -> Rescue | None:
+    """A multiple of the script's learning rate, above (`up`) or below it, that fits a tiny batch which its own cannot fit."""
+    control = ran(recording, "overfit/own")
+    if control is None or control.facts.get("reached") is not False:
+        return None
+    for name, arm in recording.arms.items():
+        factor = float(name.removeprefix(ON_FEW)) if name.startswith(ON_FEW) else 1.0
+        if factor != 1.0 and (factor > 1.0) == up and arm.facts.get("reached") is True:
+            lost, control_lost = (float(a.facts.get("falls", 0.0)) for a in (arm, control))
+            old = float(control.facts.get("lr", math.nan))
+            return Rescue(float(arm.facts.get("lr", old * factor)), old, lost, control_lost, control, arm, few=True)
+    return None
 
 
 def works(trend: Trend, enough: float) -> bool:

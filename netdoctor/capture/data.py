@@ -1,0 +1,263 @@
+"""What the model is given and what the loss compares with: samples of both on measured steps, told as numbers at the end."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netdoctor.capture.source import variable_name
+from netdoctor.capture.tree import tensors
+from netdoctor.data import Array, Columns, TensorFacts
+
+MAX_COLUMNS = 512
+MAX_STEPS = 64
+MAX_TENSORS = 4  # inputs, and targets
+MAX_CLASSES = 1024
+STEP_NUMBERS = 1 << 15  # that are read of one tensor in one step
+ALL_NUMBERS = 1 << 18  # that are kept of one tensor: 2 MB
+CLASS_LOSSES = frozenset({"cross_entropy", "nll_loss", "multi_margin_loss"})
+BINARY_LOSSES = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
+LOSSES = CLASS_LOSSES | BINARY_LOSSES | {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div"}
+_DIFFERENCES = frozenset({"sub", "rsub", "__sub__", "__rsub__", "subtract"})
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is kept of one tensor: a block of rows per measured step."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axis: str
+    stride: int
+    position: tuple[str, int]
+    value: int | None
+    blocks: list[Array] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    classes: list[Array] = field(default_factory=list)
+    ordered: list[float] = field(default_factory=list)
+    within: list[float] = field(default_factory=list)
+    numbers: int = 0
+
+
+class DataRecorder:
+    """Samples inputs and targets. Reads no random state; copies at most `STEP_NUMBERS` numbers per tensor and step."""
+
+    def __init__(self) -> None:
+        self._inputs: dict[tuple[int, int], _Kept] = {}
+        self._targets: dict[tuple[str, tuple[str, int]], _Kept] = {}
+        self._known_loss = False  # a loss of torch's own was seen, so differences in the loop are not taken for losses
+
+    def wants(self, name: str) -> bool:
+        """Whether an operation of this name may compare a prediction with a target."""
+        return name in LOSSES or (name in _DIFFERENCES and not self._known_loss)
+
+    def see_inputs(
+        self,
+        step: int,
+        model: int,
+        arguments: Any,
+        position: tuple[str, int],
+        made: Callable[[Tensor], bool],
+        value_of: Callable[[Tensor], int | None],
+    ) -> None:
+        """A model is about to run for training. `made` tells tensors that an earlier model made: those are no data."""
+        given = (t for t in tensors(arguments) if not t.requires_grad and not made(t))
+        for place, tensor in enumerate(given):
+            if place >= MAX_TENSORS or (self._full(self._inputs, (model, place))):
+                return
+            if (model, place) not in self._inputs:
+                kept = _begin(tensor, variable_name(tensor), position, value_of(tensor))
+                if kept is None:
+                    continue
+                self._inputs[model, place] = kept
+            _add(self._inputs[model, place], tensor, step)
+
+    def see_operation(
+        self, step: int, name: str, args: Any, kwargs: Any, position: tuple[str, int], value: Callable[[Tensor], Any]
+    ) -> None:
+        """An operation runs for training: keep its target when it is a loss."""
+        known = name in LOSSES
+        self._known_loss |= known
+        target = _target(name, args, kwargs) if known else self._subtracted(name, args)
+        key = (name, position)
+        if target is None or self._full(self._targets, key):
+            return
+        if key not in self._targets:
+            kept = _begin(target, name, position, value(target))
+            if kept is None:
+                return
+            self._targets[key] = kept
+        kept = self._targets[key]
+        _add(kept, target, step)
+        _add_order(kept, target, step, name, kwargs)
+
+    def _subtracted(self, name: str, args: Any) -> Tensor | None:
+        """The constant operand of a difference between a prediction and something of its size."""
+        if self._known_loss or name not in _DIFFERENCES or len(args) < 2:
+            return None
+        pair = [a for a in args[:2] if isinstance(a, Tensor)]
+        if len(pair) != 2 or pair[0].requires_grad == pair[1].requires_grad or pair[0].shape != pair[1].shape:
+            return None
+        return pair[0] if pair[1].requires_grad else pair[1]
+
+    def _full(self, table: dict[Any, _Kept], key: Any) -> bool:
+        return len(table[key].steps) >= MAX_STEPS if key in table else len(table) >= MAX_TENSORS
+
+    def inputs(self) -> list[TensorFacts]:
+        """What the models were given."""
+        return [_tell(kept) for kept in self._inputs.values() if kept.steps]
+
+    def targets(self) -> list[TensorFacts]:
+        """What the losses compared with."""
+        differences = {"sub", "rsub"} if self._known_loss else set()
+        return [_tell(k) for k in self._targets.values() if k.steps and k.name.strip("_") not in differences]
+
+
+def _target(name: str, args: Any, kwargs: Any) -> Tensor | None:
+    target = args[1] if len(args) > 1 else kwargs.get("target")
+    return target if isinstance(target, Tensor) and not target.requires_grad else None
+
+
+def _begin(tensor: Tensor, name: str, position: tuple[str, int], value: int | None) -> _Kept | None:
+    sound = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested or tensor.is_meta)
+    if not sound or tensor.is_complex() or tensor.dim() == 0 or tensor.numel() == 0:
+        return None
+    axis = "channel" if tensor.dim() >= 4 else "column"
+    columns = tensor.shape[1 if axis == "channel" else -1] if tensor.dim() > 1 else 1
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return _Kept(name, tuple(tensor.shape), dtype, axis, math.ceil(columns / MAX_COLUMNS), position, value)
+
+
+def sample_rows(tensor: Tensor, stride: int) -> Array:
+    """At most `STEP_NUMBERS` numbers as (rows, columns): strided positions first, then strided samples, from all over."""
+    taken = tensor.detach()
+    if taken.dim() == 1:
+        taken = taken[:, None]
+    if taken.dim() >= 4:
+        taken = taken.movedim(1, -1)
+    taken = taken[..., ::stride]
+    inner = range(1, taken.dim() - 1)
+    excess = taken.numel() / STEP_NUMBERS
+    for dim in inner if excess > 1 else ():
+        by = min(taken.shape[dim], math.ceil(excess ** (1 / len(inner))))
+        taken = taken[(slice(None),) * dim + (slice(None, None, by),)]
+    taken = taken[:: max(1, math.ceil(taken.numel() / STEP_NUMBERS))]
+    rows: Array = taken.reshape(-1, taken.shape[-1]).to("cpu", torch.float64).numpy()
+    return rows
+
+
+def _add(kept: _Kept, tensor: Tensor, step: int) -> None:
+    """One step's rows. Where the width changed on the way (padding), only the hash is kept."""
+    if tensor.numel() == 0:
+        return
+    rows = sample_rows(tensor, kept.stride)
+    code = zlib.crc32(np.ascontiguousarray(rows))
+    if kept.steps and kept.steps[-1] == step:
+        kept.hashes[-1] ^= code
+    else:
+        kept.steps.append(step)
+        kept.hashes.append(code)
+    fits = not kept.blocks or kept.blocks[0].shape[1] == rows.shape[1]
+    if fits and kept.numbers + rows.size <= ALL_NUMBERS:
+        kept.blocks.append(rows.copy())
+        kept.numbers += rows.size
+
+
+def _add_order(kept: _Kept, target: Tensor, step: int, loss: str, kwargs: Any) -> None:
+    """Classes, order and spread of one number per sample; of several calls in one step the counts add up."""
+    single = target.dim() == 1 or (target.dim() == 2 and target.shape[1] == 1)
+    if not single or target.numel() > STEP_NUMBERS:
+        return
+    flat = target.detach().reshape(-1).to("cpu", torch.float64).numpy()
+    again = len(kept.ordered) == len(kept.steps)
+    if again:
+        kept.ordered.pop()
+        kept.within.pop()
+    kept.ordered.append(float(np.mean(np.diff(flat) >= 0)) if flat.size > 1 else math.nan)
+    kept.within.append(float(flat.std()))
+    counts = _counts(flat, loss, kwargs.get("ignore_index", -100))
+    if counts is None:
+        return
+    if again and kept.classes:
+        counts = counts + _padded(kept.classes.pop(), counts.size) if kept.classes[-1].size <= counts.size else counts
+    kept.classes.append(counts)
+
+
+def _counts(flat: Array, loss: str, ignored: Any) -> Array | None:
+    if loss not in CLASS_LOSSES | BINARY_LOSSES:
+        return None
+    flat = flat[flat != ignored]
+    if not np.isfinite(flat).all() or (flat != np.round(flat)).any() or (flat < 0).any() or (flat >= MAX_CLASSES).any():
+        return None
+    return np.bincount(flat.astype(np.int64), minlength=2).astype(np.float64)
+
+
+def _padded(counts: Array, size: int) -> Array:
+    return np.pad(counts, (0, size - counts.size))
+
+
+def _tell(kept: _Kept) -> TensorFacts:
+    """The facts of what was kept."""
+    rows = np.concatenate(kept.blocks) if kept.blocks else np.empty((0, 1))
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    width = max((c.size for c in kept.classes), default=0)
+    every = bool(kept.classes) and len(kept.classes) == len(kept.steps)
+    one_each = bool(kept.ordered) and len(kept.ordered) == len(kept.steps)
+    return TensorFacts(
+        kept.name,
+        kept.shape,
+        kept.dtype,
+        np.asarray(kept.steps, np.int64),
+        len(rows),
+        float(rows.mean()) if rows.size else math.nan,
+        float(rows.std()) if rows.size else math.nan,
+        bool(rows.size) and bool((rows == np.round(rows)).all()),
+        column_facts(rows),
+        kept.axis,
+        kept.stride,
+        tuple(kept.hashes),
+        np.stack([_padded(c, width) for c in kept.classes]) if every else None,
+        np.asarray(kept.ordered) if one_each else None,
+        np.asarray(kept.within) if one_each else None,
+        kept.value,
+        *kept.position,
+    )
+
+
+def column_facts(rows: Array) -> Columns:
+    """Per-column statistics of finite rows (rows, columns); NaN everywhere when there are none."""
+    if not rows.size:
+        nothing = np.full(rows.shape[1], math.nan)
+        return Columns(*[nothing] * 10)
+    median = np.median(rows, axis=0)
+    spread = 1.4826 * np.median(np.abs(rows - median), axis=0)
+    extremes = np.array([_extreme(column) for column in rows.T]).T
+    zeros = np.mean(rows == 0, axis=0)
+    return Columns(
+        rows.mean(axis=0), rows.std(axis=0), rows.min(axis=0), rows.max(axis=0), median, spread, zeros, *extremes
+    )
+
+
+def _extreme(column: Array) -> tuple[float, float, float]:
+    """(value, share, distance in robust deviations) of the repeated end of the range that lies further from the rest."""
+    best = (math.nan, 0.0, 0.0)
+    for end in (column.min(), column.max()):
+        count = int((column == end).sum())
+        rest = column[column != end]
+        if count < 2 or rest.size < count:
+            continue
+        middle = float(np.median(rest))
+        scale = 1.4826 * float(np.median(np.abs(rest - middle))) or float(rest.std())
+        distance = abs(end - middle) / scale if scale > 0 else 0.0
+        if distance > best[2]:
+            best = (float(end), count / column.size, distance)
+    return best

@@ -1,0 +1,82 @@
+"""Where a captured step compares a prediction with a target, and what made the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from netdoctor.graph import Operation, StepGraph, Value
+from netdoctor.recording import Recording, SourceLine
+
+CROSS_ENTROPY, NLL = "cross_entropy", "nll_loss"
+BCE, BCE_LOGITS = "binary_cross_entropy", "binary_cross_entropy_with_logits"
+REGRESSION = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
+LOSSES = REGRESSION | {CROSS_ENTROPY, NLL, BCE, BCE_LOGITS, "kl_div", "multilabel_soft_margin_loss"}
+# Operations that only lay the same numbers out anew, or take some of them.
+RESHAPES = frozenset(
+    """
+    view reshape flatten unflatten squeeze unsqueeze permute transpose t T mT contiguous getitem swapaxes swapdims
+    movedim moveaxis narrow select chunk split unbind clone to float double half bfloat16 type cpu cuda expand
+    expand_as view_as reshape_as alias index_select ravel type_as
+    """.split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A call of a known loss function behind a `backward`. `prediction` needs a gradient; `target` is the other side."""
+
+    graph: StepGraph
+    operation: Operation
+    prediction: Value
+    target: Value
+
+    @property
+    def maker(self) -> Operation | None:
+        """The operation that made the prediction, reshapes aside; None for what came from outside."""
+        return maker(self.graph, self.prediction.index)
+
+
+def graphs(recording: Recording) -> list[StepGraph]:
+    """The captured graphs that end in a loss."""
+    found = recording.graphs or ([recording.graph] if recording.graph is not None else [])
+    return [graph for graph in found if graph.loss is not None]
+
+
+def comparisons(recording: Recording) -> Iterator[Comparison]:
+    """Every call of a known loss function behind a `backward`, each once, in order of execution."""
+    seen: set[int] = set()
+    for graph in graphs(recording):
+        for operation in sorted(graph.loss_operations(), key=lambda o: o.index):
+            if operation.name in LOSSES and operation.index not in seen and len(operation.inputs) > 1:
+                seen.add(operation.index)
+                first, second = (graph.values[i] for i in operation.inputs[:2])
+                swapped = operation.name in REGRESSION and second.requires_grad and not first.requires_grad
+                yield Comparison(graph, operation, *((second, first) if swapped else (first, second)))
+
+
+def maker(graph: StepGraph, value: int) -> Operation | None:
+    """The operation that made a value, looking through reshapes."""
+    operation = graph.producer(value)
+    while operation is not None and operation.name in RESHAPES and operation.inputs:
+        operation = graph.producer(operation.inputs[0])
+    return operation
+
+
+def line(recording: Recording, operation: Operation) -> SourceLine | None:
+    """The user's line for an operation: where its module is built, for a module of torch.nn; else where it stands."""
+    layer = recording.layer_at(operation.module) if operation.module else None
+    if layer is not None and layer.type == operation.module_type and layer.source is not None:
+        return layer.source
+    return SourceLine(operation.file, operation.line, operation.text) if operation.file else None
+
+
+def dimension(operation: Operation, default: int | None = None) -> int | None:
+    """The `dim` argument of a softmax, as the user gave it; `default` where there is none."""
+    dim = operation.attributes.get("dim", operation.attributes.get("1", default))
+    return dim if isinstance(dim, int) and not isinstance(dim, bool) else default
+
+
+def width(value: Value) -> int:
+    """How many numbers a prediction has per sample: the size of dimension 1 (the classes), 1 for vectors."""
+    return value.shape[1] if len(value.shape) > 1 else 1

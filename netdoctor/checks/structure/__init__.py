@@ -1,0 +1,1 @@
+"""How the model, its parameters, the optimizer and the training step are put together."""

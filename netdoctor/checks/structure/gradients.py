@@ -1,0 +1,62 @@
+"""Which parameters a captured loss reaches: by gradient, or by value only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from netdoctor.checks.loss.comparisons import graphs
+from netdoctor.graph import Operation, StepGraph
+from netdoctor.recording import Parameter, Recording, Role, Stat
+
+
+def reached(graph: StepGraph) -> set[str]:
+    """Names of the parameters that get a gradient from this graph's loss."""
+    return {graph.values[i].name for i in values_behind(graph, by_gradient=True) if graph.values[i].name}
+
+
+def reached_anywhere(recording: Recording) -> set[str]:
+    """Names of the parameters that get a gradient from any captured loss."""
+    return set().union(*(reached(graph) for graph in graphs(recording)))
+
+
+def values_behind(graph: StepGraph, by_gradient: bool) -> set[int]:
+    """The values that the loss depends on; with `by_gradient` only along values that require a gradient."""
+    seen: set[int] = set()
+    queue = [] if graph.loss is None else [graph.loss]
+    while queue:
+        value = queue.pop()
+        if value in seen or (by_gradient and not graph.values[value].requires_grad):
+            continue
+        seen.add(value)
+        producer = graph.producer(value)
+        queue.extend(() if producer is None else producer.inputs)
+    return seen
+
+
+def owned(recording: Recording, parameter: Parameter) -> bool:
+    """Whether an optimizer that steps holds the parameter."""
+    index = parameter.optimizer
+    return index is not None and index < len(recording.optimizers) and recording.optimizers[index].steps > 0
+
+
+def ever_had_gradient(recording: Recording, name: str) -> bool:
+    """Whether a gradient of this parameter was there in any sampled step before an optimizer stepped on it."""
+    return recording.of_parameter(name, Stat.RMS, Role.WEIGHT_GRADIENT) is not None
+
+
+def users(graph: StepGraph, names: Iterable[str]) -> list[Operation]:
+    """The operations that read one of the named parameters, in order."""
+    wanted = set(names)
+    return [o for o in graph.operations if any(graph.values[i].name in wanted for i in o.inputs)]
+
+
+def modules(recording: Recording, names: Iterable[str]) -> list[str]:
+    """The modules that hold the named parameters, in their order, each once."""
+    held = (recording.parameters[name] for name in names if name in recording.parameters)
+    return list(dict.fromkeys(p.module or p.name for p in held))
+
+
+def listed(names: list[str], most: int = 4) -> str:
+    """Some names as text: all when they are few, else the first ones and how many more."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

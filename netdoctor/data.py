@@ -1,0 +1,66 @@
+"""What the data looks like as the model and the loss see it: values of numbers and text, taken from sampled steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Statistics per column (feature or channel) over sampled rows, each of shape (columns,); finite rows only.
+
+    `spread` is the robust deviation 1.4826 median|x - median|. `extreme` is the repeated end of the range that lies
+    furthest from the rest (NaN: no end is repeated), `extreme_share` its share of the rows, and `extreme_distance` how
+    many robust deviations of the rest it lies from their median.
+    """
+
+    mean: Array
+    std: Array
+    low: Array
+    high: Array
+    median: Array
+    spread: Array
+    zeros: Array
+    extreme: Array
+    extreme_share: Array
+    extreme_distance: Array
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """A model input, or a loss's target, over the sampled steps. `shape` and `dtype` are those of the first step.
+
+    `columns` are those of axis `axis` ("column": the last dimension, "channel": dimension 1; every `stride`-th where
+    there are more than 512). `mean` and `std` are over all. `batches` holds (per sampled step) a hash of its numbers.
+    Of targets, `name` is the loss function; for whole numbers `classes` counts each class per step (steps, classes),
+    and `ordered` is the share of neighbours in the batch that do not descend. `value` is the index in the graph.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    steps: NDArray[np.int64]
+    rows: int
+    mean: float
+    std: float
+    integral: bool
+    columns: Columns
+    axis: str = "column"
+    stride: int = 1
+    batches: tuple[int, ...] = ()
+    classes: Array | None = None
+    ordered: Array | None = None
+    within: Array | None = None  # of targets: standard deviation within the batch, per step (first column)
+    value: int | None = None
+    file: str = ""  # the line that gave it to the model, or to the loss
+    line: int = 0
+
+    @property
+    def rms(self) -> float:
+        """Root mean square over everything that was sampled."""
+        return float(np.hypot(self.mean, self.std))

@@ -1,0 +1,26 @@
+"""The name of a fix → a small change of a copy. To add one: a function in one of these files, a row in its table."""
+
+from __future__ import annotations
+
+from netdoctor.experiments.treatments import batches, layers, losses, optimization, safe_operations, weights
+from netdoctor.experiments.treatments.treatment import Case, Maker, Treatment
+
+TREATMENTS: dict[str, Maker] = {
+    **weights.TREATMENTS,
+    **layers.TREATMENTS,
+    **optimization.TREATMENTS,
+    **batches.TREATMENTS,
+    **losses.TREATMENTS,
+    **safe_operations.TREATMENTS,
+}
+
+
+def treatment_of(case: Case) -> Treatment | None:
+    """How the case's fix is tried; None where it cannot be.
+
+    A name that no table holds is tried by its code: when that sets weights in place, or builds an optimizer.
+    """
+    maker = TREATMENTS.get(case.fix.treatment)
+    if maker is not None:
+        return maker(case)
+    return weights.run_code(case) or optimization.optimizer_line(case)

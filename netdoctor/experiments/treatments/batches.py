@@ -1,0 +1,134 @@
+"""Treatments of the data: what the model is given, and what the loss compares with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netdoctor.capture.functions import plain
+from netdoctor.capture.step import Iteration
+from netdoctor.capture.tape import Constant, Entry, walk
+from netdoctor.experiments.loss_terms import DIFFERENCES
+from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, with_constants
+
+_SMALL = 1e-12  # a feature whose standard deviation is less does not vary
+Columns = tuple[Tensor, Tensor]  # mean and standard deviation per column
+
+
+def _is_data(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout is torch.strided and tensor.dim() > 0 and tensor.numel() > 1
+
+
+def _constants(entry: Entry) -> list[Tensor]:
+    found: list[Any] = []
+    walk((entry.args, entry.kwargs), found.append)
+    return [item.tensor for item in found if isinstance(item, Constant) and _is_data(item.tensor)]
+
+
+def _entries(iterations: list[Iteration]) -> Iterator[Entry]:
+    seen: set[int] = set()
+    for iteration in iterations:
+        for backward in iteration.backwards:
+            for entry in backward.entries:
+                if id(entry) not in seen:
+                    seen.add(id(entry))
+                    yield entry
+
+
+def _is_given(entry: Entry) -> bool:
+    """Whether the entry takes the model's inputs: a module's call, or the first operation of a model of loose weights."""
+    return entry.module is not None
+
+
+def _axis(tensor: Tensor) -> int:
+    """The dimension of the features: channels of images, the last one of everything else."""
+    return 1 if tensor.dim() > 3 else tensor.dim() - 1
+
+
+# --- NaN -------------------------------------------------------------------------------------------------------------
+
+
+def fill_in(_: Case) -> Treatment:
+    """Mean of the column in place of each NaN and Inf of the batches, as the fix's code does."""
+    return Treatment(lambda bench: bench.rewrite(lambda entry: with_constants(entry, _filled)))
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    finite = torch.isfinite(tensor) if _is_data(tensor) else None
+    if finite is None or bool(finite.all()):
+        return tensor
+    kept = torch.where(finite, tensor, 0)
+    mean = kept.sum(0, keepdim=True) / finite.sum(0, keepdim=True).clamp_min(1)
+    return torch.where(finite, tensor, mean)
+
+
+# --- scale -----------------------------------------------------------------------------------------------------------
+
+
+def standardise_inputs(_: Case) -> Treatment:
+    """Mean 0 and standard deviation 1 per feature, from all captured batches, of what the models are given."""
+    return Treatment(lambda bench: _standardise(bench, _is_given, _axis))
+
+
+def standardise_targets(case: Case) -> Treatment | None:
+    """Mean 0 and standard deviation 1 of the targets of a regression; losses are told in the script's own unit."""
+    targets = [t for entry in _entries(case.step.iterations) if _is_difference(entry) for t in _constants(entry)]
+    if not targets:
+        return None
+    std = float(torch.cat([t.reshape(-1).double() for t in targets]).std())
+    absolute = case.recording.facts.get("loss_family") in ("l1", "huber")
+    unit = std if absolute else std * std
+    return Treatment(lambda bench: _standardise(bench, _is_difference, lambda _: None), unit=unit)
+
+
+def _is_difference(entry: Entry) -> bool:
+    return entry.module is None and plain(entry.name) in DIFFERENCES | {"sub", "rsub"}
+
+
+def _standardise(bench: Bench, concerned: Callable[[Entry], bool], axis: Callable[[Tensor], int | None]) -> None:
+    """Columns are told apart by their number: the n-th tensor of an entry is the same thing in each iteration."""
+    seen: dict[tuple[int, int | None], list[Tensor]] = {}
+    for entry in _entries(bench.iterations):
+        for tensor in _constants(entry) if concerned(entry) else ():
+            along = axis(tensor)
+            seen.setdefault(_kind(tensor, along), []).append(_rows(tensor, along))
+    if not seen:
+        raise LookupError("no floating-point data was seen")
+    scales = {kind: _scale(torch.cat(rows)) for kind, rows in seen.items()}
+
+    def change(tensor: Tensor) -> Tensor:
+        along = axis(tensor)
+        if not _is_data(tensor) or _kind(tensor, along) not in scales:
+            return tensor
+        mean, std = scales[_kind(tensor, along)]
+        shape = [1] * tensor.dim()
+        if along is not None:
+            shape[along] = -1
+        return ((tensor.double() - mean.view(shape)) / std.view(shape)).to(tensor.dtype)
+
+    bench.rewrite(lambda entry: with_constants(entry, change) if concerned(entry) else entry)
+
+
+def _kind(tensor: Tensor, along: int | None) -> tuple[int, int | None]:
+    return tensor.dim(), None if along is None else int(tensor.shape[along])
+
+
+def _rows(tensor: Tensor, along: int | None) -> Tensor:
+    values = tensor.detach().double()
+    return values.reshape(-1, 1) if along is None else values.movedim(along, -1).reshape(-1, values.shape[along])
+
+
+def _scale(rows: Tensor) -> Columns:
+    mean, std = rows.mean(0), rows.std(0)
+    return mean, torch.where(std > _SMALL * (1 + mean.abs()), std, 1.0)
+
+
+TREATMENTS: dict[str, Maker] = {
+    "clean-input": fill_in,
+    "standardise-input": standardise_inputs,
+    "normalise-input": standardise_inputs,
+    "standardise-target": standardise_targets,
+}

@@ -1,0 +1,88 @@
+"""Treatments of the loss: its sign, its reduction, the shapes that it compares, and what stands before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from netdoctor.capture.functions import plain
+from netdoctor.capture.tape import Entry
+from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
+from netdoctor.experiments.treatments.operations import Exchange, exchange_operations, passing
+from netdoctor.experiments.treatments.optimization import scale_losses
+from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment
+from netdoctor.graph import Operation
+
+_OUTPUTS = frozenset({"softmax", "log_softmax", "sigmoid", "tanh", "relu", "logsigmoid", "softplus"})
+_COMPARING = DIFFERENCES | BINARY_LOSSES | {"sub"}
+
+
+def drop_minus_sign(_: Case) -> Treatment:
+    """The loss times -1. The control arm, which goes down its minus, is told as the loss itself."""
+    return Treatment(partial(scale_losses, -1.0), control_unit=-1.0)
+
+
+def mean_reduction(case: Case) -> Treatment | None:
+    """The loss divided by the size of the batch."""
+    graph = case.recording.graph
+    shapes = [] if graph is None else [graph.values[i].shape for o in graph.loss_operations() for i in o.inputs]
+    size = max((shape[0] for shape in shapes[:8] if shape), default=1)
+    return Treatment(partial(scale_losses, 1 / size), unit=float(size)) if size > 1 else None
+
+
+def drop_output_activation(case: Case) -> Treatment | None:
+    """Without the activation that stands before the loss: the finding's own, else the last one of the captured step."""
+    own = case.finding.location.operation or ""
+    names = frozenset({own}) if own in _OUTPUTS else _OUTPUTS
+    last = _last_output(case, names)
+    if last is None:
+        return None
+    original = case.places.module(last.module)
+    line = (last.file, last.line) if last.file else None
+
+    def apply(bench: Bench) -> None:
+        module = None if original is None else bench.copy_of(original)
+        exchanges = [Exchange(None, frozenset({last.name}), passing, line)]
+        if module is not None:
+            exchanges.append(Exchange(module, frozenset({last.name}), passing))
+        exchange_operations(bench, exchanges)
+
+    return Treatment(apply)
+
+
+def _last_output(case: Case, names: frozenset[str]) -> Operation | None:
+    graph = case.recording.graph
+    found = [] if graph is None else graph.loss_operations()
+    return next((operation for operation in found if operation.name in names), None)
+
+
+def same_shape(case: Case) -> Treatment:
+    """The second of two compared tensors in the shape of the first, where they hold equally many numbers."""
+
+    def change(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
+            one, other = args[0], args[1]
+            if one.shape != other.shape and one.numel() == other.numel():
+                args = (one, other.reshape(one.shape), *args[2:])
+        return call(*args, **kwargs)
+
+    def rewritten(entry: Entry) -> Entry:
+        if entry.module is not None or entry.call is None or plain(entry.name) not in _COMPARING:
+            return entry
+        return replace(entry, call=partial(change, entry.call))
+
+    return Treatment(lambda bench: bench.rewrite(rewritten))
+
+
+TREATMENTS: dict[str, Maker] = {
+    "drop-minus-sign": drop_minus_sign,
+    "mean-reduction": mean_reduction,
+    "drop-output-activation": drop_output_activation,
+    "drop-softmax": drop_output_activation,
+    "drop-sigmoid": drop_output_activation,
+    "same-shape": same_shape,
+}

@@ -1,0 +1,283 @@
+"""Treatments of the training loop: the optimizer and its options, clipping, clearing, the order of the calls."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from netdoctor.capture.step import Action, Iteration, TrainingStep
+from netdoctor.experiments.sandbox import Sandbox
+from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment
+from netdoctor.experiments.unblocking import treatments as removals
+
+_CLIP = 1.0  # what the fixes' code says
+_LOWER = 0.1
+_GROUP_LR = re.compile(r"\[['\"]lr['\"]\]\s*=\s*([-+.\deE]+)")
+_CLIPPED = re.compile(r"max_norm\s*=\s*([-+.\deE]+)")
+_COMMON = 1e-6  # relative: the same number, written otherwise
+Options = dict[str, Any]
+
+
+# --- the optimizer's line --------------------------------------------------------------------------------------------
+
+
+def optimizer_line(case: Case) -> Treatment | None:
+    """The optimizer as the fix's code builds it: another class, or other options of the same one."""
+    name, options = _built(case.fix.code)
+    starts = case.step.optimizers
+    if not name and not options:
+        return None
+    if name and (not starts or name != type(starts[0].optimizer).__name__):
+        return Treatment(sandbox=partial(_with_optimizer, name, options))
+    old = _lr(case.step)
+    factor = float(options.pop("lr", old)) / old if old else math.nan
+    if not math.isfinite(factor):
+        return None
+
+    def apply(bench: Bench) -> None:
+        for group in bench.sandbox.optimizers[0].param_groups:
+            group.update({key: value for key, value in options.items() if key in group})
+
+    return Treatment(apply, partial(_at_rate, factor))
+
+
+def _at_rate(factor: float, step: TrainingStep) -> Sandbox:
+    return Sandbox(step, lr_factor=factor)
+
+
+def _with_optimizer(name: str, options: Options, step: TrainingStep) -> Sandbox:
+    kind: type[Optimizer] = getattr(torch.optim, name)
+    return Sandbox(step, optimizer=lambda parameters: kind(parameters, **options))
+
+
+def _built(code: str) -> tuple[str, Options]:
+    """(class, options given as constants) of the optimizer that a line builds; ("", {}) where there is none."""
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError):
+        tree = ast.Module([], [])
+    for node in ast.walk(tree):
+        name = _called(node)
+        if isinstance(node, ast.Call) and _is_optimizer(name):
+            known = {k.arg: _constant(k.value) for k in node.keywords if k.arg}
+            return name, {key: value for key, value in known.items() if value is not None}
+    found = _GROUP_LR.search(code)
+    return "", {} if found is None else {"lr": float(found[1])}
+
+
+def _called(node: ast.AST) -> str:
+    function = node.func if isinstance(node, ast.Call) else None
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _is_optimizer(name: str) -> bool:
+    kind = getattr(torch.optim, name, None)
+    return isinstance(kind, type) and issubclass(kind, Optimizer)
+
+
+def _constant(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _lr(step: TrainingStep) -> float:
+    groups = step.optimizers[0].groups if step.optimizers else []
+    return float(groups[0].get("lr", math.nan)) if groups else math.nan
+
+
+def lower_lr(case: Case) -> Treatment | None:
+    """The learning rate of the fix's code, a tenth of the script's own where that names none."""
+    found = optimizer_line(case)
+    if found is None or found.sandbox is Sandbox:
+        return Treatment(sandbox=partial(_at_rate, _LOWER))
+    return found
+
+
+def drop_maximize(_: Case) -> Treatment:
+    """Minimise."""
+
+    def apply(bench: Bench) -> None:
+        for optimizer in bench.sandbox.optimizers:
+            for group in optimizer.param_groups:
+                if "maximize" in group:
+                    group["maximize"] = False
+
+    return Treatment(apply)
+
+
+# --- what belongs to the optimizer -----------------------------------------------------------------------------------
+
+
+def give_parameters(case: Case) -> Treatment | None:
+    """Every parameter of the models that wants a gradient is trained by the optimizer."""
+    owned = {id(p) for start in case.step.optimizers for group in start.parameters for p in group}
+    missing = [p for top in case.places.tops for p in top.parameters() if p.requires_grad and id(p) not in owned]
+    if not missing or not case.step.optimizers:
+        return None
+
+    def apply(bench: Bench) -> None:
+        copies = [c for c in map(bench.sandbox.copies.of, missing) if isinstance(c, Tensor)]
+        bench.sandbox.optimizers[0].add_param_group({"params": copies})
+        bench.iterations = [_clearing_too(iteration, missing) for iteration in bench.iterations]
+
+    return Treatment(apply)
+
+
+def _clearing_too(iteration: Iteration, missing: list[nn.Parameter]) -> Iteration:
+    clear = Action("zero", parameters=tuple(missing))
+    return Iteration([clear, *iteration.actions], iteration.bytes)
+
+
+# --- the order of the loop -------------------------------------------------------------------------------------------
+
+
+def clip_gradients(case: Case) -> Treatment:
+    """Clip the norm of all gradients before each step."""
+    found = _CLIPPED.search(case.fix.code)
+    limit = float(found[1]) if found else _CLIP
+    return _reordered(case, partial(_clipped, limit))
+
+
+def _clipped(limit: float, actions: list[Action], parameters: tuple[Tensor, ...]) -> Iterator[Action]:
+    for action in actions:
+        if action.kind == "step":
+            yield Action("clip", parameters=parameters, limit=limit)
+        yield action
+
+
+def zero_grad(case: Case) -> Treatment:
+    """Clear all gradients at the start of each step."""
+    return _reordered(case, lambda actions, parameters: iter([Action("zero", parameters=parameters), *actions]))
+
+
+def reorder_step(case: Case) -> Treatment:
+    """Clear first, then backward, then step."""
+    return _reordered(case, _sorted)
+
+
+def _sorted(actions: list[Action], _: tuple[Tensor, ...]) -> Iterator[Action]:
+    yield from (action for action in actions if action.kind == "zero")
+    yield from (action for action in actions if action.kind != "zero")
+
+
+def _reordered(case: Case, order: Callable[[list[Action], tuple[Tensor, ...]], Iterator[Action]]) -> Treatment:
+    parameters = tuple(p for start in case.step.optimizers for group in start.parameters for p in group)
+
+    def apply(bench: Bench) -> None:
+        bench.iterations = [Iteration(list(order(it.actions, parameters)), it.bytes) for it in bench.iterations]
+
+    return Treatment(apply)
+
+
+def optimizer_step(case: Case) -> Treatment | None:
+    """Step the script's optimizer after each backward, which the script never does."""
+    if not case.recording.optimizers or case.step.optimizers:
+        return None
+    facts = case.recording.optimizers[0]
+    if not _is_optimizer(facts.type):
+        return None
+    options = {key: value for key, value in facts.groups[0].items() if key in ("lr", "weight_decay", "momentum")}
+
+    def single(bench: Bench) -> None:
+        """Only steps of one backward: before it was clear that no step comes, several were taken for one."""
+        bench.iterations = [it for it in bench.iterations if len(it.backwards) == 1] or bench.iterations
+
+    still = partial(_with_optimizer, "SGD", {"lr": 0.0})
+    return Treatment(sandbox=partial(_with_optimizer, facts.type, options), both=single, control=still)
+
+
+def divide_loss(case: Case) -> Treatment | None:
+    """Divide each loss by the number of backward calls per step."""
+    count = max((len(iteration.backwards) for iteration in case.step.iterations), default=1)
+    if count < 2:
+        return None
+    return Treatment(partial(scale_losses, 1 / count), unit=float(count))
+
+
+def scale_losses(factor: float, bench: Bench) -> None:
+    """Multiply the loss of every backward call."""
+    bench.iterations = [
+        Iteration([_scaled(action, factor) for action in iteration.actions], iteration.bytes)
+        for iteration in bench.iterations
+    ]
+
+
+def _scaled(action: Action, factor: float) -> Action:
+    backward = action.backward
+    if backward is None:
+        return action
+    seeds = backward.seeds or (None,) * len(backward.losses)
+    changed = tuple(torch.tensor(factor) if seed is None else seed * factor for seed in seeds)
+    return replace(action, backward=replace(backward, seeds=changed))
+
+
+# --- one thing taken out ---------------------------------------------------------------------------------------------
+
+
+def removal(name: str) -> Maker:
+    """Takes one thing out, as the tiny-batch experiment does: "without dropout", "without weight decay" and so on."""
+
+    def make(case: Case) -> Treatment | None:
+        operations = frozenset(
+            () if case.recording.graph is None else (o.name for o in case.recording.graph.operations)
+        )
+        wanted = next((t for t in removals(True, operations) if t.name == name), None)
+        if wanted is None:
+            return None
+
+        def apply(bench: Bench) -> None:
+            if not wanted.concerns(bench.sandbox, bench.iterations):
+                raise LookupError(f"there is nothing to do {name}")
+            wanted.apply(bench.sandbox, bench.iterations)
+            bench.stack.enter_context(wanted.during())
+
+        return Treatment(apply)
+
+    return make
+
+
+def train_mode(_: Case) -> Treatment:
+    """Every module in training mode."""
+
+    def apply(bench: Bench) -> None:
+        bench.rewrite(lambda entry: replace(entry, modes=(True,) * len(entry.modes)))
+
+    return Treatment(apply)
+
+
+TREATMENTS: dict[str, Maker] = {
+    "lower-lr": lower_lr,
+    "lower-learning-rate": lower_lr,
+    "raise-learning-rate": optimizer_line,
+    "adam": optimizer_line,
+    "adamw": optimizer_line,
+    "momentum": optimizer_line,
+    "optimizer": optimizer_line,
+    "eps": optimizer_line,
+    "drop-maximize": drop_maximize,
+    "pass-parameters": give_parameters,
+    "clip-gradients": clip_gradients,
+    "clip-gradient-norm": clip_gradients,
+    "zero-grad": zero_grad,
+    "reorder-step": reorder_step,
+    "optimizer-step": optimizer_step,
+    "divide-loss": divide_loss,
+    "train-mode": train_mode,
+    "with matched initialisation": removal("with matched initialisation"),
+    "without batchnorm": removal("without batchnorm"),
+    "without dropout": removal("without dropout"),
+    "without clipping": removal("without clipping"),
+    "without weight decay": removal("without weight decay"),
+    "without penalty": removal("without penalty"),
+}
