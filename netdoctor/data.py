@@ -59,6 +59,7 @@ class TensorFacts:
     value: int | None = None
     file: str = ""  # the line that gave it to the model, or to the loss
     line: int = 0
+    text: str = ""
 
     @property
     def rms(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import math
 import zlib
 from collections.abc import Callable
@@ -161,9 +162,7 @@ def _add(kept: _Kept, tensor: Tensor, step: int) -> None:
         return
     rows = sample_rows(tensor, kept.stride)
     code = zlib.crc32(np.ascontiguousarray(rows))
-    if kept.steps and kept.steps[-1] == step:
-        kept.hashes[-1] ^= code
-    else:
+    if not kept.steps or kept.steps[-1] != step:  # of several calls in one step the first tells batches apart
         kept.steps.append(step)
         kept.hashes.append(code)
     fits = not kept.blocks or kept.blocks[0].shape[1] == rows.shape[1]
@@ -179,17 +178,12 @@ def _add_order(kept: _Kept, target: Tensor, step: int, loss: str, kwargs: Any) -
         return
     flat = target.detach().reshape(-1).to("cpu", torch.float64).numpy()
     again = len(kept.ordered) == len(kept.steps)
-    if again:
-        kept.ordered.pop()
-        kept.within.pop()
-    kept.ordered.append(float(np.mean(np.diff(flat) >= 0)) if flat.size > 1 else math.nan)
-    kept.within.append(float(flat.std()))
+    if not again:
+        kept.ordered.append(float(np.mean(np.diff(flat) >= 0)) if flat.size > 1 else math.nan)
+        kept.within.append(float(flat.std()))
     counts = _counts(flat, loss, kwargs.get("ignore_index", -100))
-    if counts is None:
-        return
-    if again and kept.classes:
-        counts = counts + _padded(kept.classes.pop(), counts.size) if kept.classes[-1].size <= counts.size else counts
-    kept.classes.append(counts)
+    if counts is not None:
+        kept.classes.append(_sum(kept.classes.pop(), counts) if again and kept.classes else counts)
 
 
 def _counts(flat: Array, loss: str, ignored: Any) -> Array | None:
@@ -199,6 +193,11 @@ def _counts(flat: Array, loss: str, ignored: Any) -> Array | None:
     if not np.isfinite(flat).all() or (flat != np.round(flat)).any() or (flat < 0).any() or (flat >= MAX_CLASSES).any():
         return None
     return np.bincount(flat.astype(np.int64), minlength=2).astype(np.float64)
+
+
+def _sum(one: Array, other: Array) -> Array:
+    width = max(one.size, other.size)
+    return _padded(one, width) + _padded(other, width)
 
 
 def _padded(counts: Array, size: int) -> Array:
@@ -230,6 +229,7 @@ def _tell(kept: _Kept) -> TensorFacts:
         np.asarray(kept.within) if one_each else None,
         kept.value,
         *kept.position,
+        linecache.getline(*kept.position).strip(),
     )
 
 

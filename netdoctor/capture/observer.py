@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 
 from netdoctor.capture import functions
 from netdoctor.capture.containment import Containment
@@ -61,6 +62,7 @@ class Observer:
         self._measured: set[int] = set()  # models whose first pass of this step was measured
         self._measuring = False
         self._evaluating = False
+        self.over = False  # the loop seems to update its weights itself: the step ends when the next one begins
         self._stateful: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules known to have parameters or buffers
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -75,8 +77,14 @@ class Observer:
         else:
             self.mode.leave()
 
+    def settle(self) -> None:
+        """End a step that is over, now that the next one begins."""
+        if self.over:
+            self.end_step()
+
     def end_step(self) -> None:
         """Read back what the step left, and go on to the next."""
+        self.over = False
         if self.detailed:
             self.recorder.flush(self.step)
         self.program.end_iteration(self.step)
@@ -123,6 +131,8 @@ class Observer:
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Entry:
         grad = torch.is_grad_enabled()
+        if grad:
+            self.settle()
         root = self.names.root_of(module)
         self.program.see_module(module, root, idle=not self.program.begun and self.tape.idle())
         kept = self.program.capturing
@@ -179,7 +189,9 @@ class Observer:
             entry = self._entry(name, function, args, kwargs, mutates)
         inputs: tuple[int, ...] = ()
         if self.detailed and self.graph is not None:
-            self._path(self.stack[-1] if self.stack else None)  # names the parameters of a module seen for the first time
+            self._path(
+                self.stack[-1] if self.stack else None
+            )  # names the parameters of a module seen for the first time
             inputs = self.graph.reading(tensors((args, kwargs)), self.names.parameter_key)
         if self.detailed and self.data.wants(name) and torch.is_grad_enabled():
             self.data.see_operation(self.step, name, args, kwargs, user_position(), self._value_of)
@@ -194,6 +206,8 @@ class Observer:
         return graph.reading([tensor], self.names.parameter_key)[0] if graph is not None and self.detailed else None
 
     def _entry(self, name: str, function: Any, args: Any, kwargs: Any, mutates: bool) -> Entry:
+        if torch.is_grad_enabled() and name != "data":
+            self.settle()
         encoded = self.tape.encode(args)
         if (
             mutates
@@ -279,6 +293,16 @@ def _is_trained_leaf(args: Any, kwargs: Any) -> bool:
     return first is not None and first.is_leaf and first.requires_grad
 
 
+def _popped(last: Callable[[Any], bool]) -> list[Any]:
+    """The function modes above the first one that `last` knows, or all of them, taken from the stack."""
+    modes = []
+    while depth := torch._C._len_torch_function_stack():
+        if last(torch._C._get_function_stack_at(depth - 1)):
+            break
+        modes.append(torch._C._pop_torch_function_stack())
+    return modes
+
+
 class _OperationMode(TorchFunctionMode):
     """Shows every torch function call of this thread to the observer while it is pushed."""
 
@@ -288,20 +312,29 @@ class _OperationMode(TorchFunctionMode):
         self.on = False
 
     def enter(self) -> None:
-        """Start watching. May be called when already on."""
+        """Start watching, below all modes of the user's: they end in any order with ours. May be called when already on."""
         if not self.on:
+            above = _popped(lambda mode: isinstance(mode, DeviceContext))  # which insists on being the lowest
             torch._C._push_on_torch_function_stack(self)
+            for mode in reversed(above):
+                torch._C._push_on_torch_function_stack(mode)
             self.on = True
 
     def leave(self) -> None:
-        """Stop watching, unless the user entered a mode of their own on top of ours: theirs must be left first."""
-        depth = torch._C._len_torch_function_stack()
-        if self.on and depth and torch._C._get_function_stack_at(depth - 1) is self:
-            torch._C._pop_torch_function_stack()
-            self.on = False
+        """Stop watching."""
+        if self.on:
+            above = _popped(lambda mode: mode is self)
+            if torch._C._len_torch_function_stack():
+                torch._C._pop_torch_function_stack()
+                self.on = False
+            for mode in reversed(above):
+                torch._C._push_on_torch_function_stack(mode)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # The compiler traces through here, and must find nothing of ours; inside of torch.func tensors have no values to read.
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return func(*args, **kwargs)
         observer = self._observer
         name = functions.spoken_name(func)
         if not name or observer.suspended or observer.in_backward:

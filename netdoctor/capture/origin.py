@@ -6,13 +6,9 @@ made the first one out of finite inputs. What is made on purpose and removed aga
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +16,7 @@ from netdoctor.capture.functions import is_library_leaf
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.source import source_line
-from netdoctor.capture.step import Copies, Replay
+from netdoctor.capture.step import Copies, Replay, preserved_random_state
 from netdoctor.capture.tape import Backward
 from netdoctor.capture.watch import NODE_KEY, Watch, Watched, backward_nodes, is_bad
 from netdoctor.errors import CannotReplayError
@@ -50,21 +46,6 @@ def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Or
             return _Search(observer, Copies(modules.values(), []), list(modules.values())).run(backwards, where)
     except CannotReplayError as error:
         return Origin(where, "NaN", observer.step, reproduced=False, note=str(error))
-
-
-@contextlib.contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Put every random state back, whatever happened in between."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 def _broken_parameter(observer: Observer) -> Origin | None:

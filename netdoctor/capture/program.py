@@ -120,7 +120,9 @@ class Program:
         lost = self.lost
         if not self.iterations and not lost:
             lost = "no complete training step was captured"
-        return TrainingStep(self.iterations, modules, leaves, optimizers, dict(self._starts), lost, self._seconds)
+        return TrainingStep(
+            self.iterations, modules, leaves, optimizers, dict(self._starts), lost, seconds=self._seconds
+        )
 
     def changed(self) -> bool:
         """Whether any weight differs from what it was before the first step."""

@@ -159,6 +159,8 @@ def strided_sample(parameter: Tensor) -> Tensor:
     """About 1024 strided entries of a parameter, copied: what the size of an update is measured on."""
     flat = parameter.detach().reshape(-1)
     stride = max(1, flat.numel() // _SAMPLED)
-    while math.gcd(stride, math.prod(parameter.shape[1:])) > 1:  # else a few columns are seen, say an image's empty border
+    while (
+        math.gcd(stride, math.prod(parameter.shape[1:])) > 1
+    ):  # else a few columns are seen, say an image's empty border
         stride += 1
     return flat[::stride].to(torch.float32, copy=True)

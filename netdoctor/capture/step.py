@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from netdoctor.capture.tape import Backward, Constant, Context, Entry, Leaf, Slo
 from netdoctor.capture.tree import tensors
 from netdoctor.errors import CannotReplayError
 
+SAME = 1e-4  # relative; on a CPU the loss comes back to the last bit, on a GPU sums may be taken in another order
+
 
 @dataclass(slots=True)
 class Action:
@@ -27,6 +30,7 @@ class Action:
     backward: Backward | None = None
     optimizer: int = 0
     lrs: tuple[float, ...] = ()
+    options: tuple[dict[str, Any], ...] = ()  # what else a schedule may move, by group: momentum, betas, weight_decay
     parameters: tuple[Tensor, ...] = ()
     limit: float = 0.0
     by_value: bool = False
@@ -50,6 +54,7 @@ class Copies:
     """Copies of modules and loose leaf tensors that keep what they share; `of` finds the copy of an original."""
 
     def __init__(self, modules: Iterable[nn.Module], leaves: Iterable[Tensor]) -> None:
+        self.kept: dict[int, Tensor] = {}  # what inputs that want a gradient held when they were used
         self._memo: dict[int, Any] = {}
         self._originals: list[Any] = []  # keeps ids valid
         for module in modules:
@@ -196,8 +201,23 @@ class Replay:
         if isinstance(found, Tensor):
             return found
         if id(leaf) not in self._inputs:
-            self._inputs[id(leaf)] = leaf.detach().clone().requires_grad_()
+            self._inputs[id(leaf)] = self._copies.kept.get(id(leaf), leaf).detach().clone().requires_grad_()
         return self._inputs[id(leaf)]
+
+
+@contextlib.contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Put every random state back, whatever happened in between."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
 
 
 @contextlib.contextmanager
@@ -241,15 +261,39 @@ class TrainingStep:
     optimizers: list[OptimizerStart]
     starts: dict[int, tuple[Tensor, Tensor]]
     lost: str = ""  # why nothing could be captured, "" when something was
+    verified: bool = False  # the first loss came back on a copy
     seconds: dict[int, Tensor] = field(
         default_factory=dict
     )  # values at the second step, where no torch optimizer steps
 
     def copies(self) -> Copies:
-        """Fresh copies of all that trains, in the state from before the first step. Raises CannotReplayError."""
+        """Fresh copies of all that trains, in the state from before the first step.
+
+        Raises CannotReplayError, also when the captured step gives another loss on a copy than the user's run had: then the
+        model keeps something that capture does not know of, and no experiment would speak of the same training.
+        """
         if self.lost or not self.iterations:
             raise CannotReplayError(self.lost or "no training step was captured")
+        if not self.verified:
+            self._verify(self._fresh_copies())
+            self.verified = True
+        return self._fresh_copies()
+
+    def _verify(self, copies: Copies) -> None:
+        backward = self.iterations[0].backwards[0]
+        refuse_overwritten(backward)
+        with preserved_random_state():
+            again = float(Replay(copies).loss(backward).detach())
+        scale = max(abs(backward.value), 1e-12)
+        same = again == backward.value or (math.isnan(again) and math.isnan(backward.value))
+        if not same and not abs(again - backward.value) <= SAME * scale:
+            was = f"{again:.6g} instead of {backward.value:.6g}"
+            why = "the model was changed since, or keeps something of its own"
+            raise CannotReplayError(f"the first step gives another loss when it is run again on a copy, {was}: {why}")
+
+    def _fresh_copies(self) -> Copies:
         copies = Copies(self.modules, self.leaves)
+        copies.kept = {key: start for key, (_, start) in self.starts.items()}
         with torch.no_grad():
             for original, start in self.starts.values():
                 copied = copies.of(original)

@@ -66,6 +66,7 @@ class Taps:
 
     def remove(self) -> None:
         """Stop observing; torch is left as it was."""
+        self._safely("last step", self._observer.settle)()
         self._observer.mode.leave()
         for handle in self._handles:
             handle.remove()
@@ -91,14 +92,20 @@ class Taps:
 
     def _module_call(self, original: Any) -> Any:
         observer, get_ident, is_compiling = self._observer, threading.get_ident, torch.compiler.is_compiling
+        transforming = torch._C._functorch.peek_interpreter_stack  # inside of torch.func
 
         @functools.wraps(original)
-        def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def __call__(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             if is_compiling():
                 return original(module, *args, **kwargs)
             if observer.stack and not observer.detailed:
                 return original(module, *args, **kwargs)
-            if observer.suspended or observer.in_backward or get_ident() != observer.thread:
+            if (
+                observer.suspended
+                or observer.in_backward
+                or get_ident() != observer.thread
+                or transforming() is not None
+            ):
                 return original(module, *args, **kwargs)
             return observer.call_module(original, module, args, kwargs)
 
@@ -108,7 +115,7 @@ class Taps:
         observed = self._safely("module construction", self._observer.names.constructed)
 
         @functools.wraps(original)
-        def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        def __init__(module: nn.Module, /, *args: Any, **kwargs: Any) -> None:
             original(module, *args, **kwargs)
             observed(module)
 
@@ -227,7 +234,7 @@ class Taps:
                 return inner(cls, *args, **kwargs)
             name = f"{cls.__name__}.apply"
             noted = observer.containment.run(
-                "custom function", observer.before_operation, name, cls.apply, args, kwargs
+                "custom function", observer.before_operation, name, functools.partial(_applied, cls), args, kwargs
             )
             observer.suspended += 1
             try:
@@ -244,7 +251,7 @@ class Taps:
         observed = self._safely("optimizer construction", self.training.made)
 
         @functools.wraps(original)
-        def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        def __init__(optimizer: Optimizer, /, *args: Any, **kwargs: Any) -> None:
             original(optimizer, *args, **kwargs)
             observed(optimizer)
 
@@ -276,7 +283,9 @@ class Taps:
         @functools.wraps(original)
         def wrapper(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
             parameters = parameters if isinstance(parameters, Tensor) else list(parameters)
-            kind = sys._getframe(1).f_locals.get("norm_type", 2.0)  # clip_grad_norm_ calls this, and does not pass it on
+            kind = sys._getframe(1).f_locals.get(
+                "norm_type", 2.0
+            )  # clip_grad_norm_ calls this, and does not pass it on
             observed(parameters, max_norm, total_norm, kind)
             return original(parameters, max_norm, total_norm, *args, **kwargs)
 
@@ -307,3 +316,8 @@ class Taps:
             return scaled
 
         return scale
+
+
+def _applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """A custom function, looked up when it is called: a replay may be watching it by then."""
+    return cls.apply(*args, **kwargs)

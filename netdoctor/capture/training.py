@@ -18,6 +18,7 @@ from netdoctor.capture.step import Action
 from netdoctor.recording import Optimizer as OptimizerFacts
 from netdoctor.recording import Role, Site, SourceLine, Stat
 
+_SCHEDULED = ("momentum", "betas", "weight_decay")  # options that schedules move beside the learning rate
 _NEVER_STEPPED = 65  # backward calls without any optimizer step: more than a usual accumulation of gradients
 _THROWN_AWAY = 4  # gradients cleared without any optimizer step: this loop does not accumulate, it never steps
 _ROWS = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d", "LazyLinear", "Bilinear"})
@@ -39,16 +40,26 @@ class TrainingTaps:
         self._zeroed = False  # zero_grad ran since the last backward
         self._thrown_away = 0  # how often gradients were cleared that no optimizer had used
         self.schedulers = 0  # how many were built
+        self._by_itself = False  # the loop updates its weights without a torch optimizer, or not at all
+        self._at = 0  # the step that `_backwards` counts in
         self._stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self._before: list[tuple[Site, Tensor, Tensor]] = []
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._fresh = True  # the running backward started from clean gradients
+        self._eval_passes: dict[
+            str, list[int]
+        ] = {}  # model → first step in evaluation mode, passes in training, in evaluation
 
     # --- backward ----------------------------------------------------------------------------------------------------
 
     def before_backward(self, losses: list[Tensor], seeds: Any, retain: bool) -> None:
         """A backward call is about to run: keep the loss, and the part of the tape that it depends on."""
         observer = self._observer
+        if len(observer.tape):
+            observer.over = False  # another loss of the same pass
+        observer.settle()
+        if observer.step != self._at:
+            self._at, self._backwards = observer.step, 0
         position = user_position()
         true_losses = [self._true_loss(loss) for loss in losses]
         self._note_gradients()
@@ -62,9 +73,8 @@ class TrainingTaps:
                     self._note_mode(entry.module)
             observer.program.backward(captured)
             if observer.detailed and captured.entries[0].module is None:
-                observer.program.functional = (
-                    True  # weights are used before any module runs: the watch must be on by then
-                )
+                # Weights are used before any module runs: the watch must be on by then.
+                observer.program.functional = True
         elif observer.program.capturing and not observer.program.iterations:
             observer.program.lost = "the operations between the model and the loss could not be followed"
         observer.recorder.loss(_label(position), observer.step, value)
@@ -80,14 +90,19 @@ class TrainingTaps:
         self._observer.recorder.count("mode", self._observer.step, "train" if training else "eval", source=user_line())
 
     def _note_mode(self, module: nn.Module) -> None:
-        """In which mode a module was when a loss was made with it; modules without anything to train do not count."""
-        facts, names = self._observer.facts, self._observer.names
-        if module.training:
-            facts["train_mode_passes"] = float(facts.get("train_mode_passes", 0)) + 1
-        elif any(parameter.requires_grad for parameter in module.parameters()):
-            facts["eval_mode_passes"] = float(facts.get("eval_mode_passes", 0)) + 1
-            facts.setdefault("eval_mode_from", float(self._observer.step))
-            facts.setdefault("eval_mode_module", names.root_of(module).label)
+        """In which mode a module was when a loss was made with it. Kept as facts of the model with most passes in evaluation
+        mode: since its first one, how many in either mode. Modules without anything to train do not count."""
+        observer = self._observer
+        label = observer.names.root_of(module).label
+        since = self._eval_passes.get(label)
+        if since is None:
+            if module.training or not any(parameter.requires_grad for parameter in module.parameters()):
+                return
+            since = self._eval_passes[label] = [observer.step, 0, 0]
+        since[1 if module.training else 2] += 1
+        if since[2] >= max(count[2] for count in self._eval_passes.values()):
+            names = ("eval_mode_from", "train_mode_passes", "eval_mode_passes")
+            observer.facts.update(dict(zip(names, map(float, since), strict=True)), eval_mode_module=label)
 
     def _keep_graph(self, loss: Tensor | None) -> None:
         graph = self._observer.graph
@@ -129,10 +144,9 @@ class TrainingTaps:
         """A backward call is done."""
         self._zeroed = False
         waiting = self._alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
-        stepping = any(self._steps) or self._stepping or waiting
-        if not stepping:  # the loop updates its weights by itself, or not at all
-            self._observer.end_step()
-            self._backwards = 0
+        stepping = any(self._steps) or self._stepping
+        self._by_itself = not stepping and (self._by_itself or not waiting)
+        self._observer.over = self._by_itself
 
     # --- schedules ---------------------------------------------------------------------------------------------------
 
@@ -225,7 +239,7 @@ class TrainingTaps:
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step: the last look at gradients while the weights are untouched."""
         observer = self._observer
-        self._stepping = True
+        self._stepping, observer.over = True, False
         observer.mode.leave()
         index = self.index_of(optimizer)
         if index in self._stepped:
@@ -256,7 +270,8 @@ class TrainingTaps:
             observer.recorder.put(site, Stat.RMS, change.square().mean().sqrt())
         self._before = []
         lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
-        observer.program.current.actions.append(Action("step", optimizer=index, lrs=lrs))
+        moved = tuple({k: group[k] for k in _SCHEDULED if k in group} for group in optimizer.param_groups)
+        observer.program.current.actions.append(Action("step", optimizer=index, lrs=lrs, options=moved))
         observer.recorder.count("step" if self._backwards else "step without backward", observer.step)
         self._stepped.add(index)
         self._backwards, self._zeroed = 0, False

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from netdoctor.capture import functions
 from netdoctor.capture.graphs import scalar_attributes
+from netdoctor.capture.patching import Patches
 from netdoctor.capture.source import user_position
 from netdoctor.capture.step import Replay
 from netdoctor.capture.tree import tensors
@@ -50,12 +51,44 @@ class Watch(TorchFunctionMode):
     def __init__(self, replay: Replay, parameter_name: Callable[[Tensor], str] = lambda _: "") -> None:
         super().__init__()
         self._parameter_name = parameter_name
+        self._patches = Patches()
         self.operations: list[Watched] = []
         self._replay = replay
         self._stack: list[nn.Module] = []
         self._makers: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._handles: list[Any] = []
         self._calls: dict[int, int] = {}
+
+    def __enter__(self) -> Watch:
+        self._patches.wrap(torch.autograd.Function, "apply", self._function_apply)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._patches.remove()
+
+    def _function_apply(self, original: Any) -> Any:
+        """Custom autograd functions are no torch functions: they are watched where they are applied."""
+        inner = original.__func__
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if cls.__module__.startswith("torch."):
+                return inner(cls, *args, **kwargs)
+            inputs = list(tensors((args, kwargs)))
+            noted = (
+                [self.maker(t) for t in inputs],
+                [is_bad(t) for t in inputs],
+                [self._parameter_name(t) for t in inputs],
+            )
+            with torch._C.DisableTorchFunction():
+                result = inner(cls, *args, **kwargs)
+            kept = [t.detach() for t in inputs]
+            self._keep(f"{cls.__name__}.apply", kept, list(tensors(result)), noted[0], {})
+            self._describe(noted[1], noted[2])
+            return result
+
+        return classmethod(apply)
 
     def attach(self, module: nn.Module) -> None:
         """Follow which of the copy's modules is running."""
@@ -90,9 +123,7 @@ class Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         outputs = list(tensors(args[0] if changes and args else result))
         self._keep(functions.plain(name), inputs, outputs, makers, scalar_attributes(args, kwargs))
-        made = self.operations[-1]
-        made.bad, made.parameters = bad, parameters
-        made.outer = made.position if self._replay.entry is None else self._replay.entry.position
+        self._describe(bad, parameters)
         return result
 
     def _keep(
@@ -116,6 +147,11 @@ class Watch(TorchFunctionMode):
         for tensor in outputs:
             self._makers[id(tensor)] = (weakref.ref(tensor), index)
             _mark(tensor, index)
+
+    def _describe(self, bad: list[tuple[bool, bool]], parameters: list[str]) -> None:
+        made = self.operations[-1]
+        made.bad, made.parameters = bad, parameters
+        made.outer = made.position if self._replay.entry is None else self._replay.entry.position
 
     def close(self) -> None:
         """Stop following modules."""

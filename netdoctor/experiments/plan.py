@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from netdoctor.capture.step import TrainingStep
-from netdoctor.experiments import batchnorm, learning_rate, overfit
+from netdoctor.checks.data.harm import State, harm
+from netdoctor.experiments import batchnorm, learning_rate, overfit, scaling
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import judge
@@ -29,6 +30,9 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Calla
     if not learning:
         share = budget.share(seconds * 0.4)
         _add(recording, "trial", lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
+    if not learning or harm(recording).state is not State.WORKS:
+        rest = budget.share(seconds * 0.2)
+        _add(recording, "scaling", lambda: scaling.trials(step, rest, say), say, "standardising the data")
     _add(
         recording, "batchnorm", lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm"
     )

@@ -17,8 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor.capture.origin import preserved_random_state
-from netdoctor.capture.step import Action, Copies, Iteration, OptimizerStart, Replay, TrainingStep, refuse_overwritten
+from netdoctor.capture.step import (
+    Action,
+    Copies,
+    Iteration,
+    OptimizerStart,
+    Replay,
+    TrainingStep,
+    preserved_random_state,
+    refuse_overwritten,
+)
 from netdoctor.capture.tape import Entry
 from netdoctor.errors import CannotReplayError
 
@@ -156,6 +164,8 @@ class Sandbox:
                 for group, lr in zip(optimizer.param_groups, action.lrs, strict=False):
                     if math.isfinite(lr):
                         group["lr"] = lr * self._lr_factor
+                for group, options in zip(optimizer.param_groups, action.options, strict=False):
+                    group.update(options)
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise CannotReplayError("L-BFGS evaluates its loss many times a step, which is not captured")
             optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.capture.observing import assert_replays
+from netdoctor.errors import CannotReplayError
+from netdoctor.experiments.sandbox import quiet
+from tests.capture.observing import assert_replays, assert_same_gradients, replayed, trained
 
 
 def mlp(inputs: int = 5, outputs: int = 3, *middle: nn.Module) -> nn.Sequential:
@@ -201,12 +204,10 @@ def test_backward_with_a_seed_gradient():
             out.backward(seed)
             optimizer.step()
 
-    from tests.capture.observing import replayed, trained
-
     observation, log = trained(train)
     _, copy = replayed(observation.step, 2)
     assert copy.gradients
-    assert all(torch.equal(a, b) for one, two in zip(copy.gradients, log.gradients, strict=True) for a, b in zip(one, two, strict=True))
+    assert_same_gradients(copy.gradients, log.gradients)
 
 
 def test_torch_autograd_backward_of_several_losses():
@@ -609,8 +610,6 @@ def test_the_first_step_of_updates_by_hand(update):
 @pytest.mark.parametrize("update", [without_grad, through_data, through_data_method])
 def test_several_steps_of_updates_by_hand(update):
     """The rule is found from how the weights moved, so only nearly the same numbers can come back."""
-    from tests.capture.observing import replayed, trained
-
     observation, log = trained(lambda log: by_hand(log, update))
     totals, _ = replayed(observation.step, 4)
     assert totals == pytest.approx(log.losses[:4], rel=1e-4)
@@ -637,3 +636,59 @@ def test_in_place_after_the_model(name):
         fit(log, model, lambda: IN_PLACE[name](model(torch.randn(4, 5))).square().mean())
 
     assert_replays(train, steps=2)
+
+
+# --- torch.func ------------------------------------------------------------------------------------------------------
+
+
+def test_one_inner_step_of_meta_learning():
+    """functional_call runs a module on other weights than its own: exactly so on the copy, or not at all."""
+
+    def train(log):
+        model = mlp()
+
+        def loss():
+            weights = dict(model.named_parameters())
+            inner = torch.func.functional_call(model, weights, (torch.randn(4, 5),)).square().mean()
+            slopes = torch.autograd.grad(inner, list(weights.values()), create_graph=True)
+            fast = {name: w - 0.1 * g for (name, w), g in zip(weights.items(), slopes, strict=True)}
+            return torch.func.functional_call(model, fast, (torch.randn(4, 5),)).square().mean()
+
+        fit(log, model, loss)
+
+    with contextlib.suppress(CannotReplayError):
+        assert_replays(train, steps=2)
+
+
+def test_gradients_of_single_samples_in_the_loop():
+    def train(log):
+        model = mlp()
+
+        def loss():
+            weights = dict(model.named_parameters())
+            one = lambda w, x: torch.func.functional_call(model, w, (x,)).square().mean()  # noqa: E731
+            return torch.func.vmap(one, in_dims=(None, 0))(weights, torch.randn(4, 5)).mean()
+
+        fit(log, model, loss)
+
+    observation, _ = trained(train)
+    with pytest.raises(CannotReplayError), quiet():
+        replayed(observation.step, 1)
+
+
+def test_an_adversary_moves_its_input():
+    """The perturbation is a leaf that the loop overwrites; what comes back must have its values of that time."""
+
+    def train(log):
+        model = mlp()
+        optimizer = log.watch(torch.optim.SGD(model.parameters(), lr=0.1))
+        for _ in range(3):
+            x, delta = torch.randn(4, 5), torch.zeros(4, 5, requires_grad=True)
+            slope = torch.autograd.grad(model(x + delta).square().mean(), delta)[0]
+            delta.data = 0.3 * slope.sign()
+            optimizer.zero_grad()
+            log.backward(model(x + delta).square().mean())
+            optimizer.step()
+            delta.data.zero_()
+
+    assert_replays(train, steps=3)

@@ -1,0 +1,103 @@
+"""What the loss says about a suspicion against the data: is training hurt, slow, or fine in spite of it?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from netdoctor.checks.signal.outcome import hurt, words
+from netdoctor.data import Array, TensorFacts
+from netdoctor.recording import Arm, Recording
+from netdoctor.trend import NO_BETTER, Trend, judge
+
+NO_WORSE = 0.95  # of a constant predictor's loss: nothing was learned from the input
+SLOW = 0.5  # of a constant predictor's loss (of the start, where that is unknown): learned, but little
+
+
+class State(Enum):
+    """How the training fares."""
+
+    HURT = "hurt"
+    SLOW = "slow"
+    WORKS = "works"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """The state, the trend that it was read from, and the loss of a constant predictor (NaN when unknown)."""
+
+    state: State
+    trend: Trend
+    constant: float
+
+    @property
+    def words(self) -> str:
+        """What the loss does, as a sentence or two."""
+        if self.state is State.HURT and not hurt(self.trend) and math.isfinite(self.constant):
+            return f"The loss ends at {self.trend.end:.4g}; a constant prediction gets {self.constant:.4g}."
+        return words(self.trend)
+
+
+def harm(recording: Recording) -> Harm:
+    """The state of the training. Learning is what goes below the loss of the best constant prediction."""
+    trend, constant = judge(recording), constant_loss(recording)
+    moving = recording.facts.get("moving_target") or recording.facts.get("several_optimizers")
+    if moving and trend.kind != "non-finite":
+        return Harm(State.UNKNOWN, trend, constant)
+    return Harm(_state(trend, constant), trend, constant)
+
+
+def _state(trend: Trend, constant: float) -> State:
+    if hurt(trend) or trend.reason == NO_BETTER:
+        return State.HURT
+    if trend.kind == "unknown":
+        return State.UNKNOWN
+    if math.isfinite(constant) and constant > 0:
+        left = trend.end / constant
+        return State.HURT if left > NO_WORSE else State.SLOW if left > SLOW else State.WORKS
+    return State.SLOW if trend.kind == "falls" and trend.drop < SLOW else State.WORKS
+
+
+def constant_loss(recording: Recording) -> float:
+    """The loss of the best constant prediction: ln C for C classes, and for regression from the targets; NaN: unknown.
+
+    Only where the loss is the plain mean of one known loss function: a sum of terms has another constant.
+    """
+    if not _plain(recording):
+        return math.nan
+    family, classes = str(recording.facts.get("loss_family")), float(recording.facts.get("classes", 0))
+    target = recording.targets[0] if len(recording.targets) == 1 else None
+    if family in {"mse", "l1", "huber"}:
+        return math.nan if target is None else regression_constant(target, family)
+    uniform = math.log(classes) if classes > 1 else math.log(2) if family == "bce" else math.nan
+    if target is not None and target.classes is not None:
+        return min(uniform, entropy(target.classes.sum(axis=0)))
+    return uniform
+
+
+def regression_constant(target: TensorFacts, family: str) -> float:
+    """The variance of a target for "mse", for "l1" and "huber" its mean absolute deviation, as of a normal one."""
+    std = target.columns.std
+    return float(np.mean(std**2)) if family == "mse" else float(np.mean(std)) * math.sqrt(2 / math.pi)
+
+
+def entropy(counts: Array) -> float:
+    """Entropy of class counts, in nats."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _plain(recording: Recording) -> bool:
+    graph = recording.graph
+    last = None if graph is None or graph.loss is None else graph.producer(graph.loss)
+    return last is not None and (last.attributes.get("reduction") == "mean" or last.name == "mean")
+
+
+def level(arm: Arm) -> float:
+    """The median of the last fifth of an arm's losses; infinite when it ended as NaN or Inf."""
+    tail = arm.losses[-max(2, len(arm.losses) // 5) :]
+    return float(np.median(tail)) if tail.size and np.isfinite(tail).all() else math.inf

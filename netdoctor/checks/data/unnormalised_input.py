@@ -1,0 +1,109 @@
+"""The check `unnormalised-input`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from netdoctor.check import Check
+from netdoctor.checks.data import scale_trial as trial
+from netdoctor.checks.data.entrance import Entrance, entrances
+from netdoctor.checks.data.harm import Harm, State, harm
+from netdoctor.checks.data.symptoms import OF_SCALE
+from netdoctor.data import TensorFacts
+from netdoctor.finding import Certainty, Evidence, Finding, Fix, Reach, Severity
+from netdoctor.graph import Value
+from netdoctor.recording import Recording
+
+
+@dataclass(frozen=True)
+class UnnormalisedInput(Check):
+    """The model is given numbers far from zero mean and unit scale, and nothing normalises them first.
+
+    What it is: pixels from 0 to 255, amounts in the thousands, or values far from zero go as they are into a layer
+    whose initialisation is made for inputs of scale 1.
+    Why it hurts: activations and gradients are as many times too large, units die or saturate in the first steps, and
+    no learning rate suits all weights; a large mean makes the loss a narrow valley.
+    How it is decided: the numbers that enter the first layer with weights, over the sampled steps: root mean square
+    above 20 or under 1e-3, or a mean of more than 10 standard deviations, while the loss does not get under that of a
+    constant prediction: an error. On a copy the same steps are run with standardised inputs: where that trains, it is
+    proven; where it makes no difference, it is advice. Above a scale of 50 a slow training is a warning.
+    When it stays silent: a norm, an embedding or a rescaling comes first; token ids; images in [0, 1]; one-hot and
+    binary inputs; a training that works all the same (advice above 50, unless a norm follows the first layer).
+    Fix: subtract the mean and divide by the standard deviation of the training data, the same at test time.
+    Sources: LeCun et al., Efficient BackProp, 1998, section 4.3; advice A5, B6, B7, C1.
+    """
+
+    name = "unnormalised-input"
+    arms = frozenset({"scaling/input", "trial/control"})
+    explains = OF_SCALE | {"feature-scales", "saturated-activation", "constant-layer", "input-independent-output"}
+
+    large: float = 20.0  # digits of 0..16 (rms 8) train well; what is this large multiplies gradients by 400
+    flagrant: float = 50.0  # pixels of 0..255 have 80 to 150: worth a word even where training only crawls
+    small: float = 1e-3  # the first layer's bias then drowns the input
+    offset: float = 10.0  # standard deviations: the Hessian's condition number is then above 100
+    offset_scale: float = 3.0  # root mean square under which such a mean does little
+
+    def judge(self, recording: Recording) -> Iterator[Finding]:
+        graph = recording.graph
+        if graph is None:
+            return
+        state = harm(recording)
+        for facts in recording.inputs:
+            doors = [] if facts.value is None else entrances(graph, facts.value)
+            off = [door for door in doors if self._off(door) and not (facts.integral and door.value.high <= 1)]
+            if facts.rows and off and len(off) == len(doors):
+                finding = self._finding(facts, off[0], state, recording)
+                if finding is not None:
+                    yield finding
+                    return
+
+    def _off(self, door: Entrance) -> bool:
+        rms = _rms(door.value)
+        far = abs(door.value.mean) > self.offset * door.value.std and rms > self.offset_scale
+        return rms > self.large or 0 < rms < self.small or (far and door.value.std > 0)
+
+    def _finding(self, facts: TensorFacts, door: Entrance, state: Harm, recording: Recording) -> Finding | None:
+        value = door.value
+        answer, tried = trial.verdict(recording, "input", state)
+        severity = self._severity(_rms(value), door, state, answer)
+        if severity is None:
+            return None
+        name = trial.called(facts, "x")
+        code = trial.standardise(facts, name) if door.direct else trial.rescaled(name, value.mean, value.std)
+        says = f"They reach {door.operation.module or 'the first ' + door.operation.name} with no normalisation."
+        spread = f"mean {value.mean:.3g}, standard deviation {value.std:.3g}"
+        return Finding(
+            self.name,
+            f"the input is not normalised: values from {value.low:.4g} to {value.high:.4g}, {spread}",
+            severity,
+            f"{says} Initialisations and learning rates are made for a scale of about 1. {state.words}",
+            trial.location(facts, door.operation.module, door.operation.name),
+            (self._evidence(value),),
+            (Fix("standardise-input", "Standardise with the training data's numbers.", code, Reach.RUN, tried),),
+            Certainty.PROVEN if answer is trial.Says.CURED else Certainty.MEASURED,
+            0,
+            share=1.0,
+        )
+
+    def _evidence(self, value: Value) -> Evidence:
+        rms = _rms(value)
+        if self.small <= rms <= self.large:
+            return Evidence("mean over standard deviation", abs(value.mean) / value.std, ">", self.offset)
+        relation, limit = (">", self.large) if rms > self.large else ("<", self.small)
+        return Evidence("root mean square of the input", rms, relation, limit)
+
+    def _severity(self, rms: float, door: Entrance, state: Harm, says: trial.Says) -> Severity | None:
+        flagrant = rms > self.flagrant and not door.normed
+        if says is trial.Says.NO_EFFECT:
+            return Severity.ADVICE if flagrant else None
+        if says is trial.Says.CURED or state.state is State.HURT:
+            return Severity.ERROR
+        if not flagrant:
+            return None
+        return Severity.ADVICE if state.state is State.WORKS else Severity.WARNING
+
+
+def _rms(value: Value) -> float:
+    return math.hypot(value.mean, value.std)
