@@ -60,6 +60,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
         module, parameter = display.get(origin.module, origin.module), display.get(origin.parameter, origin.parameter)
         recording.origin = replace(origin, module=module, parameter=parameter)
     _name_losses(recording)
+    recording.blind_spots = list(observer.blind_spots.values())
     recording.faults = observer.containment.faults
     recording.facts = {**_facts(recording), **observer.facts}
     recording.facts["scheduler_never_stepped"] = training.schedulers > 0 and not recording.counts.get("scheduler")

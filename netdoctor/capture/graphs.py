@@ -35,6 +35,8 @@ class GraphBuilder:
 
     def reading(self, arguments: Iterable[Tensor], parameter_name: Any) -> tuple[int, ...]:
         """Indices of the values of some arguments; unseen tensors become inputs, parameters or buffers."""
+        if len(self._operations) >= MAX_OPERATIONS:
+            return ()
         return tuple(self._enter(tensor, parameter_name) for tensor in arguments)
 
     def _enter(self, tensor: Tensor, parameter_name: Any) -> int:

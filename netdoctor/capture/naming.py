@@ -15,6 +15,14 @@ from netdoctor.recording import SourceLine
 SEPARATOR = "\x1f"  # between a model's label and a path inside of it; never in a Python name
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The user's own model inside of what torch.compile, DataParallel or DistributedDataParallel wrapped around it."""
+    inner = getattr(module, "_orig_mod", None)
+    if inner is None and type(module).__name__ in ("DistributedDataParallel", "DataParallel"):
+        inner = getattr(module, "module", None)
+    return module if inner is None else unwrapped(inner)
+
+
 @dataclass(slots=True)
 class Root:
     """A whole model: the topmost owner of the modules that are called. `label` tells several models apart."""
@@ -87,7 +95,7 @@ class ModuleNames:
         for _ in range(100):  # a cycle of owners would be the user's bug; ours must not be an endless loop
             parent = self._parents.get(top)
             owner = None if parent is None else parent()
-            if owner is None or not any(child is top for child in owner.children()):
+            if owner is None or not any(child is top for child in owner.children()) or unwrapped(owner) is not owner:
                 break
             top = owner
         return top

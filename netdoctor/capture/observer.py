@@ -18,7 +18,7 @@ from netdoctor.capture.containment import Containment
 from netdoctor.capture.data import DataRecorder
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
 from netdoctor.capture.layers import LayerRecorder
-from netdoctor.capture.naming import ModuleNames
+from netdoctor.capture.naming import ModuleNames, unwrapped
 from netdoctor.capture.program import Program
 from netdoctor.capture.recorder import Recorder, Schedule
 from netdoctor.capture.source import user_line, user_position
@@ -36,6 +36,7 @@ class Observer:
     def __init__(self, every: int | None = None) -> None:
         self.containment = Containment()
         self.recorder = Recorder()
+        self.blind_spots: dict[str, str] = {}  # what could not be watched, and why, in words for the reader
         self.names = ModuleNames()
         self.tape = Tape()
         self.program = Program(self.names)
@@ -100,7 +101,9 @@ class Observer:
     def call_module(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call for the user, and look at it before and after."""
         unit = self._unit is None and self._has_state(module)
-        entry = self._ours("module call", self._enter, module, args, kwargs) if unit else None
+        entry = self._ours("module call", self._enter, unwrapped(module), args, kwargs) if unit else None
+        if unit and hasattr(module, "_orig_mod"):
+            return self._call_compiled(call, module, args, kwargs, entry)
         self.stack.append(module)
         try:
             result = call(module, *args, **kwargs)
@@ -108,6 +111,25 @@ class Observer:
             self._leave(module, unit)
             raise
         self._leave(module, unit)
+        if entry is not None:
+            self._ours("module result", self._left, entry, module, result)
+        return result
+
+    def _call_compiled(
+        self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, entry: Entry | None
+    ) -> Any:
+        """A compiled model is one piece: looking into it would have it compiled again, with us inside."""
+        self.blind_spots.setdefault(
+            "compiled",
+            "the model is compiled: its layers were not watched; run it once without torch.compile to see them",
+        )
+        self.mode.leave()
+        self.suspended += 1
+        try:
+            result = call(module, *args, **kwargs)
+        finally:
+            self.suspended -= 1
+            self._leave(module, True)
         if entry is not None:
             self._ours("module result", self._left, entry, module, result)
         return result

@@ -52,7 +52,7 @@ class SeriesRecorder:
             self._sums[-1] += value
             self._counts[-1] += 1
             return
-        if step % self._stride and np.isfinite(value):  # a non-finite value is kept wherever it comes
+        if step % self._stride and (np.isfinite(value) or not np.isfinite(self.last)):  # where values turn bad is kept
             return
         self._steps.append(step)
         self._sums.append(value)

@@ -68,6 +68,9 @@ class TrainingTaps:
         if captured is not None:
             captured.fresh, captured.retain, captured.value = self._fresh, retain, value
             captured.seeds = seeds if true_losses[0] is losses[0] else ()
+            if any(seed is not None for seed in captured.seeds):
+                pairs = zip(true_losses, captured.seeds, strict=False)
+                captured.value = sum(float((t.detach() * (1 if s is None else s)).sum()) for t, s in pairs)
             for entry in captured.entries:
                 if entry.module is not None:
                     self._note_mode(entry.module)

@@ -1,19 +1,27 @@
-"""What the captured steps suggest for a finding that no check has a fix for. Only what cures is shown."""
+"""What the captured steps suggest for a finding whose own fixes do not cure it. Only what cures is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from netdoctor.capture.step import TrainingStep
+from netdoctor.checks.signal import initialisation
 from netdoctor.experiments.treatments.operations import Exchange, exchange_operations
-from netdoctor.experiments.treatments.treatment import Bench, Places, Treatment, first_argument
-from netdoctor.finding import Finding, Fix, Reach
+from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment, first_argument
+from netdoctor.experiments.treatments.weights import run_code
+from netdoctor.experiments.verdict import decide, scale_of
+from netdoctor.finding import Finding, Fix, Reach, Trial, Verdict
 from netdoctor.graph import Operation
 from netdoctor.recording import Recording
 
+SAME = 1e-4  # relative: the replay's first loss is that of the script (bit for bit on a CPU)
+DIFFERENT = 1e-2  # relative: beyond what the order of sums can grow to in the captured steps
+_LEAST = 1e-12
 _OPEN = frozenset({"cannot-overfit-tiny-batch", "loss-not-decreasing"})  # symptoms whose cause nobody named
 # Functions of a weight that take away what it can be: its sign, its size.
 _NARROWING = frozenset({"abs", "square", "exp", "relu", "sigmoid", "softplus", "tanh", "clamp", "clamp_min", "sign"})
@@ -25,6 +33,53 @@ def propose(
     """Fixes to be tried, with their treatments."""
     if finding.check in _OPEN:
         yield from _plain_weights(recording, places)
+    yield from _wider_initialisation(recording, step, places, finding)
+
+
+def written_elsewhere(
+    recording: Recording, step: TrainingStep, finding: Finding, again: Sequence[float]
+) -> Trial | None:
+    """The trial of leaving out whatever else the loop does: the script's own losses beside those of a plain replay.
+
+    None unless the two begin with the same loss and part within the captured steps, which are the same forward,
+    backward, clipping and step on the same batches: then something else writes to the weights or the gradients.
+    """
+    series = recording.loss
+    count = min(len(step.iterations), len(again))
+    if finding.check not in _OPEN or series is None or count < 2 or len(step.optimizers) != 1:
+        return None
+    if series.steps[:count].tolist() != list(range(count)):
+        return None
+    own = [float(loss) for loss in series.values[: len(again)]]
+    apart = [abs(one - other) / max(abs(one), _LEAST) for one, other in zip(own[:count], again, strict=False)]
+    if not (apart[0] < SAME and max(apart[1:]) > DIFFERENT):
+        return None
+    bound = float(recording.facts.get("loss_lower_bound", -math.inf))
+    verdict = decide(own, again, scale_of(bound, None, own, again))
+    return Trial(verdict, tuple(own), tuple(again), len(again)) if verdict is Verdict.CURED else None
+
+
+ELSEWHERE = Fix(
+    "leave-weights-alone",
+    "Find what writes to the weights or gradients besides backward, clipping and optimizer.step() (an average written "
+    "back, a reset, a hand-made update, a hook): the same steps without it train.",
+    reach=Reach.RUN,
+)
+
+
+def _wider_initialisation(
+    recording: Recording, step: TrainingStep, places: Places, finding: Finding
+) -> Iterator[tuple[Fix, Treatment]]:
+    """The initialisation of all weights that are off scale, where the finding's own covers but the worst."""
+    known = {fix.code for fix in finding.fixes if fix.treatment == "variance-scaling-init"}
+    off = [found.layer for found in initialisation.scales(recording) if found.off != 1.0]
+    wider = initialisation.fix(recording, off)
+    if not known or not off or wider.code in known:
+        return
+    wider = replace(wider, says=f"Initialise all {len(off)} weights that are off scale, before the optimizer is made.")
+    treatment = run_code(Case(step, recording, finding, wider, places))
+    if treatment is not None:
+        yield wider, treatment
 
 
 def _plain_weights(recording: Recording, places: Places) -> Iterator[tuple[Fix, Treatment]]:

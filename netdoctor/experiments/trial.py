@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from netdoctor import ranking
+from netdoctor.capture.source import is_user_file
 from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
-from netdoctor.experiments.proposals import propose
+from netdoctor.experiments.proposals import ELSEWHERE, propose, written_elsewhere
 from netdoctor.experiments.sandbox import Budget, Run, quiet
 from netdoctor.experiments.score import fits
 from netdoctor.experiments.treatments import treatment_of
@@ -33,7 +35,7 @@ _BROKEN = frozenset(
 )
 _ORDER = {Verdict.CURED: 0, Verdict.EASED: 1, Verdict.NO_EFFECT: 3, Verdict.WORSE: 4}
 _UNTRIED = 2
-_OUR_FOLDER = "netdoctor/experiments/"
+_OUR_FOLDER = "netdoctor/experiments/treatments/"
 Say = Callable[[str], None]
 
 
@@ -95,16 +97,19 @@ class _Trials:
                 trial = self._attempt(finding, fix)
                 if trial is not None:
                     fixes[number] = _told(fix, trial)
-            if not fixes:
+            if not any(_cures(fix) for fix in fixes):
                 fixes += self._proposed(finding)
 
     def _proposed(self, finding: Finding) -> list[Fix]:
-        """For a finding without any fix: what the captured steps suggest, as far as it cures."""
+        """For a finding that none of its fixes cures: what the captured steps suggest, as far as it cures."""
         found = []
         for fix, treatment in propose(self.recording, self.step, self.places, finding):
             trial = self._attempt(finding, fix, treatment)
             if trial is not None and trial.verdict is Verdict.CURED:
                 found.append(replace(fix, trial=trial))
+        if not found and self._controls:
+            alone = written_elsewhere(self.recording, self.step, finding, self._controls[0][1].losses)
+            found += [] if alone is None else [replace(ELSEWHERE, trial=alone)]
         return found
 
     def attach(self, finding: Finding) -> Finding:
@@ -112,8 +117,7 @@ class _Trials:
         fixes = self._fixes.get(id(finding))
         if not fixes:
             return finding
-        cured = any(fix.trial is not None and fix.trial.verdict is Verdict.CURED for fix in fixes)
-        certainty = Certainty.PROVEN if cured else finding.certainty
+        certainty = Certainty.PROVEN if any(map(_cures, fixes)) else finding.certainty
         return replace(finding, fixes=tuple(sorted(fixes, key=_rank)), certainty=certainty)
 
     # --- one trial ---------------------------------------------------------------------------------------------------
@@ -137,7 +141,8 @@ class _Trials:
 
     def _compared(self, finding: Finding, treatment: Treatment) -> Trial | None:
         control = self._control(treatment)
-        treated = self._arm(treatment, treated=True)
+        notes: list[str] = [treatment.says] if treatment.says else []
+        treated = self._arm(treatment, notes)
         one = [treatment.control_unit * loss for loss in control.losses]
         other = [treatment.unit * loss for loss in treated.losses]
         bound = float(self.recording.facts.get("loss_lower_bound", -math.inf))
@@ -147,24 +152,26 @@ class _Trials:
         if verdict is None:
             return None
         seconds = control.seconds + treated.seconds
-        return Trial(verdict, tuple(one), tuple(other), len(other), seconds, treatment.says)
+        return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes))
 
     def _control(self, treatment: Treatment) -> Run:
         """The untreated arm; trials with the same one share it."""
         for other, run in self._controls:
             if other.both is treatment.both and other.control is treatment.control:
                 return run
-        run = self._arm(treatment, treated=False)
+        run = self._arm(treatment)
         self._controls.append((treatment, run))
         return run
 
-    def _arm(self, treatment: Treatment, treated: bool) -> Run:
-        sandbox = (treatment.sandbox if treated else treatment.control)(self.step)
+    def _arm(self, treatment: Treatment, notes: list[str] | None = None) -> Run:
+        """A control arm or, with `notes` to write to, a treated one."""
+        sandbox = (treatment.control if notes is None else treatment.sandbox)(self.step)
         with ExitStack() as stack:
             bench = Bench(sandbox, self.step.iterations, stack)
             treatment.both(bench)
-            if treated:
+            if notes is not None:
                 treatment.apply(bench)
+                notes += bench.notes
             return sandbox.run(bench.iterations, STEPS, self.budget.share(SHARE * self.budget.left))
 
     def _constant(self) -> float | None:
@@ -177,13 +184,12 @@ class _Trials:
         return self._chance[0]
 
     def _note(self, fix: Fix, error: Exception) -> None:
-        """An exception of the user's code or of torch on changed code is an answer; one of ours is a fault."""
-        last = error.__traceback__
-        while last is not None and last.tb_next is not None:
-            last = last.tb_next
-        file = "" if last is None else last.tb_frame.f_code.co_filename.replace("\\", "/")
-        if _OUR_FOLDER in file and last is not None:
-            place = f"{file.rpartition('/')[2]}:{last.tb_lineno}"
+        """What fails in the user's code, or in the training of a changed copy, is an answer; all else is our fault."""
+        frames = traceback.extract_tb(error.__traceback__)
+        running = any(frame.name in ("iterate", "_first_loss") for frame in frames)
+        ours = not any(is_user_file(frame.filename) for frame in frames)
+        if ours and (not running or _OUR_FOLDER in frames[-1].filename.replace("\\", "/")):
+            place = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
             self.faults.append(Fault(f"trial of {fix.treatment}", f"{type(error).__name__}: {error} ({place})"[:300]))
 
 
@@ -214,6 +220,10 @@ def _told(fix: Fix, trial: Trial) -> Fix:
     if trial.verdict is Verdict.WORSE:
         says = f"{says} On a copy this made it worse."
     return replace(fix, says=says, trial=trial)
+
+
+def _cures(fix: Fix) -> bool:
+    return fix.trial is not None and fix.trial.verdict is Verdict.CURED
 
 
 def _rank(fix: Fix) -> int:

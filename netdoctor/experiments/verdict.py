@@ -106,11 +106,17 @@ def _trains(values: Array, scale: Scale) -> bool:
 
 
 def _better(worse: Array, better: Array, scale: Scale) -> bool:
-    """A noticeable gain of the second over the first in the last two fifths, step by step."""
+    """A noticeable gain of the second over the first in the last two fifths, step by step.
+
+    Of two arms one of which is far above any sensible start, decades count.
+    """
     tail = max(3, 2 * min(worse.size, better.size) // 5)
     differences = worse[-tail:] - better[-tail:]
     reference = max(_start(worse, scale), _start(better, scale)) - scale.bound
     noticed = float(np.median(differences)) >= NOTICED * max(reference, 1e-12)
+    high, low = _level(worse) - scale.bound, _level(better) - scale.bound
+    if high > MARGIN * reference:
+        noticed = noticed and high >= APART * low
     return noticed and float((differences > 0).mean()) >= AGREEING
 
 

@@ -176,7 +176,7 @@ def test_a_model_whose_layers_were_exchanged():
             optimizer.step()
         model[2] = nn.Linear(8, 7)
 
-    refused(train, "changed|use")
+    refused(train, "another loss|changed|use")
 
 
 def test_a_model_converted_after_training():
@@ -232,7 +232,6 @@ class OwnBuffer(nn.Module):
         return out - self.mean
 
 
-@pytest.mark.xfail(reason="nothing compares the replay's first loss with the one that the user's run had")
 @pytest.mark.parametrize("kind", [OwnRandomness, OwnMemory, OwnBuffer])
 def test_a_replay_that_gives_another_loss(kind):
     """Wherever a model keeps what the capture cannot know, the first loss tells: refused, never a wrong curve."""

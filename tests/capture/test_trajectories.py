@@ -54,11 +54,8 @@ SCHEDULES = {
 }
 
 
-ONE_CYCLE = pytest.mark.xfail(reason="Action keeps learning rates, not the momentum and betas that OneCycleLR moves too")
-
-
 @pytest.mark.parametrize("optimizer", ["sgd, momentum", "adamw"])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=ONE_CYCLE if n == "one cycle" else ()) for n in SCHEDULES])
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_clipping_and_schedules(name, optimizer):
     def train(log):
         model = network()

@@ -17,6 +17,13 @@ NO_WORSE = 0.95  # of a constant predictor's loss: nothing was learned from the 
 SLOW = 0.5  # of a constant predictor's loss (of the start, where that is unknown): learned, but little
 
 
+# Operations in which values that are merely large overflow; a NaN that is born elsewhere has another cause.
+_GROWING = frozenset(
+    """linear addmm matmul mm bmm conv1d conv2d conv3d add sub mul pow square sum mean mse_loss cross_entropy relu
+    lstm gru batch_norm layer_norm huber_loss smooth_l1_loss l1_loss""".split()
+)
+
+
 class State(Enum):
     """How the training fares."""
 
@@ -95,6 +102,14 @@ def _plain(recording: Recording) -> bool:
     graph = recording.graph
     last = None if graph is None or graph.loss is None else graph.producer(graph.loss)
     return last is not None and (last.attributes.get("reduction") == "mean" or last.name == "mean")
+
+
+def of_scale(recording: Recording) -> bool:
+    """Whether a NaN or Inf, if there is one, may come of values that are too large: none came with the data or weights."""
+    origin = recording.origin
+    if origin is None:
+        return True
+    return origin.phase not in {"input", "parameter"} and (not origin.operation or origin.operation in _GROWING)
 
 
 def level(arm: Arm) -> float:

@@ -15,6 +15,9 @@ LEARNED, STUCK = 0.8, 0.95  # of the loss of a constant prediction: the one arm 
 NO_EASIER = 0.97  # of the control's share of its constant: the trial made no difference
 
 
+_OF_STANDARD = {"mse": 1.0, "l1": 0.8, "huber": 0.42}  # losses of a constant against a standard normal target
+
+
 class Says(Enum):
     """The answer of a trial."""
 
@@ -34,8 +37,8 @@ def verdict(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial |
     control, treated = recording.arms.get("trial/control"), arm(recording, what)
     if control is None or control.failure or not len(control.losses) or treated is None:
         return Says.OPEN, None
-    constant = state.constant if math.isfinite(state.constant) else math.nan
-    after = 1.0 if what == "target" and recording.facts.get("loss_family") == "mse" else constant
+    constant = state.constant
+    after = _OF_STANDARD.get(str(recording.facts.get("loss_family")), math.nan) if what == "target" else constant
     before_left = level(control) / (constant if constant > 0 else float(control.losses[0]))
     after_left = level(treated) / (after if after > 0 else float(treated.losses[0]))
     cured = after_left < LEARNED and before_left > max(STUCK, after_left / LEARNED)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.data import scale_trial as trial
 from netdoctor.checks.data.entrance import Entrance, entrances
-from netdoctor.checks.data.harm import Harm, State, harm
+from netdoctor.checks.data.harm import Harm, State, harm, of_scale
 from netdoctor.checks.data.symptoms import OF_SCALE
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Reach, Severity
@@ -50,6 +50,8 @@ class UnnormalisedInput(Check):
         if graph is None:
             return
         state = harm(recording)
+        if not of_scale(recording):
+            return
         for facts in recording.inputs:
             doors = [] if facts.value is None else entrances(graph, facts.value)
             off = [door for door in doors if self._off(door) and not (facts.integral and door.value.high <= 1)]

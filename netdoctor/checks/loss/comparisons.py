@@ -80,3 +80,26 @@ def dimension(operation: Operation, default: int | None = None) -> int | None:
 def width(value: Value) -> int:
     """How many numbers a prediction has per sample: the size of dimension 1 (the classes), 1 for vectors."""
     return value.shape[1] if len(value.shape) > 1 else 1
+
+
+def place(operation: Operation) -> str:
+    """Where an operation stands, for a title: its module, the model itself, or the loop's own code."""
+    return operation.module or ("the model" if operation.inside else "the loss code")
+
+
+def differences(recording: Recording) -> Iterator[Comparison]:
+    """Squared or absolute differences written by hand outside of modules, as comparisons."""
+    seen: set[int] = set()
+    for graph in graphs(recording):
+        for operation in graph.loss_operations():
+            before = graph.producer(operation.inputs[0]) if operation.inputs else None
+            squared = operation.name in {"square", "abs", "norm"} or (
+                operation.name == "pow" and operation.attributes.get("1") == 2
+            )
+            if not squared or before is None or before.name not in {"sub", "rsub"} or before.inside:
+                continue
+            if len(before.inputs) == 2 and before.index not in seen:
+                seen.add(before.index)
+                one, two = (graph.values[i] for i in before.inputs)
+                if one.requires_grad != two.requires_grad:
+                    yield Comparison(graph, before, *((one, two) if one.requires_grad else (two, one)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.loss.comparisons import CROSS_ENTROPY, Comparison, comparisons, line
+from netdoctor.checks.loss.comparisons import CROSS_ENTROPY, Comparison, comparisons, line, place
 from netdoctor.checks.loss.lines import without
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
@@ -56,10 +56,9 @@ class DoubleSoftmax(Check):
             f"{prediction.high:.2g} where it expects raw scores: the result is nearly uniform, and gradients are small."
         )
         fix = Fix("remove-softmax", "Give the raw scores to the loss.", without(source, maker.name), Reach.MODEL)
-        where = maker.module or "the loss"
         return Finding(
             self.name,
-            f"{maker.name} in {where} goes into cross_entropy, which applies softmax itself",
+            f"{maker.name} in {place(maker)} goes into cross_entropy, which applies softmax itself",
             severity,
             says,
             Location.at(source, maker.module or None, maker.name, step=0),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.loss.comparisons import BCE_LOGITS, comparisons, line
+from netdoctor.checks.loss.comparisons import BCE_LOGITS, comparisons, line, place
 from netdoctor.checks.loss.lines import renamed, without
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
@@ -40,10 +40,9 @@ class ProbabilitiesIntoLogitLoss(Check):
             if loss.name not in EXPECT_LOGITS or maker is None or maker.name not in SQUASHED:
                 continue
             source = line(recording, maker)
-            where = maker.module or "the loss"
-            yield Finding(
+                yield Finding(
                 self.name,
-                f"{maker.name} in {where} goes into {loss.name}, which applies a sigmoid itself",
+                f"{maker.name} in {place(maker)} goes into {loss.name}, which applies a sigmoid itself",
                 Severity.ERROR,
                 f"It is given numbers between {prediction.low:.2g} and {prediction.high:.2g} where it expects raw "
                 "scores, so the probabilities that it works with lie between 0.5 and 0.73.",

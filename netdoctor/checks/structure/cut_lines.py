@@ -34,5 +34,8 @@ def _without(node: ast.expr, line: str) -> str | None:
         return None
     if call[0] in _DROPPED and isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         return source_of(call[1][0], line, atom=True)
+    inner = call_of(call[1][0])
+    if call[0] in {"from_numpy", "as_tensor", "tensor"} and inner is not None and inner[0] == "numpy" and inner[1]:
+        return source_of(inner[1][0], line, atom=True)
     remade = call[0] in {"tensor", "Variable", "as_tensor"} and any(k.arg == "requires_grad" for k in call[2])
     return source_of(call[1][0], line) if remade else None

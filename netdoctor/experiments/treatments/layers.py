@@ -21,6 +21,7 @@ from netdoctor.recording import Kind, Layer
 
 _SQUASHING = frozenset({"sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign"})
 _RELUS = frozenset({"relu", "relu6", "threshold"})
+_LISTED = 4  # factors in a sentence
 _ROUNDS = 4  # of setting backward scales: each changes what the next sees
 _SLOPE = 0.01  # of LeakyReLU, as in the fix's code
 _NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
@@ -146,7 +147,7 @@ def rescale(case: Case) -> Treatment | None:
     """A constant factor behind each of the finding's layers but the last, so that the signal keeps its scale.
 
     For activations the factors make each output's root mean square 1 in the first batch (Mishkin and Matas 2016, LSUV,
-    with factors in place of weights); for gradients they make that with respect to each output the same.
+    with factors in place of weights); for gradients they make that with respect to each input the same.
     """
     layers = [layer for layer in case.layers() if layer.kind is Kind.LINEAR]
     backward = "gradients" in case.finding.check
@@ -162,6 +163,9 @@ def rescale(case: Case) -> Treatment | None:
             _equal_gradients(bench, modules, factors)
         else:
             _unit_outputs(bench, modules[:-1], factors)
+        names = [layer.path for layer in layers]
+        told = [f"{factors[m]:.2g} behind {name}" for m, name in zip(modules, names, strict=False) if factors[m] != 1.0]
+        bench.notes.append("a factor of " + ", ".join(told[:_LISTED]) + (" and so on" if len(told) > _LISTED else ""))
 
     return Treatment(apply)
 
@@ -199,14 +203,14 @@ def _equal_gradients(bench: Bench, modules: list[nn.Module], factors: dict[nn.Mo
 
 
 def _gradients(bench: Bench, modules: list[nn.Module]) -> dict[nn.Module, float]:
-    """Root mean square of the gradient with respect to each layer's output before its factor."""
+    """Root mean square of the gradient with respect to what goes into each layer."""
     found: dict[nn.Module, float] = {}
     handles = []
 
     def look(module: nn.Module, given: Any, _: Any) -> None:
         values = given[0] if given else None
         if isinstance(values, Tensor) and values.requires_grad:
-            values.register_hook(lambda gradient: found.setdefault(module, _rms(gradient)))
+            values.register_hook(lambda gradient: found.update({module: _rms(gradient)}))  # returns None: kept as it is
 
     try:
         handles = [module.register_forward_hook(look) for module in modules]

@@ -52,6 +52,7 @@ class Bench:
     sandbox: Sandbox
     iterations: list[Iteration]
     stack: ExitStack = field(default_factory=ExitStack)
+    notes: list[str] = field(default_factory=list)  # what exactly was done, for the reader
 
     def copy_of(self, original: nn.Module) -> nn.Module | None:
         """The copy of a module."""

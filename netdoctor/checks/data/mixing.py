@@ -1,0 +1,71 @@
+"""How well the classes are mixed: the entropy of each batch beside what random batches of its size would have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from netdoctor.checks.data.harm import entropy
+from netdoctor.data import Array, TensorFacts
+
+DRAWS = 64  # random batches per step; the mean of their entropies is then known to a few percent
+FEWEST = 4  # samples in a batch: fewer have hardly any mixture
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """Mean entropies in nats over `steps` batches, and `z`, by how many standard errors they differ.
+
+    `majority` is the mean share of a batch's commonest class, `ordered` of neighbours that do not descend.
+    """
+
+    entropy: float
+    expected: float
+    z: float
+    majority: float
+    ordered: float
+    steps: int
+    classes: int
+
+    @property
+    def share(self) -> float:
+        """How much of the expected mixture there is; 1 when nothing is expected."""
+        return self.entropy / self.expected if self.expected > 0 else 1.0
+
+
+def mixing(target: TensorFacts) -> Mixing | None:
+    """The mixture of a target of classes with one label per sample; None where there is too little to tell."""
+    counts = target.classes
+    if counts is None:
+        return None
+    kept = counts.sum(axis=1) >= FEWEST
+    counts = counts[kept]
+    if not len(counts):
+        return None
+    pooled = counts.sum(axis=0)
+    found = np.array([entropy(row) for row in counts])
+    expected, deviation = _random(pooled / pooled.sum(), counts.sum(axis=1))
+    error = float(np.sqrt((deviation**2).sum())) / len(counts)
+    gap = float(expected.mean() - found.mean())
+    ordered = np.ones(1) if target.ordered is None else target.ordered[kept]
+    return Mixing(
+        float(found.mean()),
+        float(expected.mean()),
+        gap / error if error > 0 else 0.0,
+        float((counts.max(axis=1) / counts.sum(axis=1)).mean()),
+        float(np.nanmean(ordered)) if np.isfinite(ordered).any() else 0.0,
+        len(counts),
+        int((pooled > 0).sum()),
+    )
+
+
+def _random(shares: Array, sizes: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of the entropy of random batches, per batch size; the same at every call."""
+    known: dict[int, tuple[float, float]] = {}
+    for size in {int(size) for size in sizes}:
+        draws = np.random.default_rng(size).multinomial(size, shares, DRAWS).astype(np.float64)
+        values = [entropy(draw) for draw in draws]
+        known[size] = float(np.mean(values)), float(np.std(values))
+    pairs = np.array([known[int(size)] for size in sizes])
+    return pairs[:, 0], pairs[:, 1]

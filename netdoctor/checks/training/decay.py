@@ -1,0 +1,89 @@
+"""How the learning rate fell, and whether the loss was done falling by then."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from netdoctor.recording import Array, Recording, Series
+from netdoctor.trend import FALL_Z, judge_series
+
+ALIVE = 0.1  # of the highest rate: above it the rate still trains at about its own pace
+SHORT = 16  # losses in the time of a living rate: fewer have no trend, and nothing can have been learned
+
+
+@dataclass(frozen=True, slots=True)
+class Decay:
+    """The highest rate and its step; the steps from which it stays under a half, a tenth and the limit of that; the last."""
+
+    top: float
+    top_step: int
+    half: int
+    tenth: int
+    low: int
+    last: int
+    low_rate: float
+
+    @property
+    def left(self) -> float:
+        """The share of the run, from the highest rate on, that was trained with next to none."""
+        return (self.last - self.low) / max(1, self.last - self.top_step)
+
+    @property
+    def factor(self) -> float:
+        """By which the rate was multiplied per step, on average, until it was low."""
+        return float((max(self.low_rate, 1e-300) / self.top) ** (1 / max(1, self.low - self.top_step)))
+
+
+def decay(recording: Recording, limit: float) -> Decay | None:
+    """The decay of the first group's rate to under `limit` of its highest value, for good; None when there is none."""
+    series = recording.scalars.get("lr")
+    if series is None or series.values.size < 2 or not np.isfinite(series.values).all():
+        return None
+    steps, rates = series.steps, series.values
+    top = float(rates.max())
+    if top <= 0 or rates[-1] >= limit * top:
+        return None
+    at = int(np.flatnonzero(rates >= top)[-1])
+    half, tenth, low = (int(np.flatnonzero(rates >= share * top)[-1]) + 1 for share in (0.5, ALIVE, limit))
+    return Decay(top, int(steps[at]), int(steps[half]), int(steps[tenth]), int(steps[low]), int(steps[-1]), float(rates[low]))
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Levels of the loss: at the start, when the rate came to nothing, at the end; and what more a living rate promised.
+
+    `promised` is the fall that its last trend would have gone on to, over the rest of the run; infinite when the rate
+    died before a trend could be seen.
+    """
+
+    start: float
+    then: float
+    end: float
+    promised: float
+
+
+def loss_of(series: Series, decay: Decay) -> Loss | None:
+    """The loss beside a decay; None when a part is too short to have a level, or not finite."""
+    alive = series.values[(series.steps >= decay.top_step) & (series.steps < decay.tenth)]
+    dead = series.values[series.steps >= decay.low]
+    if dead.size < SHORT or not np.isfinite(series.values).all():
+        return None
+    fifth = max(2, dead.size // 5)
+    start = float(np.median(series.values[: max(2, min(8, series.values.size // 20))]))
+    then, end = float(np.median(dead[:fifth])), float(np.median(dead[-fifth:]))
+    return Loss(start, then, end, _promised(alive, decay))
+
+
+def _promised(alive: Array, decay: Decay) -> float:
+    if alive.size < SHORT:
+        return math.inf
+    late = alive[alive.size // 2 :]
+    third = max(1, late.size // 3)
+    if judge_series(late, -math.inf).z > FALL_Z:
+        return 0.0
+    fall = float(np.median(late[:third]) - np.median(late[-third:]))
+    per_step = fall / max(1.0, (decay.tenth - decay.top_step) / 2 * 2 / 3)
+    return per_step * (decay.last - decay.low)
