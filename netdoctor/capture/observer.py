@@ -100,7 +100,7 @@ class Observer:
 
     def call_module(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call for the user, and look at it before and after."""
-        unit = self._unit is None and self._has_state(module)
+        unit = self._unit is None and bool(self.containment.run("module state", self._has_state, module))
         entry = self._ours("module call", self._enter, unwrapped(module), args, kwargs) if unit else None
         if unit and hasattr(module, "_orig_mod"):
             return self._call_compiled(call, module, args, kwargs, entry)

@@ -62,7 +62,7 @@ class Taps:
                 self._safely("optimizer stepped", lambda o, *_: self.training.after_step(o))
             ),
         ]
-        self._observer.begin_step()
+        self._observer.containment.run("first step", self._observer.begin_step)
 
     def remove(self) -> None:
         """Stop observing; torch is left as it was."""

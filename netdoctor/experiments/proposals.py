@@ -22,7 +22,7 @@ from netdoctor.recording import Recording
 SAME = 1e-4  # relative: the replay's first loss is that of the script (bit for bit on a CPU)
 DIFFERENT = 1e-2  # relative: beyond what the order of sums can grow to in the captured steps
 _LEAST = 1e-12
-_OPEN = frozenset({"cannot-overfit-tiny-batch", "loss-not-decreasing"})  # symptoms whose cause nobody named
+OPEN = frozenset({"cannot-overfit-tiny-batch", "loss-not-decreasing"})  # symptoms whose cause nobody named
 # Functions of a weight that take away what it can be: its sign, its size.
 _NARROWING = frozenset({"abs", "square", "exp", "relu", "sigmoid", "softplus", "tanh", "clamp", "clamp_min", "sign"})
 
@@ -31,7 +31,7 @@ def propose(
     recording: Recording, step: TrainingStep, places: Places, finding: Finding
 ) -> Iterator[tuple[Fix, Treatment]]:
     """Fixes to be tried, with their treatments."""
-    if finding.check in _OPEN:
+    if finding.check in OPEN:
         yield from _plain_weights(recording, places)
     yield from _wider_initialisation(recording, step, places, finding)
 
@@ -46,7 +46,7 @@ def written_elsewhere(
     """
     series = recording.loss
     count = min(len(step.iterations), len(again))
-    if finding.check not in _OPEN or series is None or count < 2 or len(step.optimizers) != 1:
+    if series is None or count < 2 or len(step.optimizers) != 1:
         return None
     if series.steps[:count].tolist() != list(range(count)):
         return None

@@ -15,7 +15,7 @@ from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
-from netdoctor.experiments.proposals import ELSEWHERE, propose, written_elsewhere
+from netdoctor.experiments.proposals import ELSEWHERE, OPEN, propose, written_elsewhere
 from netdoctor.experiments.sandbox import Budget, Run, quiet
 from netdoctor.experiments.score import fits
 from netdoctor.experiments.treatments import treatment_of
@@ -107,10 +107,17 @@ class _Trials:
             trial = self._attempt(finding, fix, treatment)
             if trial is not None and trial.verdict is Verdict.CURED:
                 found.append(replace(fix, trial=trial))
-        if not found and self._controls:
-            alone = written_elsewhere(self.recording, self.step, finding, self._controls[0][1].losses)
-            found += [] if alone is None else [replace(ELSEWHERE, trial=alone)]
-        return found
+        alone = None if found else self._alone(finding)
+        return found if alone is None else [replace(ELSEWHERE, trial=alone)]
+
+    def _alone(self, finding: Finding) -> Trial | None:
+        """The trial of a loop that does nothing but what was captured."""
+        if finding.check not in OPEN or self.budget.left <= 0:
+            return None
+        try:
+            return written_elsewhere(self.recording, self.step, self._control(Treatment()).losses)
+        except Exception:  # the captured steps cannot be run, which the experiments have said
+            return None
 
     def attach(self, finding: Finding) -> Finding:
         """The finding with its tried fixes in order, and proven when one of them cured it."""
@@ -157,7 +164,7 @@ class _Trials:
     def _control(self, treatment: Treatment) -> Run:
         """The untreated arm; trials with the same one share it."""
         for other, run in self._controls:
-            if other.both is treatment.both and other.control is treatment.control:
+            if (other.both, other.beside, other.control) == (treatment.both, treatment.beside, treatment.control):
                 return run
         run = self._arm(treatment)
         self._controls.append((treatment, run))
@@ -169,10 +176,13 @@ class _Trials:
         with ExitStack() as stack:
             bench = Bench(sandbox, self.step.iterations, stack)
             treatment.both(bench)
+            (treatment.beside if notes is None else treatment.apply)(bench)
             if notes is not None:
-                treatment.apply(bench)
                 notes += bench.notes
-            return sandbox.run(bench.iterations, STEPS, self.budget.share(SHARE * self.budget.left))
+            run = sandbox.run(bench.iterations, STEPS, self.budget.share(SHARE * self.budget.left))
+        if len(bench.measured) == len(run.losses) and run.ended != "non-finite":
+            run.losses = bench.measured
+        return run
 
     def _constant(self) -> float | None:
         """The loss of the best constant prediction on the captured batches; None where the loss is of another kind."""

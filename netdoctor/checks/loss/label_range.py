@@ -43,7 +43,11 @@ class LabelRange(Check):
         target, loss = comparison.target, comparison.operation
         source = line(recording, loss)
         below = target.low < -self.slack
-        worst = Evidence("smallest target", target.low, "<", 0.0) if below else Evidence("largest target", target.high, ">", 1.0)
+        worst = (
+            Evidence("smallest target", target.low, "<", 0.0)
+            if below
+            else Evidence("largest target", target.high, ">", 1.0)
+        )
         return Finding(
             self.name,
             f"targets of {loss.name} go from {target.low:.4g} to {target.high:.4g}, outside of [0, 1]",

@@ -90,7 +90,11 @@ def fused(source: SourceLine | None, first: str, one: str) -> str:
             return None
         head, _, tail = source_of(inner, line).rpartition(f"{first}(")
         rest = f"{one}({tail}"
-        if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and not head.startswith(("torch", "F.", "nn.")):
+        if (
+            isinstance(inner, ast.Call)
+            and isinstance(inner.func, ast.Attribute)
+            and not head.startswith(("torch", "F.", "nn."))
+        ):
             others = source_of(inner, line).rpartition(f".{first}(")[2]
             rest = f"{one}({source_of(call[1][0], line)}{', ' if others != ')' else ''}{others}"
         return f"torch.nn.functional.{rest}"

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.loss.comparisons import BCE_LOGITS, CROSS_ENTROPY, REGRESSION, Comparison, comparisons, differences
+from netdoctor.checks.loss.comparisons import (
+    BCE_LOGITS,
+    CROSS_ENTROPY,
+    REGRESSION,
+    Comparison,
+    comparisons,
+    differences,
+)
 from netdoctor.checks.loss.comparisons import dimension, line, place
 from netdoctor.checks.loss.lines import without
 from netdoctor.checks.loss.symptoms import EVERYTHING
@@ -21,7 +28,10 @@ RANGES = {
     "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0),
     "softsign": (-1.0, 1.0), "logsigmoid": (-math.inf, 0.0), "log_softmax": (-math.inf, 0.0),
 }  # fmt: skip
-OTHERS_SAY = {CROSS_ENTROPY: {"softmax", "log_softmax"}, BCE_LOGITS: {"softmax", "sigmoid", "hardsigmoid", "log_softmax"}}
+OTHERS_SAY = {
+    CROSS_ENTROPY: {"softmax", "log_softmax"},
+    BCE_LOGITS: {"softmax", "sigmoid", "hardsigmoid", "log_softmax"},
+}
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class ProbabilitiesIntoLogitLoss(Check):
             if loss.name not in EXPECT_LOGITS or maker is None or maker.name not in SQUASHED:
                 continue
             source = line(recording, maker)
-                yield Finding(
+            yield Finding(
                 self.name,
                 f"{maker.name} in {place(maker)} goes into {loss.name}, which applies a sigmoid itself",
                 Severity.ERROR,
@@ -58,7 +58,10 @@ class ProbabilitiesIntoLogitLoss(Check):
                         "Or keep it, and use the loss for probabilities.",
                         renamed(
                             line(recording, loss),
-                            {"BCEWithLogitsLoss": "BCELoss", "binary_cross_entropy_with_logits": "binary_cross_entropy"},
+                            {
+                                "BCEWithLogitsLoss": "BCELoss",
+                                "binary_cross_entropy_with_logits": "binary_cross_entropy",
+                            },
                         ),
                         Reach.MODEL,
                     ),

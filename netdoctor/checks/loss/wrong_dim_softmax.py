@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.loss.comparisons import CROSS_ENTROPY, Comparison, comparisons, dimension, line, maker, place
+from netdoctor.checks.loss.comparisons import CROSS_ENTROPY, dimension, graphs, line, place
 from netdoctor.checks.loss.lines import over_classes
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
@@ -14,7 +14,7 @@ from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Recording
 
 SOFTMAXES = frozenset({"softmax", "log_softmax", "softmin"})
-LOGARITHMS = frozenset({"log", "clamp", "add", "clip"})
+MIXING = frozenset({"linear", "matmul", "mm", "bmm", "einsum", "conv1d", "conv2d", "baddbmm", "addmm"})
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class WrongDimSoftmax(Check):
     What it is: `softmax(dim=0)` of scores of shape (samples, classes), or a softmax without `dim`, which takes
     dimension 0 for three-dimensional input.
     Why it hurts: the probabilities of a sample do not add up to 1, and depend on which other samples are in the batch.
-    How it is decided: on the captured step. What the loss is given was made by a softmax over dimension 0 (a logarithm
-    or reshape may come after it), and that dimension is as long as the target, whose entries are samples.
+    How it is decided: on the captured step. A softmax over dimension 0 of scores that are as many as the samples given
+    to the model, and no other layer between it and the loss.
     When it stays silent: attention over time in sequence-first layout; a softmax over parameters or over a set; vectors,
     which have no other dimension; batches of one sample; a softmax before cross_entropy, which should not be there at
     all (double-softmax).
@@ -37,14 +37,16 @@ class WrongDimSoftmax(Check):
     explains = NO_LEARNING | NO_SIGNAL | {"cross-sample-leakage", "softmax-then-log"}
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        for comparison in comparisons(recording):
-            softmax = _softmax(comparison)
-            if softmax is not None:
-                yield self._finding(recording, comparison, softmax)
+        seen: set[int] = set()
+        for graph in graphs(recording):
+            for operation in graph.loss_operations():
+                if operation.index not in seen and _at_fault(graph, operation):
+                    seen.add(operation.index)
+                    yield self._finding(recording, graph, operation)
 
-    def _finding(self, recording: Recording, comparison: Comparison, softmax: Operation) -> Finding:
+    def _finding(self, recording: Recording, graph: StepGraph, softmax: Operation) -> Finding:
         source = line(recording, softmax)
-        shape = comparison.graph.values[softmax.inputs[0]].shape
+        shape = graph.values[softmax.inputs[0]].shape
         given = "dim" in softmax.attributes or "1" in softmax.attributes
         how = "over dimension 0" if given else "without dim, so over dimension 0,"
         code = over_classes("" if source is None else source.text)
@@ -62,19 +64,31 @@ class WrongDimSoftmax(Check):
         )
 
 
-def _softmax(comparison: Comparison) -> Operation | None:
-    """The softmax over the batch that made this prediction, if there is one."""
-    graph, found = comparison.graph, comparison.maker
-    while found is not None and found.name in LOGARITHMS and found.inputs:
-        found = maker(graph, found.inputs[0])
-    if found is None or found.name not in SOFTMAXES or not comparison.prediction.requires_grad:
-        return None
-    direct = comparison.operation.name == CROSS_ENTROPY
-    return found if not direct and _over_batch(graph, found, comparison.target.shape) else None
-
-
-def _over_batch(graph: StepGraph, softmax: Operation, target: tuple[int, ...]) -> bool:
+def _at_fault(graph: StepGraph, softmax: Operation) -> bool:
+    """Whether this is a softmax over the samples whose result goes into the loss without another layer in between."""
+    if softmax.name not in SOFTMAXES or not softmax.inputs or not graph.values[softmax.inputs[0]].requires_grad:
+        return False
     shape = graph.values[softmax.inputs[0]].shape
     dim = dimension(softmax, 0 if len(shape) in (0, 1, 3) else 1)  # torch's own choice where none is given
-    samples = shape[0] if shape else 0
-    return len(shape) > 1 and dim in (0, -len(shape)) and samples > 1 and target[:1] == (samples,) and shape[1] != samples
+    if len(shape) < 2 or dim not in (0, -len(shape)) or shape[0] < 2 or shape[1] in (1, shape[0]):
+        return False
+    ends = [operation.name for operation in _downstream(graph, softmax)]
+    return shape[0] == _samples(graph) and not MIXING.intersection(ends) and CROSS_ENTROPY not in ends
+
+
+def _downstream(graph: StepGraph, operation: Operation) -> list[Operation]:
+    """All operations that depend on this one."""
+    depends = set(operation.outputs)
+    found = []
+    for later in graph.operations[operation.index + 1 :]:
+        if depends.intersection(later.inputs):
+            depends.update(later.outputs)
+            found.append(later)
+    return found
+
+
+def _samples(graph: StepGraph) -> int:
+    """How many samples the model was given: the first dimension of what its first operation read; 0 when unknown."""
+    first = next((o for o in graph.operations if o.inside and o.inputs), None)
+    shape = graph.values[first.inputs[0]].shape if first is not None else ()
+    return shape[0] if shape else 0

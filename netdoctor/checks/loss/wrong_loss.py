@@ -77,7 +77,9 @@ class WrongLoss(Check):
         one_column = target.shape == (*prediction.shape[:-1], 1) and len(prediction.shape) == 2
         if one_column and target.integral and target.low >= 0 and 2 <= target.high <= count - 1:
             title = f"{comparison.operation.name} asks each of {count} outputs for the class number"
-            says = f"The targets are whole numbers from {target.low:g} to {target.high:g}, one per sample: class numbers."
+            says = (
+                f"The targets are whole numbers from {target.low:g} to {target.high:g}, one per sample: class numbers."
+            )
             evidence = Evidence("outputs per target", count, ">", 1.0)
             yield self._finding(title, says, evidence, line(recording, comparison.operation), CLASSES)
 

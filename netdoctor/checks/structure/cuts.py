@@ -53,7 +53,8 @@ def _first(graph: StepGraph, names: set[str], behind: set[int] | None) -> Cut | 
             continue
         depends.update(operation.outputs)
         if _loses(graph, operation) and (
-            (behind is None and operation.name in LEAVING) or (behind is not None and behind.intersection(operation.outputs))
+            (behind is None and operation.name in LEAVING)
+            or (behind is not None and behind.intersection(operation.outputs))
         ):
             found = [graph.values[i].name for i in depends if graph.values[i].name in names]
             return Cut(operation, tuple(dict.fromkeys(found)))

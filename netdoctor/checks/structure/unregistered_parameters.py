@@ -47,7 +47,9 @@ class UnregisteredParameters(Check):
         if loose and any(o.steps for o in recording.optimizers):
             first = loose[0]
             names = tuple(dict.fromkeys(operation.module for operation in loose))
-            yield self._finding(len(loose), "an nn.Parameter", first.module, line(recording, first), "ParameterList", names)
+            yield self._finding(
+                len(loose), "an nn.Parameter", first.module, line(recording, first), "ParameterList", names
+            )
 
     def _finding(
         self, count: int, what: str, caller: str, source: SourceLine | None, container: str, names: tuple[str, ...]

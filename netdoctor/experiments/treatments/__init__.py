@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from netdoctor.experiments.treatments import batches, layers, losses, optimization, safe_operations, weights
+from netdoctor.experiments.treatments import (
+    batches,
+    layers,
+    loss_functions,
+    losses,
+    optimization,
+    safe_operations,
+    weights,
+)
 from netdoctor.experiments.treatments.treatment import Case, Maker, Treatment
 
 TREATMENTS: dict[str, Maker] = {
@@ -11,6 +19,7 @@ TREATMENTS: dict[str, Maker] = {
     **optimization.TREATMENTS,
     **batches.TREATMENTS,
     **losses.TREATMENTS,
+    **loss_functions.TREATMENTS,
     **safe_operations.TREATMENTS,
 }
 

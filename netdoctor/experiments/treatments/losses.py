@@ -48,7 +48,7 @@ def drop_output_activation(case: Case) -> Treatment | None:
         module = None if original is None else bench.copy_of(original)
         exchanges = [Exchange(None, frozenset({last.name}), passing, line)]
         if module is not None:
-            exchanges.append(Exchange(module, frozenset({last.name}), passing))
+            exchanges.append(Exchange(module, frozenset({last.name}), passing, line))
         exchange_operations(bench, exchanges)
 
     return Treatment(apply)
@@ -81,8 +81,8 @@ def same_shape(case: Case) -> Treatment:
 TREATMENTS: dict[str, Maker] = {
     "drop-minus-sign": drop_minus_sign,
     "mean-reduction": mean_reduction,
-    "drop-output-activation": drop_output_activation,
-    "drop-softmax": drop_output_activation,
-    "drop-sigmoid": drop_output_activation,
-    "same-shape": same_shape,
+    "remove-activation": drop_output_activation,
+    "remove-softmax": drop_output_activation,
+    "remove-sigmoid": drop_output_activation,
+    "match-shapes": same_shape,
 }

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from netdoctor.capture.step import Action, Iteration, TrainingStep
@@ -23,7 +23,6 @@ _CLIP = 1.0  # what the fixes' code says
 _LOWER = 0.1
 _GROUP_LR = re.compile(r"\[['\"]lr['\"]\]\s*=\s*([-+.\deE]+)")
 _CLIPPED = re.compile(r"max_norm\s*=\s*([-+.\deE]+)")
-_COMMON = 1e-6  # relative: the same number, written otherwise
 Options = dict[str, Any]
 
 
@@ -120,9 +119,10 @@ def drop_maximize(_: Case) -> Treatment:
 
 
 def give_parameters(case: Case) -> Treatment | None:
-    """Every parameter of the models that wants a gradient is trained by the optimizer."""
+    """Everything that wants a gradient, in the models or used loosely, is trained by the optimizer."""
     owned = {id(p) for start in case.step.optimizers for group in start.parameters for p in group}
-    missing = [p for top in case.places.tops for p in top.parameters() if p.requires_grad and id(p) not in owned]
+    known = [p for top in case.places.tops for p in top.parameters()] + case.step.leaves
+    missing = list({id(p): p for p in known if p.requires_grad and id(p) not in owned}.values())
     if not missing or not case.step.optimizers:
         return None
 
@@ -134,7 +134,7 @@ def give_parameters(case: Case) -> Treatment | None:
     return Treatment(apply)
 
 
-def _clearing_too(iteration: Iteration, missing: list[nn.Parameter]) -> Iteration:
+def _clearing_too(iteration: Iteration, missing: list[Tensor]) -> Iteration:
     clear = Action("zero", parameters=tuple(missing))
     return Iteration([clear, *iteration.actions], iteration.bytes)
 
@@ -222,6 +222,19 @@ def _scaled(action: Action, factor: float) -> Action:
     return replace(action, backward=replace(backward, seeds=changed))
 
 
+def constant_rate(case: Case) -> Treatment:
+    """The largest learning rate of the captured steps, all along."""
+    steps = [action for iteration in case.step.iterations for action in iteration.actions if action.kind == "step"]
+    rates: dict[int, tuple[float, ...]] = {}
+    for action in steps:
+        rates[action.optimizer] = max(rates.get(action.optimizer, action.lrs), action.lrs)
+    return _reordered(case, lambda actions, _: (_at(action, rates) for action in actions))
+
+
+def _at(action: Action, rates: dict[int, tuple[float, ...]]) -> Action:
+    return replace(action, lrs=rates[action.optimizer]) if action.kind == "step" else action
+
+
 # --- one thing taken out ---------------------------------------------------------------------------------------------
 
 
@@ -266,7 +279,10 @@ TREATMENTS: dict[str, Maker] = {
     "optimizer": optimizer_line,
     "eps": optimizer_line,
     "drop-maximize": drop_maximize,
-    "pass-parameters": give_parameters,
+    "all-parameters": give_parameters,
+    "optimizer-after-model": give_parameters,
+    "register": give_parameters,
+    "slower-decay": constant_rate,
     "clip-gradients": clip_gradients,
     "clip-gradient-norm": clip_gradients,
     "zero-grad": zero_grad,

@@ -53,6 +53,7 @@ class Bench:
     iterations: list[Iteration]
     stack: ExitStack = field(default_factory=ExitStack)
     notes: list[str] = field(default_factory=list)  # what exactly was done, for the reader
+    measured: list[float] = field(default_factory=list)  # per step, what to tell in place of the loss; empty: the loss
 
     def copy_of(self, original: nn.Module) -> nn.Module | None:
         """The copy of a module."""
@@ -100,13 +101,14 @@ class Treatment:
     """One change. `sandbox` makes the copy, `apply` changes it before it trains.
 
     `both` is done to the control arm as well (BatchNorm bypassed, say, to see what it hides), and `control` makes that
-    arm's copy. Losses are told times `unit` (treated arm) and `control_unit`, so that both mean the same. `says` tells
+    arm's copy; `beside` is done to it alone, to measure what the treated arm's loss measures. Losses are told times `unit` (treated arm) and `control_unit`, so that both mean the same. `says` tells
     what is unusual.
     """
 
     apply: Callable[[Bench], object] = _nothing
     sandbox: Callable[[TrainingStep], Sandbox] = Sandbox
     both: Callable[[Bench], object] = _nothing
+    beside: Callable[[Bench], object] = _nothing
     control: Callable[[TrainingStep], Sandbox] = Sandbox
     unit: float = 1.0
     control_unit: float = 1.0

@@ -1,0 +1,72 @@
+"""Almost everything is frozen, and what is left cannot learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from netdoctor.check import Check
+from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
+from netdoctor.checks.signal import outcome
+from netdoctor.checks.structure.gradients import listed
+from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
+from netdoctor.recording import Parameter, Recording
+from netdoctor.trend import judge
+
+
+@dataclass(frozen=True)
+class FrozenByMistake(Check):
+    """Nearly all weights are frozen, they were not loaded from anywhere, and the loss does not fall.
+
+    What it is: `requires_grad = False` on more than was meant: on all parameters instead of the backbone's, with the
+    wrong name in a condition, or in place of nothing, as no pretrained weights were loaded.
+    Why it hurts: a random network that does not change has to be made up for by the few parameters that do.
+    How it is decided: at least 90 % of the weights (by count) of a model with a trained parameter do not require a
+    gradient, no weights were loaded before the first step, and the loss does not fall.
+    When it stays silent: fine-tuning of loaded weights; a training that learns; a second model that serves as a fixed
+    function (a teacher, a perceptual loss).
+    Fix: set requires_grad for what should train, before the optimizer is made.
+    Sources: 37 reasons why your neural network is not working (frozen layers); advice E-T1.
+    """
+
+    name = "frozen-by-mistake"
+    explains = NO_LEARNING | NO_SIGNAL
+
+    share: float = 0.9  # of the weights: less than that is a usual split of backbone and head
+
+    def judge(self, recording: Recording) -> Iterator[Finding]:
+        if recording.facts.get("pretrained") or not outcome.hurt(judge(recording)):
+            return
+        alive = {p.model for p in recording.parameters.values() if p.requires_grad and p.module_type}
+        own = [p for p in recording.parameters.values() if p.model in alive and p.module_type]
+        frozen = [p for p in own if not p.requires_grad]
+        share = _count(frozen) / max(1, _count(own))
+        if share < self.share or not any(len(p.shape) > 1 for p in frozen):
+            return
+        free = [p.name for p in own if p.requires_grad]
+        optimizer = next((o for o in recording.optimizers if o.steps), None)
+        yield Finding(
+            self.name,
+            f"{100 * share:.0f} % of the weights are frozen and the loss does not fall",
+            Severity.WARNING,
+            f"Only {listed(free)} can change. No weights were loaded before, so what is frozen is random. "
+            f"{outcome.words(judge(recording))}",
+            Location.at(optimizer.source if optimizer else None, frozen[0].module, step=0),
+            (Evidence("frozen weights", 100 * share, "≥", 100 * self.share, "%"),),
+            (
+                Fix(
+                    "unfreeze",
+                    "Unfreeze the model before the optimizer is made.",
+                    "for parameter in model.parameters():\n    parameter.requires_grad_(True)",
+                    Reach.RUN,
+                ),
+            ),
+            first_step=0,
+            places=tuple(p.name for p in frozen),
+            share=share,
+        )
+
+
+def _count(parameters: list[Parameter]) -> int:
+    return sum(prod(p.shape) for p in parameters)
