@@ -1,6 +1,6 @@
 """How well the fixtures are diagnosed: `python -m tests.scoreboard [--write]` prints the table of the README (and puts it there).
 
-Every script under fixtures/ is run through the real command line; none is left out. A sick script counts for the family of its check.
+Every script under fixtures/ runs through the real command line; none is left out. A sick script counts for its check's family.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ ALL_NUMBERS = 1 << 18  # that are kept of one tensor: 2 MB
 CLASS_LOSSES = frozenset({"cross_entropy", "nll_loss", "multi_margin_loss"})
 BINARY_LOSSES = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
 LOSSES = CLASS_LOSSES | BINARY_LOSSES | {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div"}
+# What reads the data first in a model of loose weights.
+PRODUCTS = frozenset({"linear", "matmul", "mm", "__matmul__", "__rmatmul__", "addmm", "conv1d", "conv2d"})
 _DIFFERENCES = frozenset({"sub", "rsub", "__sub__", "__rsub__", "subtract"})
 
 
@@ -71,7 +73,7 @@ class DataRecorder:
         value_of: Callable[[Tensor], int | None],
     ) -> None:
         """A model is about to run for training. `made` tells tensors that an earlier model made: those are no data."""
-        given = (t for t in tensors(arguments) if not t.requires_grad and not made(t))
+        given = [t for t in tensors(arguments) if not t.requires_grad and not made(t)]
         for place, tensor in enumerate(given):
             if place >= MAX_TENSORS or (self._full(self._inputs, (model, place))):
                 return
@@ -161,7 +163,7 @@ def _add(kept: _Kept, tensor: Tensor, step: int) -> None:
     if tensor.numel() == 0:
         return
     rows = sample_rows(tensor, kept.stride)
-    code = zlib.crc32(np.ascontiguousarray(rows))
+    code = zlib.crc32(rows.tobytes())
     if not kept.steps or kept.steps[-1] != step:  # of several calls in one step the first tells batches apart
         kept.steps.append(step)
         kept.hashes.append(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -67,9 +67,13 @@ class GraphBuilder:
         )
         self._operations.append(replace(operation, index=index, outputs=outputs))
 
-    def finish(self, loss: Tensor | None) -> StepGraph:
-        """The graph so far, with the loss marked."""
+    def finish(self, loss: Tensor | None, parameter_name: Callable[[Tensor], str]) -> StepGraph:
+        """The graph so far, with the loss marked. Parameters that were met before their model was get their names now."""
         number = None if loss is None else self.value_of(loss)
+        for ref, index in self._known.values():
+            tensor, value = ref(), self._values[index]
+            if tensor is not None and not value.name and tensor.is_leaf and tensor.requires_grad:
+                self._values[index] = replace(value, name=parameter_name(tensor))
         return StepGraph(list(self._operations), list(self._values), number)
 
 

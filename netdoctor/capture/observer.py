@@ -15,7 +15,7 @@ from torch.utils._device import DeviceContext
 
 from netdoctor.capture import functions
 from netdoctor.capture.containment import Containment
-from netdoctor.capture.data import DataRecorder
+from netdoctor.capture.data import PRODUCTS, DataRecorder
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
 from netdoctor.capture.layers import LayerRecorder
 from netdoctor.capture.naming import ModuleNames, unwrapped
@@ -215,8 +215,13 @@ class Observer:
                 self.stack[-1] if self.stack else None
             )  # names the parameters of a module seen for the first time
             inputs = self.graph.reading(tensors((args, kwargs)), self.names.parameter_key)
-        if self.detailed and self.data.wants(name) and torch.is_grad_enabled():
-            self.data.see_operation(self.step, name, args, kwargs, user_position(), self._value_of)
+        if self.detailed and torch.is_grad_enabled():
+            if self.data.wants(name):
+                self.data.see_operation(self.step, name, args, kwargs, user_position(), self._value_of)
+            elif self._unit is None and name in PRODUCTS:  # a model of loose weights
+                self.data.see_inputs(
+                    self.step, -user_position()[1], args[:2], user_position(), self._made, self._value_of
+                )
         return (entry, inputs) if entry is not None or self.detailed else None
 
     def _made(self, tensor: Tensor) -> bool:
@@ -225,7 +230,9 @@ class Observer:
     def _value_of(self, tensor: Tensor) -> int | None:
         """The index of a tensor in the captured graph, which it enters here if it is new."""
         graph = self.graph
-        return graph.reading([tensor], self.names.parameter_key)[0] if graph is not None and self.detailed else None
+        if graph is None or not self.detailed:
+            return None
+        return next(iter(graph.reading([tensor], self.names.parameter_key)), None)
 
     def _entry(self, name: str, function: Any, args: Any, kwargs: Any, mutates: bool) -> Entry:
         if torch.is_grad_enabled() and name != "data":

@@ -76,7 +76,8 @@ def raw_moments(values: Tensor) -> Tensor:
     """(sum, sum of squares, lowest, highest, scale) of a float tensor as a tensor of shape (5,), on its device.
 
     Three kernels (sum, dot, aminmax: the cheapest ones, see the README's overhead table). Only where the squares would overflow
-    or vanish are the values scaled first; on a device that works asynchronously that cannot be asked without waiting, so it is always done.
+    or vanish are the values scaled first; on a device that works asynchronously that cannot be asked without waiting, so it is
+    always done.
     """
     flat = values.reshape(-1)
     low, high = torch.aminmax(flat)

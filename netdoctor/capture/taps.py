@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import threading
 from typing import Any
@@ -33,6 +34,8 @@ class Taps:
 
     def install(self) -> None:
         """Start to observe."""
+        # The compiler keeps what it finds in torch when it is loaded, as the first optimizer does: that must not be ours.
+        importlib.import_module("torch._dynamo")
         wrap = self._patches.wrap
         wrap(nn.Module, "__call__", self._module_call)
         wrap(nn.Module, "__init__", self._module_init)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class TrainingTaps:
         self._expected: set[int] | None = None  # those that stepped in the one before
         self._backwards = 0  # since the last optimizer step
         self._zeroed = False  # zero_grad ran since the last backward
+        self._lost = False  # and it cleared gradients that no optimizer had used
         self._thrown_away = 0  # how often gradients were cleared that no optimizer had used
         self.schedulers = 0  # how many were built
         self._by_itself = False  # the loop updates its weights without a torch optimizer, or not at all
@@ -110,7 +112,7 @@ class TrainingTaps:
     def _keep_graph(self, loss: Tensor | None) -> None:
         graph = self._observer.graph
         if graph is not None and self._observer.detailed and len(self._observer.graphs) < 4:
-            self._observer.graphs.append(graph.finish(loss))
+            self._observer.graphs.append(graph.finish(loss, self._observer.names.parameter_key))
 
     def _true_loss(self, loss: Tensor) -> Tensor:
         """The loss before the scaler multiplied it."""
@@ -145,7 +147,7 @@ class TrainingTaps:
 
     def after_backward(self) -> None:
         """A backward call is done."""
-        self._zeroed = False
+        self._zeroed = self._lost = False
         waiting = self._alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
         stepping = any(self._steps) or self._stepping
         self._by_itself = not stepping and (self._by_itself or not waiting)
@@ -173,7 +175,7 @@ class TrainingTaps:
         lost = self._backwards > 0 and not self._stepped and not self._stepping and self._gradients_alive()
         observer.recorder.count("zero_grad", observer.step, detail="before step" if lost else "", source=user_line())
         if lost:
-            observer.recorder.count("zeroed before step", observer.step)
+            self._lost = True
             self._thrown_away += 1
         self._zeroed = True
 
@@ -231,9 +233,12 @@ class TrainingTaps:
         return index
 
     def register_all(self) -> None:
-        """Give a number to optimizers that were built and never stepped, too."""
+        """Give a number to optimizers that were built and never stepped, too; and to all parameters the names that are known
+        by now: of models that ran after the optimizer began its first step, of groups that were added later."""
         for optimizer in list(self._alive):
-            self.index_of(optimizer)
+            index = self.index_of(optimizer)
+            names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
+            self.optimizers[index] = replace(self.optimizers[index], parameters=names)
 
     def _key(self, parameter: Tensor) -> str:
         names = self._observer.names
@@ -248,6 +253,9 @@ class TrainingTaps:
         if index in self._stepped:
             self._close()
         observer.program.see_optimizer(optimizer, index)
+        if self._lost:  # nothing was computed anew since: an attack's or penalty's own gradients may be thrown away
+            observer.recorder.count("zeroed before step", observer.step)
+            self._lost = False
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         if gradients:

@@ -27,7 +27,18 @@ LOOK_EVERY = 10  # steps between looks at the predictions: a look costs as much 
 NEAR = 2.0  # times the floor: the look waits until the loss is this low
 SHARE = 0.4  # of the remaining budget for one arm
 RATES = (1e-3, 1e-2, 1e-4)  # Adam's; the likeliest first
-FACTORS = (0.1, 10.0, 0.01, 100.0, 0.001, 1000.0, 1e-4, 1e4, 1e5, 1e6)  # of the script's own learning rate, nearest first
+FACTORS = (
+    0.1,
+    10.0,
+    0.01,
+    100.0,
+    0.001,
+    1000.0,
+    1e-4,
+    1e4,
+    1e5,
+    1e6,
+)  # of the script's own learning rate, nearest first
 LOST = 0.95  # of the start: what a loss of unknown kind must lose, if its floor is 0
 HALF = 0.5  # of the start: a loss of unknown kind that lost as much is being learned
 IGNORED = 1e-6  # relative change of the outputs under which they do not depend on the input (float32 resolves 1.2e-7)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.data.harm import State, harm
-from netdoctor.experiments import batchnorm, learning_rate, overfit, scaling
+from netdoctor.experiments import batchnorm, learning_rate, overfit, pairing, scaling
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import judge
@@ -32,7 +32,10 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Calla
         _add(recording, "trial", lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
     if not learning or harm(recording).state is not State.WORKS:
         rest = budget.share(seconds * 0.2)
-        _add(recording, "scaling", lambda: scaling.trials(step, rest, say), say, "standardising the data")
+        _add(recording, "scaling", lambda: scaling.trials(recording, step, rest, say), say, "standardising the data")
+    if harm(recording).state is State.HURT:
+        part = budget.share(seconds * 0.2)
+        _add(recording, "pairing", lambda: pairing.trials(recording, step, part, say), say, "shuffling the targets")
     _add(
         recording, "batchnorm", lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm"
     )

@@ -36,9 +36,7 @@ def propose(
     yield from _wider_initialisation(recording, step, places, finding)
 
 
-def written_elsewhere(
-    recording: Recording, step: TrainingStep, finding: Finding, again: Sequence[float]
-) -> Trial | None:
+def written_elsewhere(recording: Recording, step: TrainingStep, again: Sequence[float]) -> Trial | None:
     """The trial of leaving out whatever else the loop does: the script's own losses beside those of a plain replay.
 
     None unless the two begin with the same loss and part within the captured steps, which are the same forward,

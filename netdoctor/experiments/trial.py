@@ -33,6 +33,10 @@ _LOOKED = 8  # iterations that the loss of a constant prediction is taken from
 _BROKEN = frozenset(
     {"nan-input", "non-finite-activation", "non-finite-gradient", "non-finite-parameter", "half-precision-overflow"}
 )
+# Facts of the copy itself, which the control arm has whatever its loss does.
+_BUILT_IN = frozenset(
+    {"parameter-not-in-optimizer", "unregistered-parameters", "detached-graph", "symmetric-initialization"}
+)
 _ORDER = {Verdict.CURED: 0, Verdict.EASED: 1, Verdict.NO_EFFECT: 3, Verdict.WORSE: 4}
 _UNTRIED = 2
 _OUR_FOLDER = "netdoctor/experiments/treatments/"
@@ -155,7 +159,7 @@ class _Trials:
         bound = float(self.recording.facts.get("loss_lower_bound", -math.inf))
         broken = finding.check in _BROKEN
         chance = None if broken or treatment.control_unit != 1.0 else self._constant()
-        verdict = decide(one, other, scale_of(bound, chance, one, other), broken)
+        verdict = decide(one, other, scale_of(bound, chance, one, other), broken, finding.check in _BUILT_IN)
         if verdict is None:
             return None
         seconds = control.seconds + treated.seconds

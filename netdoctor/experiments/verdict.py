@@ -18,6 +18,7 @@ MARGIN = 2.0  # times what the control lost: a cure is not a matter of a little 
 MUCH = 0.3  # of the loss lost: training, beyond doubt (learning-rate-too-high asks for the same)
 NOTICED = 0.05  # of the loss: a smaller difference is no effect
 AGREEING = 0.75  # of the paired steps: on the same batches most differences must have one sign
+_FIRST = 3  # losses that the start is read from: few, as a good treatment makes them fall at once
 APART = 10.0  # times: starting losses so far apart mean that the control's own start was the trouble
 LASTS = 2.0  # times more steps until NaN or Inf: eased
 
@@ -41,13 +42,14 @@ def scale_of(bound: float, chance: float | None, *curves: Sequence[float]) -> Sc
 
 
 def decide(
-    control: Sequence[float], treated: Sequence[float], scale: Scale, only_finite: bool = False
+    control: Sequence[float], treated: Sequence[float], scale: Scale, only_finite: bool = False, built_in: bool = False
 ) -> Verdict | None:
     """The verdict on two arms that saw the same batches in the same order; None where they are too short.
 
-    `only_finite`: the trouble is a NaN or Inf, so only a control that ends in one shows it. Levels are medians of the
-    last fifth. What an arm lost is told as a fraction of its start above the bound, where a start above the loss of a
-    constant prediction does not count as progress.
+    `only_finite`: the trouble is a NaN or Inf, so only a control that ends in one shows it. `built_in`: the trouble is a
+    fact of the copy (parameters that nobody trains, say), so that the control has it whatever its loss does. Levels are
+    medians of the last fifth. What an arm lost is told as a fraction of its start above the bound, where a start above
+    the loss of a constant prediction does not count as progress.
     """
     one, other = np.asarray(control, dtype=np.float64), np.asarray(treated, dtype=np.float64)
     if _finite(one) and _finite(other):
@@ -62,17 +64,13 @@ def decide(
     sick = not only_finite and (_trend(one, scale).failing or _lost(one, scale) < STUCK)
     if _is_cure(one, other, scale) and (sick or (not only_finite and _lags(one, other, scale))):
         return Verdict.CURED
+    if built_in and _trains(other, scale) and _lost(other, scale) >= GAIN and _halved(one, other, scale):
+        return Verdict.CURED
     if _better(one, other, scale):
         return Verdict.EASED
     if _better(other, one, scale):
         return Verdict.WORSE
-    return Verdict.NO_EFFECT if sick else Verdict.NOT_REPRODUCED
-
-
-def learns(losses: Sequence[float], scale: Scale) -> bool:
-    """Whether an arm trains, beyond doubt."""
-    values = np.asarray(losses, dtype=np.float64)
-    return values.size >= MIN_STEPS and _finite(values) and _trains(values, scale) and _lost(values, scale) >= GAIN
+    return Verdict.NO_EFFECT if sick or built_in else Verdict.NOT_REPRODUCED
 
 
 def _after_breakdown(control: Array, treated: Array, scale: Scale) -> Verdict:
@@ -94,6 +92,12 @@ def _lags(control: Array, treated: Array, scale: Scale) -> bool:
     if _apart(control, treated):
         return _level(treated) - scale.bound <= (_level(control) - scale.bound) / APART
     return _lost(treated, scale) >= MUCH
+
+
+def _halved(control: Array, treated: Array, scale: Scale) -> bool:
+    """What is left of the loss is at most half of what the control has left, and so in most of the last steps."""
+    left, other = _level(control) - scale.bound, _level(treated) - scale.bound
+    return left > 0 and MARGIN * other <= left and _better(control, treated, scale)
 
 
 def _apart(control: Array, treated: Array) -> bool:
@@ -126,7 +130,8 @@ def _lost(values: Array, scale: Scale) -> float:
 
 
 def _start(values: Array, scale: Scale) -> float:
-    start = min(_trend(values, scale).start, float(values[0]))
+    """The level of the first steps; no higher than the very first, as a loss may jump right after it."""
+    start = min(float(np.median(values[:_FIRST])), float(values[0]))
     return start if scale.chance is None else min(start, scale.chance)
 
 

@@ -80,16 +80,23 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     schedule = Schedule()
     share = sum(schedule.due(step) for step in range(OF)) / OF
-    print(f"{'':4} {'bare ms':>8} {'tripwire':>9} {'full':>7} {'watch':>7} {'detect_anomaly':>15}   ({share:.1%} of steps sampled)")
+    print(
+        f"{'':4} {'bare ms':>8} {'tripwire':>9} {'full':>7} {'watch':>7} {'detect_anomaly':>15}   ({share:.1%} of steps sampled)"
+    )
     for name in names or list(WORKLOADS):
         rows = []
         for seed in range(ROUNDS):
             bare = timed(fresh(name, seed)[2], STEPS[name])
             idle = observed(name, seed, None, STEPS[name]) / bare
             full = observed(name, seed, 1, SAMPLED[name]) / bare
-            rows.append((bare * 1e3, idle, full, idle + share * (full - idle), anomaly(name, seed, SAMPLED[name]) / bare))
+            rows.append(
+                (bare * 1e3, idle, full, idle + share * (full - idle), anomaly(name, seed, SAMPLED[name]) / bare)
+            )
         median = [statistics.median(column) for column in zip(*rows, strict=True)]
-        print(f"{name:4} {median[0]:8.2f} {median[1]:9.3f} {median[2]:7.2f} {median[3]:7.3f} {median[4]:15.2f}", flush=True)
+        print(
+            f"{name:4} {median[0]:8.2f} {median[1]:9.3f} {median[2]:7.2f} {median[3]:7.3f} {median[4]:15.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def test_a_million_steps_are_sampled_a_hundred_times():
     due = [step for step in range(1_000_000) if schedule.due(step)]
     assert due[:8] == list(range(8))
     assert 80 < len(due) < 160
-    assert all(later <= 1.25 * earlier + 2 for earlier, later in zip(due, due[1:], strict=False))
+    assert all(later <= 1.25 * earlier + 2 for earlier, later in pairwise(due))
 
 
 def test_every_nth_step():
@@ -28,6 +29,7 @@ def test_every_nth_step():
     assert [step for step in range(10) if schedule.due(step)] == [0, 3, 6, 9]
 
 
+@pytest.mark.slow
 def test_a_series_of_a_million_steps():
     series = SeriesRecorder()
     for step in range(1_000_000):
@@ -37,7 +39,7 @@ def test_a_series_of_a_million_steps():
     assert found.values.tolist() == found.steps.tolist()
     assert found.steps[0] == 0
     assert found.steps[-1] > 990_000
-    gaps = {int(b - a) for a, b in zip(found.steps, found.steps[1:], strict=False)}
+    gaps = {int(b - a) for a, b in pairwise(found.steps)}
     assert len(gaps) == 1
 
 
@@ -111,6 +113,7 @@ def test_a_long_evaluation(grad, trained):
         assert len(observation.observer.tape) < 2000
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(reason="the tape holds every input of an evaluation whose predictions the user collects")
 def test_an_evaluation_that_collects_predictions():
     """A hundred predictions of a few bytes each must not hold the images that they were made from."""

@@ -111,7 +111,9 @@ def test_a_broken_method(monkeypatch, alone, owner, name):
         assert any("Broken" in crash.error for crash in report.crashes), report.crashes
 
 
-@pytest.mark.parametrize("name", ["floats", "raw_moments", "batch_spread", "units_active", "distinct_rows", "strided_sample"])
+@pytest.mark.parametrize(
+    "name", ["floats", "raw_moments", "batch_spread", "units_active", "distinct_rows", "strided_sample"]
+)
 def test_a_broken_statistic(monkeypatch, alone, name):
     def broken(*args, **kwargs):
         raise Broken("on purpose")

@@ -42,7 +42,12 @@ def assert_unchanged(train, every=None, faultless=True):
     return observation
 
 
-def fit(model, loss=lambda model: model(torch.randn(4, 5)).square().mean(), steps=12, make=lambda p: torch.optim.AdamW(p, 1e-2)):
+def fit(
+    model,
+    loss=lambda model: model(torch.randn(4, 5)).square().mean(),
+    steps=12,
+    make=lambda p: torch.optim.AdamW(p, 1e-2),
+):
     optimizer, losses = make(model.parameters()), []
     for _ in range(steps):
         optimizer.zero_grad()

@@ -264,6 +264,7 @@ def test_running_statistics_that_are_not_finite():
 @pytest.mark.parametrize("step", [1, 9, 30])
 def test_a_later_step_with_dropout(step):
     """Steps that are not looked at in full are found as well, with the random numbers that they drew."""
+
     class Counting(nn.Module):
         def __init__(self):
             super().__init__()
@@ -302,7 +303,9 @@ def test_the_search_leaves_the_training_as_it_was():
     """Weights, gradients, buffers, random numbers: bit for bit, though the step ran again."""
 
     def train():
-        model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), Layer(lambda x: x.abs().sqrt()), nn.Linear(4, 3))
+        model = nn.Sequential(
+            nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), Layer(lambda x: x.abs().sqrt()), nn.Linear(4, 3)
+        )
         optimizer, state = torch.optim.Adam(model.parameters()), []
         for _ in range(4):
             optimizer.zero_grad()

@@ -44,10 +44,16 @@ LOSSES = {
     "module": lambda m: nn.CrossEntropyLoss(label_smoothing=0.1)(m(torch.randn(6, 5)), torch.randint(0, 3, (6,))),
     "written by hand": lambda m: ((m(torch.randn(6, 5)) - torch.randn(6, 3)) ** 2).mean(),
     "method chain": lambda m: m(torch.randn(6, 5)).log_softmax(-1)[:, 1].neg().sum() / 6,
-    "squared penalty": lambda m: m(torch.randn(6, 5)).square().mean() + 1e-2 * sum(p.square().sum() for p in m.parameters()),
+    "squared penalty": lambda m: (
+        m(torch.randn(6, 5)).square().mean() + 1e-2 * sum(p.square().sum() for p in m.parameters())
+    ),
     "norm penalty": lambda m: m(torch.randn(6, 5)).square().mean() + 1e-2 * sum(p.norm() for p in m.parameters()),
-    "l1 penalty": lambda m: m(torch.randn(6, 5)).square().mean() + 1e-3 * torch.cat([p.view(-1) for p in m.parameters()]).abs().sum(),
-    "two passes": lambda m: F.mse_loss(m(torch.randn(6, 5)), m(torch.randn(6, 5)).detach()) + m(torch.randn(2, 5)).mean(),
+    "l1 penalty": lambda m: (
+        m(torch.randn(6, 5)).square().mean() + 1e-3 * torch.cat([p.view(-1) for p in m.parameters()]).abs().sum()
+    ),
+    "two passes": lambda m: (
+        F.mse_loss(m(torch.randn(6, 5)), m(torch.randn(6, 5)).detach()) + m(torch.randn(2, 5)).mean()
+    ),
     "python branch": lambda m: (lambda o: o.mean() if o.sum().item() > 1e9 else -o.mean())(m(torch.randn(6, 5))),
     "boolean mask": lambda m: (lambda o: o[o > 0].sum() + 0 * o.sum())(m(torch.randn(6, 5))),
     "stack and split": lambda m: torch.stack(m(torch.randn(6, 5)).chunk(3, dim=1)).square().mean(),
@@ -236,7 +242,9 @@ def gan(log, real_first=True, penalty=False):
             mix = torch.rand(4, 1)
             between = (mix * real + (1 - mix) * fake.detach()).requires_grad_(True)
             slope = torch.autograd.grad(critic(between).sum(), between, create_graph=True)[0]
-            log.backward(critic(fake.detach()).mean() - critic(real).mean() + 10 * ((slope.norm(2, dim=1) - 1) ** 2).mean())
+            log.backward(
+                critic(fake.detach()).mean() - critic(real).mean() + 10 * ((slope.norm(2, dim=1) - 1) ** 2).mean()
+            )
         else:
             log.backward(F.binary_cross_entropy_with_logits(critic(real), torch.ones(4, 1)))
             log.backward(F.binary_cross_entropy_with_logits(critic(fake.detach()), torch.zeros(4, 1)))
@@ -477,7 +485,9 @@ MODELS = {
     "weight norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 8)), nn.Linear(8, 3)),
     "double": lambda: mlp().double(),
     "one module twice": lambda: nn.Sequential(*[nn.Linear(5, 5)] * 3, nn.ReLU()),
-    "transformer": lambda: nn.Sequential(nn.Unflatten(1, (5, 1)), nn.TransformerEncoderLayer(1, 1, 4, batch_first=True), nn.Flatten()),
+    "transformer": lambda: nn.Sequential(
+        nn.Unflatten(1, (5, 1)), nn.TransformerEncoderLayer(1, 1, 4, batch_first=True), nn.Flatten()
+    ),
 }
 
 

@@ -69,7 +69,9 @@ def test_half_precision_is_summed_in_single():
 def test_the_spread_of_values_around_a_large_mean(shape):
     """Far from zero the spread is a small difference of large numbers; 1/100 of the mean is still read well."""
     values = 100 + made(shape, 1)
-    assert statistics.moments(values).stats()[Stat.STD] == pytest.approx(float(values.double().std(correction=0)), rel=0.02)
+    assert statistics.moments(values).stats()[Stat.STD] == pytest.approx(
+        float(values.double().std(correction=0)), rel=0.02
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -143,7 +145,7 @@ def test_saturation_of_softmax_is_by_row():
 @settings(max_examples=60, deadline=None)
 def test_rows_without_gradient(shape, seed):
     gradient = made(shape, seed)
-    gradient[:: 2] = 0
+    gradient[::2] = 0
     expected = (gradient.reshape(shape[0], -1).numpy() == 0).all(1).astype(float)
     assert statistics.rows_without_gradient(gradient).tolist() == expected.tolist()
 

@@ -88,7 +88,7 @@ OPTIMIZERS = {
 
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 20), st.sampled_from(sorted(OPTIMIZERS)))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_against_autograd(size, width, number, optimizer):
     seed(number)
     model = Net(width)
@@ -209,7 +209,9 @@ def test_in_place_operations_do_not_overwrite_what_was_measured():
     x = torch.randn(4, 3)
     expected = small(model[0](x).clone())
     recording = recorded(model, x)
-    assert recording.of_layer(recording.layer_at("0"), Stat.MEAN).values[0] == pytest.approx(expected[Stat.MEAN], rel=1e-4)
+    assert recording.of_layer(recording.layer_at("0"), Stat.MEAN).values[0] == pytest.approx(
+        expected[Stat.MEAN], rel=1e-4
+    )
 
 
 def test_gradient_norm_lr_and_loss_of_every_step():

@@ -29,7 +29,9 @@ OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
     "amsgrad": lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True, foreach=False),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, centered=True),
-    "groups": lambda p: (lambda ps: torch.optim.AdamW([{"params": ps[:2], "lr": 1e-2}, {"params": ps[2:], "weight_decay": 0.0}], lr=1e-3))(list(p)),
+    "groups": lambda p: (
+        lambda ps: torch.optim.AdamW([{"params": ps[:2], "lr": 1e-2}, {"params": ps[2:], "weight_decay": 0.0}], lr=1e-3)
+    )(list(p)),
 }
 
 

@@ -323,6 +323,8 @@ class Builder:
         line: int = 0,
         out: dict[str, Any] | None = None,
         grad_enabled: bool = True,
+        text: str = "",
+        outer: str = "",
         **attributes: float | str | bool,
     ) -> int:
         """An operation; returns the index of the value it makes. Shape and dtype default to the first input's.
@@ -342,7 +344,9 @@ class Builder:
             "file": file,
             "line": line,
             "grad_enabled": grad_enabled,
-            "inside": bool(module),
+            "inside": bool(module or outer),
+            "text": text,
+            "outer": outer,
         }
         graph.operations.append(Operation(index, name, module, module_type, inputs, (made,), attributes, **at))
         return made

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 from netdoctor.graph import Operation, StepGraph, Value
 
-_WEIGHTED = frozenset(
-    """linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm addmm mv
+_WEIGHTED_NAMES = """
+linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm addmm mv
     einsum baddbmm tensordot lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
-    multi_head_attention_forward""".split()
-)
-_NORMS = frozenset("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize".split())
+    multi_head_attention_forward
+"""
+_NORM_NAMES = "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"
 _LOOKUPS = frozenset({"embedding", "embedding_bag", "one_hot", "gather", "index_select", "argmax"})
-_SHAPES = frozenset(
-    """view reshape flatten unflatten permute transpose movedim unsqueeze squeeze contiguous clone detach to float type
-    type_as expand getitem T mT t cat stack chunk split unbind pad dropout feature_dropout double half""".split()
-)
+_SHAPE_NAMES = """
+view reshape flatten unflatten permute transpose movedim unsqueeze squeeze contiguous clone detach to float type
+    type_as expand getitem T mT t cat stack chunk split unbind pad dropout feature_dropout double half
+"""
+_WEIGHTED, _NORMS = frozenset(_WEIGHTED_NAMES.split()), frozenset(_NORM_NAMES.split())
+_SHAPES = frozenset(_SHAPE_NAMES.split())
 _BETWEEN = _SHAPES | {"add", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "max_pool3d"}
 _MOST = 200  # operations that are looked at from one input on: more lie behind layers, not before them
 

@@ -11,17 +11,18 @@ import numpy as np
 from netdoctor.checks.signal.outcome import hurt, words
 from netdoctor.data import Array, TensorFacts
 from netdoctor.recording import Arm, Recording
-from netdoctor.trend import NO_BETTER, Trend, judge
+from netdoctor.trend import NO_BETTER, SURE_STEPS, Trend, judge
 
 NO_WORSE = 0.95  # of a constant predictor's loss: nothing was learned from the input
 SLOW = 0.5  # of a constant predictor's loss (of the start, where that is unknown): learned, but little
 
 
 # Operations in which values that are merely large overflow; a NaN that is born elsewhere has another cause.
-_GROWING = frozenset(
-    """linear addmm matmul mm bmm conv1d conv2d conv3d add sub mul pow square sum mean mse_loss cross_entropy relu
-    lstm gru batch_norm layer_norm huber_loss smooth_l1_loss l1_loss""".split()
-)
+_GROWING_NAMES = """
+linear addmm matmul mm bmm conv1d conv2d conv3d add sub mul pow square sum mean mse_loss cross_entropy relu
+    lstm gru batch_norm layer_norm huber_loss smooth_l1_loss l1_loss
+"""
+_GROWING = frozenset(_GROWING_NAMES.split())
 
 
 class State(Enum):
@@ -62,7 +63,8 @@ def _state(trend: Trend, constant: float) -> State:
     if hurt(trend) or trend.reason == NO_BETTER:
         return State.HURT
     if trend.kind == "unknown":
-        return State.UNKNOWN
+        no_better = trend.steps >= SURE_STEPS and trend.end > NO_WORSE * constant  # NaN compares false
+        return State.HURT if no_better else State.UNKNOWN
     if math.isfinite(constant) and constant > 0:
         left = trend.end / constant
         return State.HURT if left > NO_WORSE else State.SLOW if left > SLOW else State.WORKS

@@ -8,6 +8,7 @@ import numpy as np
 
 from netdoctor.checks.data.harm import entropy
 from netdoctor.data import Array, TensorFacts
+from netdoctor.recording import Recording
 
 DRAWS = 64  # random batches per step; the mean of their entropies is then known to a few percent
 FEWEST = 4  # samples in a batch: fewer have hardly any mixture
@@ -69,3 +70,8 @@ def _random(shares: Array, sizes: Array) -> tuple[Array, Array]:
         known[size] = float(np.mean(values)), float(np.std(values))
     pairs = np.array([known[int(size)] for size in sizes])
     return pairs[:, 0], pairs[:, 1]
+
+
+def per_sample(facts: TensorFacts, recording: Recording) -> bool:
+    """Whether a target has one entry per sample of the model's input."""
+    return not recording.inputs or any(facts.shape[0] == given.shape[0] for given in recording.inputs)

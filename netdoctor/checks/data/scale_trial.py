@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from enum import Enum
 
 from netdoctor.checks.data.harm import Harm, level
@@ -13,9 +12,6 @@ from netdoctor.recording import Arm, Recording, SourceLine
 STEPS = 30  # fewer say nothing
 LEARNED, STUCK = 0.8, 0.95  # of the loss of a constant prediction: the one arm got under it, the other did not
 NO_EASIER = 0.97  # of the control's share of its constant: the trial made no difference
-
-
-_OF_STANDARD = {"mse": 1.0, "l1": 0.8, "huber": 0.42}  # losses of a constant against a standard normal target
 
 
 class Says(Enum):
@@ -33,23 +29,20 @@ def arm(recording: Recording, what: str) -> Arm | None:
 
 
 def verdict(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial | None]:
-    """Whether standardising trains where the control does not, each measured against its own constant prediction."""
-    control, treated = recording.arms.get("trial/control"), arm(recording, what)
+    """Whether standardising trains where the control does not; a start above a constant prediction is no progress."""
+    control, treated = recording.arms.get("scaling/control"), arm(recording, what)
     if control is None or control.failure or not len(control.losses) or treated is None:
         return Says.OPEN, None
-    constant = state.constant
-    after = _OF_STANDARD.get(str(recording.facts.get("loss_family")), math.nan) if what == "target" else constant
-    before_left = level(control) / (constant if constant > 0 else float(control.losses[0]))
-    after_left = level(treated) / (after if after > 0 else float(treated.losses[0]))
-    cured = after_left < LEARNED and before_left > max(STUCK, after_left / LEARNED)
-    no_effect = after_left > NO_EASIER * before_left
-    says = Says.CURED if cured else Says.NO_EFFECT if no_effect else Says.OPEN
-    return says, _trial(control, treated, what, says, before_left, after_left)
+    constant = state.constant if state.constant > 0 else min(float(control.losses[0]), float(treated.losses[0]))
+    before, after = level(control) / constant, level(treated) / constant
+    cured = after < LEARNED and before > max(STUCK, after / LEARNED)
+    says = Says.CURED if cured else Says.NO_EFFECT if after > NO_EASIER * before else Says.OPEN
+    return says, _trial(control, treated, what, says, before, after)
 
 
 def _trial(control: Arm, treated: Arm, what: str, says: Says, before: float, after: float) -> Trial:
-    words = f"share of a constant prediction's loss left on a copy after {len(treated.losses)} steps:"
-    words = f"{words} {after:.3g} with the {what} standardised, {before:.3g} as it is"
+    words = f"on a copy {100 * before:.3g} % of a constant prediction's loss is left after {len(treated.losses)} steps"
+    words = f"{words}, {100 * after:.3g} % with the {what} standardised"
     graded = {Says.CURED: Verdict.CURED, Says.NO_EFFECT: Verdict.NO_EFFECT, Says.OPEN: Verdict.EASED}
     curves = tuple(map(float, control.losses)), tuple(map(float, treated.losses))
     return Trial(graded[says], *curves, steps=len(treated.losses), seconds=treated.seconds, says=words)
@@ -69,9 +62,12 @@ def standardise(facts: TensorFacts, name: str) -> str:
         mean = ", ".join(f"{v:.4g}" for v in columns.mean)
         std = ", ".join(f"{v or 1.0:.4g}" for v in columns.std)
         shape = f".view(1, -1{', 1' * (len(facts.shape) - 2)})" if facts.axis == "channel" else ""
-        return f"mean, std = torch.tensor([{mean}]){shape}, torch.tensor([{std}]){shape}\n{name} = ({name} - mean) / std"
+        return (
+            f"mean, std = torch.tensor([{mean}]){shape}, torch.tensor([{std}]){shape}\n{name} = ({name} - mean) / std"
+        )
     over = tuple(d for d in range(len(facts.shape)) if d != (1 if facts.axis == "channel" else len(facts.shape) - 1))
-    return f"# once, over the training set X:\nmean, std = X.mean({over}), X.std({over}).clamp_min(1e-6)\n{name} = ({name} - mean) / std"
+    once = f"# once, over the training set X:\nmean, std = X.mean({over}), X.std({over}).clamp_min(1e-6)"
+    return f"{once}\n{name} = ({name} - mean) / std"
 
 
 def rescaled(name: str, mean: float, std: float) -> str:

@@ -6,3 +6,10 @@ from netdoctor.checks.signal.consequences import EXPLODING, LEARNING_RATE, NO_TR
 
 # A learning rate that suits the scale of the data is too low or too high for all others: the data comes first.
 OF_SCALE = NO_TRAINING | NON_FINITE | EXPLODING | LEARNING_RATE | {"vanishing-gradients", "dead-relu", "sensitive-loss"}
+# Sorted batches make any training oscillate, whatever its rate and its model.
+_ORDER_NAMES = """
+loss-not-decreasing loss-diverging unstable-loss learning-rate-too-high learning-rate-too-low noisy-gradients
+    dead-relu constant-layer saturated-activation input-independent-output exploding-gradients batchnorm-drift
+    train-eval-shift overfitting underfitting class-imbalance initial-loss cannot-overfit-tiny-batch
+"""
+OF_ORDER = frozenset(_ORDER_NAMES.split())

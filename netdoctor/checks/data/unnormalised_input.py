@@ -25,10 +25,10 @@ class UnnormalisedInput(Check):
     whose initialisation is made for inputs of scale 1.
     Why it hurts: activations and gradients are as many times too large, units die or saturate in the first steps, and
     no learning rate suits all weights; a large mean makes the loss a narrow valley.
-    How it is decided: the numbers that enter the first layer with weights, over the sampled steps: root mean square
-    above 20 or under 1e-3, or a mean of more than 10 standard deviations, while the loss does not get under that of a
-    constant prediction: an error. On a copy the same steps are run with standardised inputs: where that trains, it is
-    proven; where it makes no difference, it is advice. Above a scale of 50 a slow training is a warning.
+    How it is decided: what enters the first layer with weights: root mean square above 20 or under 1e-3, or a mean of
+    more than 10 standard deviations, while the loss does not get under that of a constant prediction: an error. On a
+    copy the same steps are run with standardised inputs: where that trains, it is proven; where it makes no difference,
+    it is advice. Above a scale of 50 a slow training is a warning.
     When it stays silent: a norm, an embedding or a rescaling comes first; token ids; images in [0, 1]; one-hot and
     binary inputs; a training that works all the same (advice above 50, unless a norm follows the first layer).
     Fix: subtract the mean and divide by the standard deviation of the training data, the same at test time.
@@ -36,7 +36,7 @@ class UnnormalisedInput(Check):
     """
 
     name = "unnormalised-input"
-    arms = frozenset({"scaling/input", "trial/control"})
+    arms = frozenset({"scaling/input", "scaling/control"})
     explains = OF_SCALE | {"feature-scales", "saturated-activation", "constant-layer", "input-independent-output"}
 
     large: float = 20.0  # digits of 0..16 (rms 8) train well; what is this large multiplies gradients by 400
@@ -46,41 +46,34 @@ class UnnormalisedInput(Check):
     offset_scale: float = 3.0  # root mean square under which such a mean does little
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        graph = recording.graph
-        if graph is None:
-            return
-        state = harm(recording)
-        if not of_scale(recording):
-            return
-        for facts in recording.inputs:
-            doors = [] if facts.value is None else entrances(graph, facts.value)
-            off = [door for door in doors if self._off(door) and not (facts.integral and door.value.high <= 1)]
-            if facts.rows and off and len(off) == len(doors):
-                finding = self._finding(facts, off[0], state, recording)
-                if finding is not None:
-                    yield finding
-                    return
+        graph, state = recording.graph, harm(recording)
+        for facts in recording.inputs if of_scale(recording) else ():
+            doors = [] if graph is None or facts.value is None else entrances(graph, facts.value)
+            off = [door for door in doors if self._off(door.value)]
+            finding = self._finding(facts, off[0], state, recording) if off and len(off) == len(doors) else None
+            if finding is not None:
+                yield finding
+                return
 
-    def _off(self, door: Entrance) -> bool:
-        rms = _rms(door.value)
-        far = abs(door.value.mean) > self.offset * door.value.std and rms > self.offset_scale
-        return rms > self.large or 0 < rms < self.small or (far and door.value.std > 0)
+    def _off(self, value: Value) -> bool:
+        rms = math.hypot(value.mean, value.std)
+        far = abs(value.mean) > self.offset * value.std > 0 and rms > self.offset_scale
+        return rms > self.large or 0 < rms < self.small or far
 
     def _finding(self, facts: TensorFacts, door: Entrance, state: Harm, recording: Recording) -> Finding | None:
-        value = door.value
+        value, where = door.value, door.operation.module or f"the first {door.operation.name}"
         answer, tried = trial.verdict(recording, "input", state)
-        severity = self._severity(_rms(value), door, state, answer)
+        severity = self._severity(math.hypot(value.mean, value.std), door, state, answer)
         if severity is None:
             return None
         name = trial.called(facts, "x")
         code = trial.standardise(facts, name) if door.direct else trial.rescaled(name, value.mean, value.std)
-        says = f"They reach {door.operation.module or 'the first ' + door.operation.name} with no normalisation."
         spread = f"mean {value.mean:.3g}, standard deviation {value.std:.3g}"
         return Finding(
             self.name,
             f"the input is not normalised: values from {value.low:.4g} to {value.high:.4g}, {spread}",
             severity,
-            f"{says} Initialisations and learning rates are made for a scale of about 1. {state.words}",
+            f"They reach {where} as they are; initialisations and learning rates are made for a scale of about 1. {state.words}",
             trial.location(facts, door.operation.module, door.operation.name),
             (self._evidence(value),),
             (Fix("standardise-input", "Standardise with the training data's numbers.", code, Reach.RUN, tried),),
@@ -90,7 +83,7 @@ class UnnormalisedInput(Check):
         )
 
     def _evidence(self, value: Value) -> Evidence:
-        rms = _rms(value)
+        rms = math.hypot(value.mean, value.std)
         if self.small <= rms <= self.large:
             return Evidence("mean over standard deviation", abs(value.mean) / value.std, ">", self.offset)
         relation, limit = (">", self.large) if rms > self.large else ("<", self.small)
@@ -101,11 +94,6 @@ class UnnormalisedInput(Check):
         if says is trial.Says.NO_EFFECT:
             return Severity.ADVICE if flagrant else None
         if says is trial.Says.CURED or state.state is State.HURT:
-            return Severity.ERROR
-        if not flagrant:
-            return None
-        return Severity.ADVICE if state.state is State.WORKS else Severity.WARNING
-
-
-def _rms(value: Value) -> float:
-    return math.hypot(value.mean, value.std)
+            return Severity.ERROR if state.state is not State.WORKS else Severity.ADVICE
+        grade = Severity.ADVICE if state.state is State.WORKS else Severity.WARNING
+        return grade if flagrant else None

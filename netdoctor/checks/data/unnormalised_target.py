@@ -31,7 +31,7 @@ class UnnormalisedTarget(Check):
     """
 
     name = "unnormalised-target"
-    arms = frozenset({"scaling/target", "trial/control"})
+    arms = frozenset({"scaling/target", "scaling/control"})
     explains = OF_SCALE | {"initial-loss"}
 
     large: float = 30.0  # Adam at 1e-3 needs tens of thousands of steps for an output bias of this size
@@ -59,7 +59,7 @@ class UnnormalisedTarget(Check):
         yield Finding(
             self.name,
             f"the target is not normalised: mean {facts.mean:.4g}, standard deviation {facts.std:.3g}",
-            Severity.ERROR if cured or state.state is State.HURT else Severity.WARNING,
+            Severity.ERROR if state.state is State.HURT else Severity.WARNING,
             says,
             trial.location(facts, operation=facts.name),
             (Evidence("root mean square of the target", facts.rms, ">", self.proven if cured else self.large),),

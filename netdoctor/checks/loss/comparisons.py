@@ -13,13 +13,12 @@ BCE, BCE_LOGITS = "binary_cross_entropy", "binary_cross_entropy_with_logits"
 REGRESSION = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 LOSSES = REGRESSION | {CROSS_ENTROPY, NLL, BCE, BCE_LOGITS, "kl_div", "multilabel_soft_margin_loss"}
 # Operations that only lay the same numbers out anew, or take some of them.
-RESHAPES = frozenset(
-    """
-    view reshape flatten unflatten squeeze unsqueeze permute transpose t T mT contiguous getitem swapaxes swapdims
-    movedim moveaxis narrow select chunk split unbind clone to float double half bfloat16 type cpu cuda expand
-    expand_as view_as reshape_as alias index_select ravel type_as
-    """.split()
-)
+_RESHAPES = """
+view reshape flatten unflatten squeeze unsqueeze permute transpose t T mT contiguous getitem swapaxes swapdims
+movedim moveaxis narrow select chunk split unbind clone to float double half bfloat16 type cpu cuda expand
+expand_as view_as reshape_as alias index_select ravel type_as
+"""
+RESHAPES = frozenset(_RESHAPES.split())
 
 
 @dataclass(frozen=True, slots=True)

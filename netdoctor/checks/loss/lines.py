@@ -20,7 +20,7 @@ _MODULES = {
 def without(source: SourceLine | None, operation: str) -> str:
     """The line with the activation taken out: its argument instead of a call, `nn.Identity()` instead of a module."""
     text = "" if source is None else source.text
-    module = _MODULES.get(operation, operation)
+    module = _MODULES.get(operation, operation.title())
     changed = re.sub(rf"\b(?:torch\.)?(?:nn\.)?{module}\([^()]*\)", "nn.Identity()", text)
     if changed != text:
         return changed
@@ -101,3 +101,11 @@ def fused(source: SourceLine | None, first: str, one: str) -> str:
 
     text = "" if source is None else source.text
     return rewrite_where(text, edit) or f"torch.nn.functional.{one}(scores{', dim=-1' if first == 'softmax' else ''})"
+
+
+def averaged(source: SourceLine | None) -> str:
+    """The line with a mean in place of its sum; "" where it holds none."""
+    text = "" if source is None else source.text
+    changed = re.sub(r"""(reduction\s*=\s*)(["'])sum\2""", r"\g<1>\2mean\2", text)
+    changed = changed if changed != text else re.sub(r"\bsum\(", "mean(", text)
+    return changed if changed != text else ""

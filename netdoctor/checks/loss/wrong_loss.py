@@ -14,8 +14,9 @@ from netdoctor.recording import Recording, SourceLine
 
 BINARY = {"CrossEntropyLoss": "BCEWithLogitsLoss", "cross_entropy": "binary_cross_entropy_with_logits"}
 SQUARED = {"CrossEntropyLoss": "MSELoss", "cross_entropy": "mse_loss"}
-CLASSES = {name: "CrossEntropyLoss" for name in ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")} | {
-    name: "cross_entropy" for name in REGRESSION
+CLASSES = {
+    **dict.fromkeys(("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"), "CrossEntropyLoss"),
+    **dict.fromkeys(REGRESSION, "cross_entropy"),
 }
 
 

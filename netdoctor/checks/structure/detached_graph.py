@@ -10,9 +10,9 @@ from netdoctor.checks.loss.comparisons import line
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.checks.structure.cut_lines import attached
 from netdoctor.checks.structure.cuts import Cut, find
-from netdoctor.checks.structure.gradients import ever_had_gradient, listed, modules, owned, reached_anywhere
+from netdoctor.checks.structure.gradients import copies, ever_had_gradient, listed, modules, owned, reached_anywhere
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.recording import Parameter, Recording, Stat
+from netdoctor.recording import Recording, Stat
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class DetachedGraph(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         lost = _without_gradient(recording)
         cuts = [found for graph in recording.graphs if lost and (found := find(graph, lost)) is not None]
+        cuts = [cut for cut in cuts if not copies(recording, cut.names)]
         if cuts:
             yield self._finding(recording, max(cuts, key=lambda cut: len(cut.names)))
 
@@ -64,16 +65,8 @@ class DetachedGraph(Check):
 
 
 def _without_gradient(recording: Recording) -> list[str]:
-    """Trainable parameters that should have got a gradient and never did, unless they are copies of others that did."""
+    """Trainable parameters that should have got a gradient and never did."""
     failed = "does not require grad" in recording.header.ended
     reach = reached_anywhere(recording)
     wanted = [p for p in recording.parameters.values() if p.requires_grad and (failed or owned(recording, p))]
-    lost = [p for p in wanted if p.name not in reach and not ever_had_gradient(recording, p.name)]
-    live = [p for p in recording.parameters.values() if p.name in reach]
-    if lost and all(any(_twins(one, other) for other in live) for one in lost):
-        return []
-    return [p.name for p in lost]
-
-
-def _twins(one: Parameter, other: Parameter) -> bool:
-    return one.shape == other.shape and one.name.split(".")[-2:] == other.name.split(".")[-2:]
+    return [p.name for p in wanted if p.name not in reach and not ever_had_gradient(recording, p.name)]

@@ -13,6 +13,11 @@ from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Event, Recording
 
 NORMS = frozenset({"batch_norm", "instance_norm"})
+SYMPTOMS = """
+loss-not-decreasing loss-diverging unstable-loss cannot-overfit-tiny-batch exploding-activations overfitting
+exploding-gradients vanishing-activations vanishing-gradients batchnorm-drift train-eval-shift dead-relu
+learning-rate-too-high non-finite-activation non-finite-gradient non-finite-parameter initial-loss
+"""
 DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
 
 
@@ -33,11 +38,7 @@ class EvalModeInTraining(Check):
     """
 
     name = "eval-mode-in-training"
-    explains = frozenset(
-        """loss-not-decreasing loss-diverging unstable-loss cannot-overfit-tiny-batch exploding-activations overfitting
-        exploding-gradients vanishing-activations vanishing-gradients batchnorm-drift train-eval-shift dead-relu
-        learning-rate-too-high non-finite-activation non-finite-gradient non-finite-parameter initial-loss""".split()
-    )
+    explains = frozenset(SYMPTOMS.split())
 
     share: float = 0.6  # of the passes since the first: a GAN may evaluate its critic in every other one
     passes: int = 4  # fewer could be a probe before training

@@ -50,6 +50,20 @@ def users(graph: StepGraph, names: Iterable[str]) -> list[Operation]:
     return [o for o in graph.operations if any(graph.values[i].name in wanted for i in o.inputs)]
 
 
+def loose_end(graph: StepGraph, names: Iterable[str]) -> Operation | None:
+    """The last operation made of the named parameters whose result nothing reads; None where they were not used."""
+    depends: set[int] = set()
+    found: list[Operation] = []
+    wanted = {operation.index for operation in users(graph, names)}
+    for operation in graph.operations:
+        if operation.index in wanted or depends.intersection(operation.inputs):
+            depends.update(operation.outputs)
+            found.append(operation)
+    read = {value for operation in found for value in operation.inputs}
+    ends = [operation for operation in found if not read.intersection(operation.outputs)]
+    return ends[-1] if ends else None
+
+
 def modules(recording: Recording, names: Iterable[str]) -> list[str]:
     """The modules that hold the named parameters, in their order, each once."""
     held = (recording.parameters[name] for name in names if name in recording.parameters)
@@ -60,3 +74,11 @@ def listed(names: list[str], most: int = 4) -> str:
     """Some names as text: all when they are few, else the first ones and how many more."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def copies(recording: Recording, names: Iterable[str]) -> bool:
+    """Whether all of these parameters have a counterpart that gets a gradient, as in a target network."""
+    reach = reached_anywhere(recording)
+    live = {(p.shape, *p.name.split(".")[-2:]) for p in recording.parameters.values() if p.name in reach}
+    lost = [recording.parameters[name] for name in names]
+    return all((p.shape, *p.name.split(".")[-2:]) in live for p in lost)

@@ -12,11 +12,15 @@ from netdoctor.trend import FALL_Z, judge_series
 
 ALIVE = 0.1  # of the highest rate: above it the rate still trains at about its own pace
 SHORT = 16  # losses in the time of a living rate: fewer have no trend, and nothing can have been learned
+BRIEF = 0.25  # of the run: a rate that lived no longer than this had no time to show a slow fall over the noise
 
 
 @dataclass(frozen=True, slots=True)
 class Decay:
-    """The highest rate and its step; the steps from which it stays under a half, a tenth and the limit of that; the last."""
+    """The highest rate and its last step; the steps from which it stays under a half, a tenth and the limit of that.
+
+    From step `alive` to `tenth` it was above a tenth without a break; `last` is the last step of the run.
+    """
 
     top: float
     top_step: int
@@ -25,11 +29,12 @@ class Decay:
     low: int
     last: int
     low_rate: float
+    alive: int
 
     @property
     def left(self) -> float:
-        """The share of the run, from the highest rate on, that was trained with next to none."""
-        return (self.last - self.low) / max(1, self.last - self.top_step)
+        """The share of the run, once the rate was alive, that was trained with next to none."""
+        return (self.last - self.low) / max(1, self.last - self.alive)
 
     @property
     def factor(self) -> float:
@@ -48,7 +53,10 @@ def decay(recording: Recording, limit: float) -> Decay | None:
         return None
     at = int(np.flatnonzero(rates >= top)[-1])
     half, tenth, low = (int(np.flatnonzero(rates >= share * top)[-1]) + 1 for share in (0.5, ALIVE, limit))
-    return Decay(top, int(steps[at]), int(steps[half]), int(steps[tenth]), int(steps[low]), int(steps[-1]), float(rates[low]))
+    asleep = np.flatnonzero(rates[:at] < ALIVE * top)  # a warm-up, or the end of an earlier cycle
+    alive = int(asleep[-1]) + 1 if asleep.size else 0
+    step = steps.tolist()
+    return Decay(top, step[at], step[half], step[tenth], step[low], step[-1], float(rates[low]), step[alive])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class Loss:
     """Levels of the loss: at the start, when the rate came to nothing, at the end; and what more a living rate promised.
 
     `promised` is the fall that its last trend would have gone on to, over the rest of the run; infinite when the rate
-    died before a trend could be seen.
+    died before a trend could show.
     """
 
     start: float
@@ -67,7 +75,7 @@ class Loss:
 
 def loss_of(series: Series, decay: Decay) -> Loss | None:
     """The loss beside a decay; None when a part is too short to have a level, or not finite."""
-    alive = series.values[(series.steps >= decay.top_step) & (series.steps < decay.tenth)]
+    alive = series.values[(series.steps >= decay.alive) & (series.steps < decay.tenth)]
     dead = series.values[series.steps >= decay.low]
     if dead.size < SHORT or not np.isfinite(series.values).all():
         return None
@@ -83,7 +91,8 @@ def _promised(alive: Array, decay: Decay) -> float:
     late = alive[alive.size // 2 :]
     third = max(1, late.size // 3)
     if judge_series(late, -math.inf).z > FALL_Z:
-        return 0.0
+        brief = decay.tenth - decay.alive < BRIEF * (decay.last - decay.alive)
+        return math.inf if brief else 0.0
     fall = float(np.median(late[:third]) - np.median(late[-third:]))
-    per_step = fall / max(1.0, (decay.tenth - decay.top_step) / 2 * 2 / 3)
+    per_step = fall / max(1.0, (decay.tenth - decay.alive) / 2 * 2 / 3)
     return per_step * (decay.last - decay.low)

@@ -126,7 +126,47 @@ def _scale(rows: Tensor) -> Columns:
     return mean, torch.where(std > _SMALL * (1 + mean.abs()), std, 1.0)
 
 
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def shuffle(_: Case) -> Treatment:
+    """The samples of the captured batches, dealt out anew to as many batches."""
+    return Treatment(_shuffle)
+
+
+def _shuffle(bench: Bench) -> None:
+    """Every tensor of the first batch's size is taken for samples; iterations of another size are left out."""
+    held = [list(_tensors(iteration)) for iteration in bench.iterations]
+    size = next((tensor.shape[0] for tensor in held[0] if tensor.dim() > 0), 0)
+    same = [(it, ts) for it, ts in zip(bench.iterations, held, strict=True) if _shapes(ts) == _shapes(held[0])]
+    if size < 1 or len(same) < 2:
+        raise LookupError("the batches differ in their shapes")
+    order = torch.randperm(size * len(same), generator=torch.Generator().manual_seed(0))
+    dealt: dict[int, Tensor] = {}
+    for column in zip(*(tensors for _, tensors in same), strict=True):
+        if column[0].dim() > 0 and column[0].shape[0] == size and not _same_each_time(column):
+            dealt.update({id(old): new for old, new in zip(column, torch.cat(column)[order].split(size), strict=True)})
+    bench.iterations = [iteration for iteration, _ in same]
+    bench.rewrite(lambda entry: with_constants(entry, lambda tensor: dealt.get(id(tensor), tensor)))
+
+
+def _tensors(iteration: Iteration) -> Iterator[Tensor]:
+    for entry in _entries([iteration]):
+        found: list[Any] = []
+        walk((entry.args, entry.kwargs), found.append)
+        yield from (item.tensor for item in found if isinstance(item, Constant))
+
+
+def _shapes(tensors: list[Tensor]) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors]
+
+
+def _same_each_time(column: tuple[Tensor, ...]) -> bool:
+    return len({id(tensor) for tensor in column}) == 1
+
+
 TREATMENTS: dict[str, Maker] = {
+    "shuffle": shuffle,
     "clean-input": fill_in,
     "standardise-input": standardise_inputs,
     "normalise-input": standardise_inputs,

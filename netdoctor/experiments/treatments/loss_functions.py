@@ -46,6 +46,11 @@ def _labels(_: Any, args: Any, kwargs: Any) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, target.to(scores.dtype).reshape(scores.shape))
 
 
+def _probabilities(_: Any, args: Any, kwargs: Any) -> Tensor:
+    given, target = first_argument(args, kwargs), _target(args, kwargs)
+    return F.binary_cross_entropy(given, target.to(given.dtype))
+
+
 def _numbers(_: Any, args: Any, kwargs: Any) -> Tensor:
     prediction, target = first_argument(args, kwargs), _target(args, kwargs)
     return F.mse_loss(prediction, target.to(prediction.dtype).reshape(prediction.shape))
@@ -79,6 +84,11 @@ def loss_for_logits(case: Case) -> Treatment | None:
     """The same loss for raw scores."""
     binary = case.finding.location.operation == "binary_cross_entropy"
     return _meant(case, _labels if binary else _classes)
+
+
+def loss_for_probabilities(case: Case) -> Treatment:
+    """binary_cross_entropy in place of the one for raw scores; what it measures in the control arm are probabilities."""
+    return _meant(case, _probabilities)
 
 
 def log_softmax_first(case: Case) -> Treatment | None:
@@ -139,6 +149,7 @@ def _apply(case: Case, right: Loss, bench: Bench) -> None:
 TREATMENTS: dict[str, Maker] = {
     "fitting-loss": fitting_loss,
     "loss-for-logits": loss_for_logits,
+    "loss-for-probabilities": loss_for_probabilities,
     "log-softmax": log_softmax_first,
     "softmax-over-classes": over_classes,
 }

@@ -12,12 +12,13 @@ from torch import Tensor
 from netdoctor.capture.functions import plain
 from netdoctor.capture.tape import Entry
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
-from netdoctor.experiments.treatments.operations import Exchange, exchange_operations, passing
+from netdoctor.experiments.treatments.operations import Exchange, exchange_on_line, exchange_operations, passing
 from netdoctor.experiments.treatments.optimization import scale_losses
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment
 from netdoctor.graph import Operation
 
 _OUTPUTS = frozenset({"softmax", "log_softmax", "sigmoid", "tanh", "relu", "logsigmoid", "softplus"})
+_CUTS = frozenset({"detach", "detach_", "data"})
 _COMPARING = DIFFERENCES | BINARY_LOSSES | {"sub"}
 
 
@@ -54,6 +55,15 @@ def drop_output_activation(case: Case) -> Treatment | None:
     return Treatment(apply)
 
 
+def attach_graph(case: Case) -> Treatment | None:
+    """Without the `detach` or `.data` of the finding's line."""
+    place = case.finding.location
+    if place.operation not in _CUTS or not place.file or place.line is None:
+        return None
+    line = (place.file, place.line)
+    return Treatment(lambda bench: exchange_on_line(bench, _CUTS, passing, line))
+
+
 def _last_output(case: Case, names: frozenset[str]) -> Operation | None:
     graph = case.recording.graph
     found = [] if graph is None else graph.loss_operations()
@@ -84,5 +94,6 @@ TREATMENTS: dict[str, Maker] = {
     "remove-activation": drop_output_activation,
     "remove-softmax": drop_output_activation,
     "remove-sigmoid": drop_output_activation,
+    "attach-graph": attach_graph,
     "match-shapes": same_shape,
 }

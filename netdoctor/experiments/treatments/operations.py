@@ -101,6 +101,12 @@ def _called(change: Change, call: Callable[..., Any], *args: Any, **kwargs: Any)
     return change(call, args, kwargs)
 
 
+def exchange_on_line(bench: Bench, names: frozenset[str], change: Change, line: tuple[str, int]) -> None:
+    """Exchange what one line of the user's runs, whichever module it stands in."""
+    modules = [child for module in bench.sandbox.modules() for child in module.modules()]
+    exchange_operations(bench, [Exchange(module, names, change, line) for module in (None, *modules)])
+
+
 def passing(_: Any, args: Any, kwargs: Any) -> Any:
     """The change that leaves an operation out."""
     return first_argument(args, kwargs)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netdoctor.capture.step import Action, Iteration, TrainingStep
@@ -121,7 +121,9 @@ def drop_maximize(_: Case) -> Treatment:
 def give_parameters(case: Case) -> Treatment | None:
     """Everything that wants a gradient, in the models or used loosely, is trained by the optimizer."""
     owned = {id(p) for start in case.step.optimizers for group in start.parameters for p in group}
-    known = [p for top in case.places.tops for p in top.parameters()] + case.step.leaves
+    tops = case.places.tops
+    known = [p for top in tops for p in top.parameters()] + [p for top in tops for p in _unlisted(top)]
+    known += case.step.leaves
     missing = list({id(p): p for p in known if p.requires_grad and id(p) not in owned}.values())
     if not missing or not case.step.optimizers:
         return None
@@ -132,6 +134,21 @@ def give_parameters(case: Case) -> Treatment | None:
         bench.iterations = [_clearing_too(iteration, missing) for iteration in bench.iterations]
 
     return Treatment(apply)
+
+
+def _unlisted(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters that modules hold in plain lists and dictionaries, where torch does not see them."""
+    for module in model.modules():
+        queue = [value for name, value in vars(module).items() if not name.startswith("_")]
+        while queue:
+            thing = queue.pop()
+            if isinstance(thing, nn.Module):
+                yield from thing.parameters()
+                yield from _unlisted(thing)
+            elif isinstance(thing, nn.Parameter):
+                yield thing
+            elif isinstance(thing, list | tuple | dict):
+                queue += thing.values() if isinstance(thing, dict) else thing
 
 
 def _clearing_too(iteration: Iteration, missing: list[Tensor]) -> Iteration:

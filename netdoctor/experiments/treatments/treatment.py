@@ -101,8 +101,8 @@ class Treatment:
     """One change. `sandbox` makes the copy, `apply` changes it before it trains.
 
     `both` is done to the control arm as well (BatchNorm bypassed, say, to see what it hides), and `control` makes that
-    arm's copy; `beside` is done to it alone, to measure what the treated arm's loss measures. Losses are told times `unit` (treated arm) and `control_unit`, so that both mean the same. `says` tells
-    what is unusual.
+    arm's copy; `beside` is done to it alone, to measure what the treated arm's loss measures. Losses are told times
+    `unit` (treated arm) and `control_unit`, so that both mean the same. `says` tells what is unusual.
     """
 
     apply: Callable[[Bench], object] = _nothing

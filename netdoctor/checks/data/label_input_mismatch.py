@@ -1,0 +1,92 @@
+"""The check `label-input-mismatch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from netdoctor.check import Check
+from netdoctor.checks.data.harm import State, harm
+from netdoctor.checks.data.scale_trial import location
+from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
+from netdoctor.recording import Arm, Recording
+
+CODE = "order = torch.randperm(len(X))\nX, y = X[order], y[order]  # one order for both"
+
+
+@dataclass(frozen=True)
+class LabelInputMismatch(Check):
+    """The labels have nothing to do with the inputs: shuffled pairs are learned as easily as the true ones.
+
+    What it is: inputs and targets lost their pairing on the way: only one of them was shuffled, sorted, filtered or
+    shifted, or a join went wrong.
+    Why it hurts: there is nothing to learn but by heart; the loss stays at that of a constant prediction.
+    How it is decided: by experiment, where the loss does not get under that of a constant prediction and a copy can
+    fit a tiny batch: the captured batches are learned by heart with their true targets, and twice with the targets
+    permuted within each batch. All arms must lose 30 % or more, and the mean loss of the true arm lie within 3 % of the
+    shuffled ones', or within twice their difference.
+    When it stays silent: training works; true pairs are easier (the usual case); no arm gets anywhere in its steps;
+    fewer than 100 steps; losses that a model computes inside; the experiments were off.
+    Fix: look at some pairs by eye, right before they go into the model; index inputs and targets with one permutation.
+    Sources: Zhang et al., Understanding Deep Learning Requires Rethinking Generalization, 2017 (random labels are
+    learned by heart, only more slowly); advice A30, E4.
+    """
+
+    name = "label-input-mismatch"
+    arms = frozenset({"pairing/true", "pairing/shuffled", "pairing/shuffled again"})
+    explains = frozenset({"loss-not-decreasing", "overfitting", "input-independent-output", "learning-rate-too-low"})
+
+    steps: int = 100  # four passes over the captured batches: fewer teach nothing by heart
+    learned: float = 0.3  # of the start: only what is learned can be easy or hard to learn
+    same: float = 0.03  # of the start: between mean losses; true pairs of a small real data set differ by 10 to 50 %
+
+    def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
+        arms = [recording.arms.get(f"pairing/{name}") for name in ("true", "shuffled", "shuffled again")]
+        ran = [arm for arm in arms if arm is not None and not arm.failure and len(arm.losses) >= self.steps]
+        state = harm(recording)
+        if state.state is not State.HURT or not any(arms):
+            return
+        if len(ran) < len(arms):
+            failed = [arm.failure for arm in arms if arm is not None and arm.failure]
+            yield Abstention(self.name, failed[0] if failed else f"fewer than {self.steps} steps could be run")
+            return
+        start = float(ran[0].losses[0])
+        true, *shuffled = (_mean(arm) for arm in ran)
+        if min(_lost(arm) for arm in ran) < self.learned:
+            yield Abstention(self.name, "not even by heart were the captured batches learned in the steps tried")
+            return
+        gap = float(np.mean(shuffled)) - true
+        if gap <= max(self.same * start, 2 * abs(shuffled[0] - shuffled[1])) and gap <= 2 * self.same * start:
+            yield self._finding(ran, gap / start, recording)
+
+    def _finding(self, arms: list[Arm], gap: float, recording: Recording) -> Finding:
+        ends = ", ".join(f"{_end(arm):.3g} ({arm.name.partition('/')[2]})" for arm in arms)
+        says = f"A copy learned the captured batches by heart in {len(arms[0].losses)} steps: loss {ends}. "
+        says += "True pairs that belong together are easier than shuffled ones."
+        at = location(recording.targets[0]) if recording.targets else Location(step=0)
+        return Finding(
+            self.name,
+            "the labels have nothing to do with the inputs: shuffled pairs are learned as easily as the true ones",
+            Severity.ERROR,
+            says,
+            at,
+            (Evidence("mean loss saved by true pairs", 100 * gap, "≤", 100 * self.same, "% of the start"),),
+            (Fix("pair-again", "Keep inputs and targets in one order; look at some pairs by eye.", CODE, Reach.RUN),),
+            Certainty.INFERRED,
+            0,
+            share=1.0,
+        )
+
+
+def _mean(arm: Arm) -> float:
+    return float(arm.losses.mean())
+
+
+def _end(arm: Arm) -> float:
+    return float(np.median(arm.losses[-max(2, len(arm.losses) // 5) :]))
+
+
+def _lost(arm: Arm) -> float:
+    return 1 - _end(arm) / float(arm.losses[0]) if arm.losses[0] > 0 else 0.0

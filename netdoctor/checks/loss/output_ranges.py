@@ -1,0 +1,50 @@
+"""The ranges of activations, and whether an output that went through one can be what its loss asks for."""
+
+from __future__ import annotations
+
+import math
+
+from netdoctor.checks.loss.comparisons import BCE_LOGITS, CROSS_ENTROPY, REGRESSION, Comparison, dimension
+from netdoctor.finding import Evidence
+
+RANGES = {
+    "relu": (0.0, math.inf), "softplus": (0.0, math.inf), "relu6": (0.0, 6.0), "sigmoid": (0.0, 1.0),
+    "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0), "logsigmoid": (-math.inf, 0.0), "log_softmax": (-math.inf, 0.0),
+}  # fmt: skip
+OTHERS_SAY = {
+    CROSS_ENTROPY: {"softmax", "log_softmax"},
+    BCE_LOGITS: {"softmax", "sigmoid", "hardsigmoid", "log_softmax"},
+}
+
+
+def conflict(comparison: Comparison, outside: float) -> tuple[str, Evidence] | None:
+    """What is wrong with the activation that made the prediction, and the number that shows it; None where all is well.
+
+    `outside` is in standard deviations of the target: how far targets may lie past the end of the range.
+    """
+    maker, loss, target = comparison.maker, comparison.operation, comparison.target
+    if maker is None or maker.name not in RANGES or maker.name in OTHERS_SAY.get(loss.name, ()):
+        return None
+    low, high = RANGES[maker.name]
+    if maker.name == "softmax" and _over_one(comparison):
+        return "is over a single unit, so it is always 1", Evidence("units of the softmax", 1.0, "<", 2.0)
+    if loss.name in OTHERS_SAY:
+        lower = Evidence("smallest score", comparison.prediction.low, "≥", low)
+        upper = Evidence("largest score", comparison.prediction.high, "≤", high)
+        return f"goes into {loss.name}, which expects any number", lower if math.isfinite(low) else upper
+    if loss.name not in REGRESSION | {"sub", "rsub"} or target.requires_grad:
+        return None
+    limit = outside * target.std
+    if low - target.low > limit:
+        return f"cannot reach the targets below {low:g}", Evidence("smallest target", target.low, "<", low)
+    if target.high - high > limit:
+        return f"cannot reach the targets above {high:g}", Evidence("largest target", target.high, ">", high)
+    return None
+
+
+def _over_one(comparison: Comparison) -> bool:
+    maker = comparison.maker
+    shape = comparison.graph.values[maker.outputs[0]].shape if maker is not None and maker.outputs else ()
+    dim = 1 if maker is None else dimension(maker, 1)
+    return len(shape) > 1 and dim is not None and -len(shape) <= dim < len(shape) and shape[dim] == 1

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netdoctor.checks.data.mixing import mixing
+from netdoctor.checks.data.unshuffled_data import UnshuffledData
+from netdoctor.data import TensorFacts
+from netdoctor.finding import Finding, Severity
+from tests.checks.builders import Builder
+from tests.checks.data.facts import facts
+
+
+def labels(order: np.ndarray, batch: int = 32, steps: int = 20, hashes: tuple[int, ...] | None = None) -> TensorFacts:
+    """A target of classes whose batches are consecutive pieces of `order`."""
+    pieces = [order[(i * batch) % len(order) :][:batch] for i in range(steps)]
+    counts = np.stack([np.bincount(p.astype(int), minlength=10) for p in pieces]).astype(float)
+    ordered = np.array([np.mean(np.diff(p) >= 0) for p in pieces])
+    known = tuple(range(steps)) if hashes is None else hashes
+    rows = order[:, None]
+    return facts(rows, "cross_entropy", dtype="int64", shape=(batch,), batches=known, classes=counts, ordered=ordered)
+
+
+def judged(target: TensorFacts, **known: object) -> list[Finding]:
+    build = Builder(steps=60).loss(lambda step: 2.3 * 0.95**step).facts(**known)
+    build.recording.targets = [target]
+    return list(UnshuffledData().judge(build.done()))
+
+
+def mixed(seed: int = 0, count: int = 640) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 10, count)
+
+
+def test_sorted_classes_are_an_error() -> None:
+    (finding,) = judged(labels(np.sort(mixed())))
+    assert finding.severity is Severity.ERROR
+    assert "shuffle=True" in finding.fixes[0].code
+    assert finding.location.line == 9
+
+
+def test_two_classes_a_batch_in_order_are_a_warning() -> None:
+    sorted_ = np.sort(mixed())
+    pairs = [
+        np.sort(np.r_[sorted_[i : i + 11], sorted_[i + 128 : i + 139], sorted_[i + 256 : i + 266]])
+        for i in range(0, 360, 20)
+    ]
+    (finding,) = judged(labels(np.concatenate(pairs), steps=18))
+    assert finding.severity is Severity.WARNING
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(4, 64))
+def test_random_batches_never_fire(seed: int, batch: int) -> None:
+    assert judged(labels(mixed(seed), batch)) == []
+
+
+def test_one_batch_again_and_again_is_no_matter_of_order() -> None:
+    assert judged(labels(np.sort(mixed())[:32], hashes=(7,) * 20)) == []
+    assert judged(labels(np.sort(mixed()), batch=640)) == []
+
+
+@pytest.mark.parametrize(("steps", "fires"), [(5, False), (6, True)])
+def test_few_steps_are_no_habit(steps: int, fires: bool) -> None:
+    spread = np.sort(mixed())
+    assert bool(judged(labels(np.r_[spread[::4]], batch=26, steps=steps))) is fires
+
+
+@pytest.mark.parametrize("fact", ["moving_target", "several_optimizers"])
+def test_silent_where_models_play_against_each_other(fact: str) -> None:
+    assert judged(labels(np.sort(mixed())), **{fact: True}) == []
+
+
+def test_labels_per_token_are_left_alone() -> None:
+    target = labels(np.sort(mixed()))
+    build = Builder(steps=60).loss(2.3)
+    build.recording.targets, build.recording.inputs = [target], [facts(np.zeros((4, 8)), shape=(4, 8))]
+    assert list(UnshuffledData().judge(build.done())) == []
+
+
+def test_tiny_batches_say_nothing() -> None:
+    assert mixing(labels(np.sort(mixed()), batch=3)) is None
+
+
+@pytest.mark.parametrize(("ordered", "within", "fires"), [(1.0, 0.4, True), (0.98, 0.4, False), (1.0, 0.6, False)])
+def test_regression_targets_in_ascending_order(ordered: float, within: float, fires: bool) -> None:
+    values = np.linspace(-1.0, 1.0, 400)
+    values = values / values.std() + 0.001
+    steps = {"ordered": np.full(8, ordered), "within": np.full(8, within), "shape": (32, 1)}
+    target = facts(values[:, None], "mse_loss", **steps)
+    assert bool(judged(target)) is fires

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from netdoctor.checks.loss.output_activation import OutputActivation
+from netdoctor.finding import Severity
+from tests.checks.loss.steps import BATCH, CLASSES, Step, judged
+
+
+def regression(activation: str, low: float, high: float, std: float = 1.0) -> Step:
+    step = Step()
+    out = step.then(activation, step.scores((BATCH, 1)), text=f"return F.{activation}(self.fc(x))")
+    return step.loss_of("mse_loss", out, step.numbers((BATCH, 1), low, high, std=std))
+
+
+@pytest.mark.parametrize(
+    ("activation", "low", "high", "fires"),
+    [
+        ("relu", -0.26, 3.0, True),  # a quarter of the standard deviation is the limit
+        ("relu", -0.25, 3.0, False),
+        ("relu", 0.0, 300.0, False),
+        ("sigmoid", 0.0, 1.26, True),
+        ("sigmoid", 0.0, 1.0, False),
+        ("tanh", -1.0, 1.0, False),
+        ("tanh", -2.0, 2.0, True),
+        ("gelu", -2.0, 2.0, False),
+        ("leaky_relu", -2.0, 2.0, False),
+    ],
+)
+def test_a_regression_must_reach_its_targets(activation, low, high, fires):
+    found = judged(OutputActivation(), regression(activation, low, high))
+    assert [f.severity for f in found] == ([Severity.ERROR] if fires else [])
+    assert all(f.fixes[0].code == "return self.fc(x)" for f in found)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "softplus"])
+def test_classes_want_any_number(activation):
+    step = Step()
+    (found,) = judged(
+        OutputActivation(), step.loss_of("cross_entropy", step.then(activation, step.scores()), step.labels())
+    )
+    assert found.severity is Severity.ERROR
+
+
+def test_a_relu_with_which_training_learns_is_a_warning():
+    step = Step()
+    step.loss_of("cross_entropy", step.then("relu", step.scores()), step.labels())
+    step.loss(lambda at: 2.3 * 0.9**at)
+    assert [f.severity for f in judged(OutputActivation(), step)] == [Severity.WARNING]
+
+
+def test_a_softmax_over_one_unit_is_always_one():
+    step = Step()
+    made = step.then("softmax", step.scores((BATCH, 1)), low=1.0, high=1.0, dim=1)
+    (found,) = judged(OutputActivation(), step.loss_of("binary_cross_entropy", made, step.numbers((BATCH, 1), 0)))
+    assert "always 1" in found.title
+
+
+def test_a_difference_by_hand():
+    step = Step()
+    gap = step.operation("sub", step.then("tanh", step.scores((BATCH, 1))), step.numbers((BATCH, 1), -4.0, 4.0))
+    step.backward(step.operation("mean", step.operation("pow", gap, **{"1": 2}), shape=()))
+    assert len(judged(OutputActivation(), step)) == 1
+
+
+def test_a_sigmoid_before_its_loss_is_right():
+    step = Step()
+    step.loss_of("binary_cross_entropy", step.then("sigmoid", step.scores()), step.numbers((BATCH, CLASSES), 0))
+    assert judged(OutputActivation(), step) == []

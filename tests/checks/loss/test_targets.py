@@ -1,0 +1,118 @@
+"""label-range, wrong-loss and loss-sum-reduction: what the targets are, and how losses are added up."""
+
+from __future__ import annotations
+
+import pytest
+
+from netdoctor.checks.loss.label_range import LabelRange
+from netdoctor.checks.loss.loss_sum_reduction import LossSumReduction
+from netdoctor.checks.loss.softmax_then_log import SoftmaxThenLog
+from netdoctor.checks.loss.wrong_loss import WrongLoss
+from netdoctor.finding import Severity
+from tests.checks.loss.steps import BATCH, CLASSES, Step, judged
+
+FALLING = [2.3 * 0.9**at for at in range(40)]
+STUCK = [2.3] * 40
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fires"),
+    [(0, 1, False), (-5e-4, 1.0005, False), (0, 1.002, True), (-0.002, 1, True), (-1, 1, True), (0, 255, True)],
+)
+def test_binary_targets_are_probabilities(low, high, fires):
+    step = Step()
+    target = step.numbers((BATCH, CLASSES), low, high, integral=high - low >= 2)
+    step.loss_of("binary_cross_entropy_with_logits", step.scores(), target)
+    assert bool(judged(LabelRange(), step)) is fires
+
+
+def test_plus_and_minus_one_are_mapped():
+    step = Step()
+    step.loss_of("binary_cross_entropy", step.scores(), step.numbers((BATCH, CLASSES), -1, 1, integral=True))
+    assert judged(LabelRange(), step)[0].fixes[0].code == "target = (target + 1) / 2"
+
+
+def test_other_losses_take_any_target():
+    step = Step()
+    assert judged(LabelRange(), step.loss_of("mse_loss", step.scores(), step.numbers((BATCH, CLASSES), -9, 9))) == []
+
+
+@pytest.mark.parametrize(("per_sample", "fires"), [(1.0, False), (1.02, False), (1.03, True), (3.0, True)])
+def test_several_labels_per_sample(per_sample, fires):
+    step = Step()
+    target = step.numbers((BATCH, CLASSES), 0, 1, mean=per_sample / CLASSES, integral=True)
+    step.loss_of("cross_entropy", step.scores(), target, "loss = F.cross_entropy(z, y)")
+    found = judged(WrongLoss(), step)
+    assert [f.fixes[0].code for f in found] == (["loss = F.binary_cross_entropy_with_logits(z, y)"] if fires else [])
+
+
+def test_mixtures_of_labels_are_meant():
+    step = Step()
+    step.loss_of("cross_entropy", step.scores(), step.numbers((BATCH, CLASSES), 0, 0.9, mean=0.1))
+    assert judged(WrongLoss(), step) == []
+
+
+def test_real_numbers_are_no_classes():
+    step = Step()
+    step.loss_of("cross_entropy", step.scores(), step.numbers((BATCH, CLASSES), -2.0, 3.0))
+    assert "real numbers" in judged(WrongLoss(), step)[0].title
+
+
+def test_one_class_is_none():
+    step = Step()
+    step.loss_of("cross_entropy", step.scores((BATCH, 1)), step.numbers((BATCH, 1), 0, 1, integral=True))
+    assert "always 1" in judged(WrongLoss(), step)[0].title
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "high", "fires"),
+    [((BATCH, 1), 10, 9, True), ((BATCH, 1), 10, 10, False), ((BATCH, 1), 1, 9, False), ((BATCH, 10), 10, 1, False)],
+)
+def test_class_numbers_as_a_regression(shape, outputs, high, fires):
+    step = Step()
+    step.loss_of("mse_loss", step.scores((BATCH, outputs)), step.numbers(shape, 0, high, integral=True))
+    assert bool(judged(WrongLoss(), step)) is fires
+
+
+def two_steps(low: float, losses: list[float], between: str = "") -> Step:
+    step = Step()
+    made = step.then("softmax", step.scores(), low=low, dim=1)
+    made = step.then(between, made, low=low) if between else made
+    log = step.then("log", made, low=-3.0, high=0.0, text="log_p = torch.log(F.softmax(z, dim=1))")
+    step.loss(losses)
+    return step.loss_of("nll_loss", log, step.labels())
+
+
+@pytest.mark.parametrize(
+    ("low", "losses", "severity"),
+    [(0.01, FALLING, Severity.ADVICE), (0.01, STUCK, Severity.WARNING), (1e-31, FALLING, Severity.WARNING)],
+)
+def test_log_of_softmax(low, losses, severity):
+    (found,) = judged(SoftmaxThenLog(), two_steps(low, losses))
+    assert found.severity is severity
+    assert found.fixes[0].code == "log_p = torch.nn.functional.log_softmax(z, dim=1)"
+
+
+@pytest.mark.parametrize("between", ["clamp", "add"])
+def test_a_guarded_logarithm_is_left_alone(between):
+    assert judged(SoftmaxThenLog(), two_steps(0.0, STUCK, between)) == []
+
+
+def summed(losses: list[float], update: float, reduction: str = "sum") -> Step:
+    step = Step()
+    step.linear("body", weight_rms=1.0, update=update)
+    step.loss(losses)
+    return step.loss_of("mse_loss", step.scores((BATCH, 1)), step.numbers((BATCH, 1)), reduction=reduction)
+
+
+@pytest.mark.parametrize(
+    ("losses", "update", "reduction", "fires"),
+    [
+        (STUCK, 0.2, "sum", True),
+        (STUCK, 0.1, "sum", False),  # the steps are not too large
+        (FALLING, 0.2, "sum", False),  # it trains
+        (STUCK, 0.2, "mean", False),
+    ],
+)
+def test_a_sum_that_hurts(losses, update, reduction, fires):
+    assert bool(judged(LossSumReduction(), summed(losses, update, reduction))) is fires

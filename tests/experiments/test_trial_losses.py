@@ -1,0 +1,171 @@
+"""Each treatment of the loss and the data against the same change made by hand."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
+from netdoctor.experiments.treatments import treatment_of
+from netdoctor.experiments.treatments.operations import Exchange, exchange_operations, passing
+from netdoctor.experiments.treatments.treatment import Bench, Treatment
+from netdoctor.finding import Fix, Location
+from netdoctor.recording import Recording
+from tests.experiments.capturing import captured, fit, watched
+from tests.experiments.test_trial_treatments import SGD, by_hand, case, data, run, seeded, step_of, treated
+
+# --- losses and data -------------------------------------------------------------------------------------------------
+
+
+def test_minus_sign() -> None:
+    step = step_of(seeded(), lambda p, y: -F.cross_entropy(p, y))
+    assert treated(step, "drop-minus-sign") == pytest.approx(by_hand(seeded()))
+    found = treatment_of(case(step, Fix("drop-minus-sign", "")))
+    assert found is not None
+    assert (found.unit, found.control_unit) == (1.0, -1.0)
+
+
+def test_division_by_the_backward_calls() -> None:
+    x, y = data()
+    model = seeded()
+
+    def train() -> None:
+        optimizer = SGD(model.parameters())
+        for _ in range(2):
+            optimizer.zero_grad()
+            for number in range(3):
+                rows = slice(32 * number, 32 * number + 32)
+                F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+
+    step = captured(train)
+    found = treatment_of(case(step, Fix("divide-loss", "")))
+    assert found is not None
+    losses = run(step, found)
+    assert found.unit == 3.0
+    plain, x_y = seeded(), F.cross_entropy(seeded()(x), y).item()
+    assert losses[0] == pytest.approx(x_y)
+    optimizer = SGD(plain.parameters())
+    F.cross_entropy(plain(x), y).backward()
+    optimizer.step()
+    assert losses[1] == pytest.approx(F.cross_entropy(plain(x), y).item())
+
+
+def test_shapes_that_broadcast() -> None:
+    def loss(p: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(p, y.float())
+
+    with pytest.warns(UserWarning, match="target size"):
+        step = step_of(seeded(outputs=1), loss)
+    expected = by_hand(seeded(outputs=1), loss=lambda p, y: F.mse_loss(p.squeeze(1), y.float()))
+    assert treated(step, "match-shapes") == pytest.approx(expected)
+
+
+def test_softmax_before_cross_entropy() -> None:
+    train_loss: Any = lambda p, y: F.cross_entropy(torch.softmax(p, 1), y)  # noqa: E731
+    x, y = data()
+    model = seeded()
+
+    def train() -> None:
+        optimizer = SGD(model.parameters())
+        for number in range(3):
+            rows = slice(32 * number, 32 * number + 32)
+            optimizer.zero_grad()
+            train_loss(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+
+    step, graph = watched(train)
+    seen = Recording(graph=graph)
+    at = Location(operation="softmax")
+    assert treated(step, "remove-softmax", seen=seen, at=at) == pytest.approx(by_hand(seeded()))
+
+
+class Ending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = seeded()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.body(torch.softmax(x, 1) + x), 1)
+
+
+def test_only_the_operation_on_the_line_is_left_out() -> None:
+    step, module = step_of(Ending()), Ending()
+    line = Ending.forward.__code__.co_firstlineno + 1
+    place = (Ending.forward.__code__.co_filename, line)
+    names = frozenset({"softmax"})
+
+    def losses(where: tuple[str, int] | None) -> list[float]:
+        def apply(bench: Bench) -> None:
+            copied = bench.copy_of(step.modules[0])
+            exchange_operations(bench, [Exchange(copied, names, passing, where)])
+
+        return run(step, Treatment(apply))
+
+    plain = by_hand(nn.Sequential(module))
+    assert losses((place[0], line + 100)) == pytest.approx(plain)
+    assert losses(place) != pytest.approx(plain)
+    assert losses(None) == pytest.approx(losses(place))
+
+
+def test_the_right_loss_is_measured_in_both_arms() -> None:
+    step = step_of(seeded(), lambda p, y: F.nll_loss(p, y))
+    found = treatment_of(
+        case(step, Fix("loss-for-logits", ""), at=Location(operation="nll_loss"), check="logits-into-probability-loss")
+    )
+    assert found is not None
+    assert run(step, found) == pytest.approx(by_hand(seeded()))
+    with quiet(), ExitStack() as stack:
+        sandbox = Sandbox(step)
+        bench = Bench(sandbox, step.iterations, stack)
+        found.beside(bench)
+        losses = sandbox.run(bench.iterations, 6, Budget(30)).losses
+    assert bench.measured[0] == pytest.approx(by_hand(seeded())[0])
+    assert len(bench.measured) == len(losses)
+    assert losses[-1] < 0 < bench.measured[-1]
+
+
+def test_filling_in() -> None:
+    x, y = data()
+    x[3, 2] = math.nan
+    x[50] = math.inf
+    model = seeded()
+    step = fit(model, F.cross_entropy, x, y, SGD)
+    losses = treated(step, "clean-input")
+    assert all(map(math.isfinite, losses))
+    filled = x[:32].clone()
+    filled[3, 2] = x[:32, 2][torch.isfinite(x[:32, 2])].mean()
+    assert losses[0] == pytest.approx(F.cross_entropy(seeded()(filled), y[:32]).item())
+
+
+def test_standardising() -> None:
+    x, y = data()
+    model = seeded()
+    step = fit(model, F.cross_entropy, 50.0 + 1000.0 * x, y, SGD)
+    scaled = (x - x.double().mean(0)) / x.double().std(0)
+    expected = F.cross_entropy(seeded()(scaled[:32].float()), y[:32]).item()
+    assert treated(step, "standardise-input")[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_shuffling_keeps_pairs_together() -> None:
+    x = torch.arange(96.0)[:, None].repeat(1, 6)
+    y = torch.arange(96) % 3
+    step = fit(seeded(), F.cross_entropy, x, y, SGD)
+    found = treatment_of(case(step, Fix("shuffle", "")))
+    assert found is not None
+    bench = Bench(Sandbox(step), step.iterations)
+    found.apply(bench)
+    rows: list[float] = []
+    for iteration in bench.iterations:
+        entries = iteration.backwards[0].entries
+        given, target = entries[0].args[0].tensor, entries[-1].args[1].tensor
+        assert torch.equal(given[:, 0].long() % 3, target)
+        rows += given[:, 0].tolist()
+    assert sorted(rows) == list(range(96))
+    assert rows != list(range(96))
