@@ -29,6 +29,7 @@ from netdoctor.finding import Finding, Severity
 from netdoctor.recording import Fault, Recording
 from netdoctor.report import Crash, Report
 
+_FOR_TRIALS = 0.25  # of the budget: kept for the trials of the fixes, however slow the experiments are
 EXAMINED_STEPS = 30  # of a one-shot examination: the least that a trend is read from (trend.py)
 
 
@@ -132,7 +133,7 @@ class Session:
         """Conduct the experiments; False when the user ended them."""
         progress = _Progress(self.options.progress)
         try:
-            conduct(self.recording, step, self.options.budget, progress.say)
+            conduct(self.recording, step, (1 - _FOR_TRIALS) * self.options.budget, progress.say)
         except KeyboardInterrupt:
             self.recording.blind_spots.append("the experiments were interrupted")
             return False

@@ -16,7 +16,8 @@ from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.treatments.treatment import Bench, with_constants
 from netdoctor.recording import Arm, Recording
 
-STEPS = 240  # ten passes over the 24 captured iterations: enough to learn some of them by heart
+STEPS = 240  # ten to forty passes over the captured samples: enough to learn much of them by heart
+SAMPLES = 256  # as many as make true pairs clearly easier than shuffled ones, few enough to be learned
 RATES = ("0.001", "0.01", "0.0001")  # Adam's, of the overfit experiment; the likeliest first
 ARMS = ("true", "shuffled", "shuffled again")
 _COMPARING = CLASS_LOSSES | BINARY_LOSSES | DIFFERENCES | {"sub", "rsub"}
@@ -26,9 +27,12 @@ def trials(recording: Recording, step: TrainingStep, budget: Budget, say: Callab
     """The arms "pairing/true", "pairing/shuffled" and "pairing/shuffled again", on the captured iterations.
 
     All start alike and see the same inputs in the same order; in the shuffled ones the targets of each batch are
-    permuted, once. They are trained with that Adam which fitted a tiny batch. No arm where none did.
+    permuted, once. They are trained with that Adam which fitted a tiny batch, at 1e-3 where the
+    script's own optimizer did. No arm where nothing fitted it.
     """
-    fitted = [rate for rate in RATES if _reached(recording, rate)]
+    fitted = [rate for rate in RATES if _reached(recording, f"adam {rate}")]
+    if not fitted and _reached(recording, "own"):
+        fitted = [RATES[0]]  # the sweep ends with the first setting that fits, the script's own
     if not fitted or len(step.iterations) < 2:
         return {}
     arms: dict[str, Arm] = {}
@@ -37,21 +41,28 @@ def trials(recording: Recording, step: TrainingStep, budget: Budget, say: Callab
             break
         say(f"learning {name} pairs")
         share = budget.share(budget.left / (len(ARMS) - number))
-        arms[f"pairing/{name}"] = _arm(step, f"pairing/{name}", float(fitted[0]), number, share)
+        arms[f"pairing/{name}"] = _arm(recording, step, f"pairing/{name}", float(fitted[0]), number, share)
         if arms[f"pairing/{name}"].failure:
             break
     return arms
 
 
-def _reached(recording: Recording, rate: str) -> bool:
-    arm = recording.arms.get(f"overfit/adam {rate}")
+def _reached(recording: Recording, setting: str) -> bool:
+    arm = recording.arms.get(f"overfit/{setting}")
     return arm is not None and not arm.failure and bool(arm.facts.get("reached"))
 
 
-def _arm(step: TrainingStep, name: str, rate: float, seed: int, budget: Budget) -> Arm:
+def _enough(recording: Recording, step: TrainingStep) -> int:
+    """How many iterations hold `SAMPLES` samples; at least 6, as a batch may say little."""
+    size = max([facts.shape[0] for facts in recording.inputs], default=1)
+    return min(len(step.iterations), max(6, -(-SAMPLES // size)))
+
+
+def _arm(recording: Recording, step: TrainingStep, name: str, rate: float, seed: int, budget: Budget) -> Arm:
     try:
         with quiet():
-            bench = Bench(Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=rate)), step.iterations)
+            sandbox = Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=rate))
+            bench = Bench(sandbox, step.iterations[: _enough(recording, step)])
             moved = [0]
             if seed:
                 bench.rewrite(lambda entry: _shuffled(entry, seed, moved))

@@ -33,7 +33,7 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Calla
     if not learning or harm(recording).state is not State.WORKS:
         rest = budget.share(seconds * 0.2)
         _add(recording, "scaling", lambda: scaling.trials(recording, step, rest, say), say, "standardising the data")
-    if harm(recording).state is State.HURT:
+    if harm(recording).state in {State.HURT, State.SLOW}:
         part = budget.share(seconds * 0.2)
         _add(recording, "pairing", lambda: pairing.trials(recording, step, part, say), say, "shuffling the targets")
     _add(

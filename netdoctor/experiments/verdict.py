@@ -16,6 +16,7 @@ STUCK = 0.1  # of the loss lost: less is no training (learning-rate-too-high ask
 GAIN = 0.2  # of the loss lost: what a cure must reach in a trial's steps
 MARGIN = 2.0  # times what the control lost: a cure is not a matter of a little more
 MUCH = 0.3  # of the loss lost: training, beyond doubt (learning-rate-too-high asks for the same)
+KEPT = 0.25  # of the loss: a control that keeps more is far from done
 NOTICED = 0.05  # of the loss: a smaller difference is no effect
 AGREEING = 0.75  # of the paired steps: on the same batches most differences must have one sign
 _FIRST = 3  # losses that the start is read from: few, as a good treatment makes them fall at once
@@ -83,7 +84,7 @@ def _after_breakdown(control: Array, treated: Array, scale: Scale) -> Verdict:
 
 def _is_cure(control: Array, treated: Array, scale: Scale) -> bool:
     lost = _lost(treated, scale)
-    clear = _apart(control, treated) or lost >= MARGIN * _lost(control, scale)
+    clear = _apart(control, treated) or lost >= MARGIN * _lost(control, scale) or _stays(control, treated, scale)
     return clear and lost >= GAIN and _trains(treated, scale)
 
 
@@ -92,6 +93,12 @@ def _lags(control: Array, treated: Array, scale: Scale) -> bool:
     if _apart(control, treated):
         return _level(treated) - scale.bound <= (_level(control) - scale.bound) / APART
     return _lost(treated, scale) >= MUCH
+
+
+def _stays(control: Array, treated: Array, scale: Scale) -> bool:
+    """The control keeps a good part of its loss, of which the treated arm leaves a tenth at most."""
+    left, other = _level(control) - scale.bound, _level(treated) - scale.bound
+    return _lost(control, scale) <= 1 - KEPT and left > 0 and APART * other <= left
 
 
 def _halved(control: Array, treated: Array, scale: Scale) -> bool:

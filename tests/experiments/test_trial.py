@@ -22,6 +22,7 @@ from netdoctor.experiments.trial import constant_loss, try_fixes
 from netdoctor.finding import Certainty, Finding, Fix, Location, Severity, Trial, Verdict
 from netdoctor.recording import Recording, Series
 from netdoctor.report import Report
+from netdoctor.session import examine
 from tests.experiments.capturing import captured, fit
 from tests.experiments.test_sandbox import Training
 
@@ -257,3 +258,17 @@ def test_a_step_that_cannot_be_run_has_no_constant() -> None:
     step.lost = "gone"
     with pytest.raises(CannotReplayError):
         constant_loss(step)
+
+
+def test_the_report_of_an_examination_has_trials() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
+    nn.init.constant_(model[0].bias, -30.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    x = torch.randn(300, 6)
+    report = examine(model, F.cross_entropy, (x, (x[:, 0] > 0).long()), SGD(model.parameters()))
+    top = report.findings[0]
+    assert (top.check, top.certainty, top.fixes[0].treatment) == ("dead-relu", Certainty.PROVEN, "zero-bias")
+    assert top.fixes[0].trial is not None
+    assert top.fixes[0].trial.treated[-1] < 0.5 * top.fixes[0].trial.control[-1]
+    assert all(torch.equal(p, start) for p, start in zip(model.parameters(), before, strict=True))

@@ -109,6 +109,17 @@ def test_normalisation_and_shortcuts() -> None:
     assert treated(step, "add-shortcuts", seen=seen)[0] == pytest.approx(F.cross_entropy(h, y[:32]).item())
 
 
+def test_an_activation_is_put_in() -> None:
+    seen = layers(("0", "Linear", Kind.LINEAR), ("1", "Linear", Kind.LINEAR))
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2))
+    step = step_of(model)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    for ours, theirs in ((0, 0), (2, 1)):
+        plain[ours].load_state_dict(step.copies().of(model)[theirs].state_dict())
+    assert treated(step, "activation", seen=seen, places=("0",)) == pytest.approx(by_hand(plain))
+
+
 # --- safe forms ------------------------------------------------------------------------------------------------------
 
 KNOWN = {"eps": "1e-8", "tiny": "1e-12", "edge": "1e-6"}

@@ -169,3 +169,50 @@ def test_shuffling_keeps_pairs_together() -> None:
         rows += given[:, 0].tolist()
     assert sorted(rows) == list(range(96))
     assert rows != list(range(96))
+
+
+def test_labels_are_mapped() -> None:
+    def sick(p: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(p.squeeze(1), 2.0 * y - 1)
+
+    def right(p: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(p.squeeze(1), y.float())
+
+    step = step_of(seeded(outputs=1), sick)
+    expected = by_hand(seeded(outputs=1), loss=right)
+    assert treated(step, "map-labels", "target = (target + 1) / 2") == pytest.approx(expected)
+    assert treatment_of(case(step, Fix("map-labels", "These are class numbers."))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "two_steps", "one_step"),
+    [
+        ("log-softmax", lambda p: torch.log(torch.softmax(p, 1)), lambda p: torch.log_softmax(p, 1)),
+        ("logsigmoid", lambda p: torch.sigmoid(p).log(), F.logsigmoid),
+    ],
+)
+def test_logs_are_fused(name: str, two_steps: Any, one_step: Any) -> None:
+    step = step_of(seeded(), lambda p, y: F.nll_loss(two_steps(1000 * p), y))
+    assert not math.isfinite(Sandbox(step).run(step.iterations, STEPS, Budget(30)).losses[-1])
+    expected = by_hand(seeded(), loss=lambda p, y: F.nll_loss(one_step(1000 * p), y))
+    assert treated(step, name, check="softmax-then-log") == pytest.approx(expected)
+
+
+class Swapping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = seeded()
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = x.view(x.shape[1], x.shape[0])
+        return self.head(turned.view(x.shape))
+
+
+def test_a_view_becomes_a_transpose() -> None:
+    step = step_of(Swapping())
+    line = Swapping.forward.__code__.co_firstlineno + 1
+    at = Location("", "view", Swapping.forward.__code__.co_filename, line)
+    losses = treated(step, "transpose", "turned = x.transpose(0, 1)", at=at)
+    x, y = data()
+    turned = x[:32].transpose(0, 1).reshape(32, 6)
+    assert losses[0] == pytest.approx(F.cross_entropy(seeded()(turned), y[:32]).item())

@@ -240,6 +240,15 @@ def test_parameters_that_the_optimizer_lacks() -> None:
     assert treated(captured(train), "all-parameters") == pytest.approx(by_hand(seeded()))
 
 
+def test_unfreezing() -> None:
+    model = seeded()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("bias" in name)
+    step = step_of(model, make=lambda ps: SGD([p for p in ps if p.requires_grad]))
+    assert treated(step, "unfreeze") == pytest.approx(by_hand(seeded()))
+    assert [p.requires_grad for p in model.parameters()] == [False, True, False, True]
+
+
 class Listed(nn.Module):
     """Keeps its layers in a plain list."""
 

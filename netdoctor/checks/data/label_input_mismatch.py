@@ -23,10 +23,10 @@ class LabelInputMismatch(Check):
     What it is: inputs and targets lost their pairing on the way: only one of them was shuffled, sorted, filtered or
     shifted, or a join went wrong.
     Why it hurts: there is nothing to learn but by heart; the loss stays at that of a constant prediction.
-    How it is decided: by experiment, where the loss does not get under that of a constant prediction and a copy can
-    fit a tiny batch: the captured batches are learned by heart with their true targets, and twice with the targets
-    permuted within each batch. All arms must lose 30 % or more, and the mean loss of the true arm lie within 3 % of the
-    shuffled ones', or within twice their difference.
+    How it is decided: by experiment, where the loss is not clearly under that of a constant prediction and a copy can
+    fit a tiny batch: some captured batches are learned by heart with their true targets, and twice with the targets
+    permuted within each batch. All arms must lose 10 % or more, and the mean loss of the true arm lie within 3 % of the
+    shuffled ones'. It is a warning: a task of which nothing can be learned in a few hundred steps looks the same.
     When it stays silent: training works; true pairs are easier (the usual case); no arm gets anywhere in its steps;
     fewer than 100 steps; losses that a model computes inside; the experiments were off.
     Fix: look at some pairs by eye, right before they go into the model; index inputs and targets with one permutation.
@@ -39,14 +39,14 @@ class LabelInputMismatch(Check):
     explains = frozenset({"loss-not-decreasing", "overfitting", "input-independent-output", "learning-rate-too-low"})
 
     steps: int = 100  # four passes over the captured batches: fewer teach nothing by heart
-    learned: float = 0.3  # of the start: only what is learned can be easy or hard to learn
+    learned: float = 0.1  # of the start: only what is learned can be easy or hard to learn
     same: float = 0.03  # of the start: between mean losses; true pairs of a small real data set differ by 10 to 50 %
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         arms = [recording.arms.get(f"pairing/{name}") for name in ("true", "shuffled", "shuffled again")]
         ran = [arm for arm in arms if arm is not None and not arm.failure and len(arm.losses) >= self.steps]
         state = harm(recording)
-        if state.state is not State.HURT or not any(arms):
+        if state.state not in {State.HURT, State.SLOW} or not any(arms):
             return
         if len(ran) < len(arms):
             failed = [arm.failure for arm in arms if arm is not None and arm.failure]
@@ -58,7 +58,7 @@ class LabelInputMismatch(Check):
             yield Abstention(self.name, "not even by heart were the captured batches learned in the steps tried")
             return
         gap = float(np.mean(shuffled)) - true
-        if gap <= max(self.same * start, 2 * abs(shuffled[0] - shuffled[1])) and gap <= 2 * self.same * start:
+        if gap <= self.same * start + min(self.same * start, abs(shuffled[0] - shuffled[1])):
             yield self._finding(ran, gap / start, recording)
 
     def _finding(self, arms: list[Arm], gap: float, recording: Recording) -> Finding:
@@ -69,7 +69,7 @@ class LabelInputMismatch(Check):
         return Finding(
             self.name,
             "the labels have nothing to do with the inputs: shuffled pairs are learned as easily as the true ones",
-            Severity.ERROR,
+            Severity.WARNING,
             says,
             at,
             (Evidence("mean loss saved by true pairs", 100 * gap, "≤", 100 * self.same, "% of the start"),),

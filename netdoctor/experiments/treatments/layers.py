@@ -62,6 +62,17 @@ def relu_for_sigmoid(case: Case) -> Treatment | None:
     return Treatment(apply)
 
 
+def add_activation(case: Case) -> Treatment | None:
+    """A ReLU behind each of the finding's layers."""
+    layers = [layer for layer in case.layers() if layer.kind is Kind.LINEAR]
+
+    def apply(bench: Bench) -> None:
+        for module in case.modules(bench, layers):
+            change_output(module, lambda _, out: torch.relu(out))
+
+    return Treatment(apply) if layers else None
+
+
 def _activation(
     case: Case, layers: Sequence[Layer], names: frozenset[str], function: Callable[[Tensor], Tensor]
 ) -> Treatment | None:
@@ -234,6 +245,7 @@ def _rms(values: Tensor) -> float:
 
 
 TREATMENTS = {
+    "activation": add_activation,
     "leaky-relu": leaky_relu,
     "relu": relu_here,
     "relu-for-sigmoid": relu_for_sigmoid,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netdoctor.experiments.treatments.operations import Change, Exchange, exchange_operations
+from netdoctor.experiments.treatments.operations import Change, Exchange, exchange_operations, passing
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, first_argument
 
 _LOSSES = (
@@ -91,8 +91,38 @@ def loss_for_probabilities(case: Case) -> Treatment:
     return _meant(case, _probabilities)
 
 
+def map_labels(case: Case) -> Treatment | None:
+    """The targets as the fix's code makes them, for the same loss."""
+    name, _, text = case.fix.code.partition(" = ")
+    return _meant(case, partial(_mapped, text)) if name == "target" and text else None
+
+
+def _mapped(text: str, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """The loss with other targets; `text` is an expression of netdoctor's own in `target`."""
+    target = eval(text, {"target": _target(args, kwargs)})
+    named = {key: value for key, value in kwargs.items() if key != "target"}
+    made = func(args[0], target, *args[2:], **named) if args else func(target=target, **named)
+    assert isinstance(made, Tensor)
+    return made
+
+
+def fused_log(case: Case) -> Treatment | None:
+    """log_softmax or logsigmoid in one step: the first function becomes the whole, the log after it passes it on."""
+    binary = case.fix.treatment == "logsigmoid"
+
+    def apply(bench: Bench) -> None:
+        whole = (lambda _, args, kwargs: F.logsigmoid(first_argument(args, kwargs))) if binary else _log_softmax
+        first = frozenset({"sigmoid" if binary else "softmax"})
+        logs = _exchanges(case, bench, frozenset({"log"}), passing)
+        exchange_operations(bench, [*_exchanges(case, bench, first, whole), *logs])
+
+    return Treatment(apply)
+
+
 def log_softmax_first(case: Case) -> Treatment | None:
     """log_softmax in place of the softmax before the loss; before the loss itself where there is none."""
+    if case.finding.check == "softmax-then-log":
+        return fused_log(case)
     graph = case.recording.graph
     if graph is not None and any(o.name == "softmax" for o in graph.loss_operations()[:6]):
         return _everywhere(case, frozenset({"softmax"}), _log_softmax)
@@ -150,6 +180,8 @@ TREATMENTS: dict[str, Maker] = {
     "fitting-loss": fitting_loss,
     "loss-for-logits": loss_for_logits,
     "loss-for-probabilities": loss_for_probabilities,
+    "map-labels": map_labels,
+    "logsigmoid": fused_log,
     "log-softmax": log_softmax_first,
     "softmax-over-classes": over_classes,
 }

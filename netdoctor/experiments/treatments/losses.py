@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,10 +15,12 @@ from netdoctor.capture.tape import Entry
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
 from netdoctor.experiments.treatments.operations import Exchange, exchange_on_line, exchange_operations, passing
 from netdoctor.experiments.treatments.optimization import scale_losses
-from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment
+from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, first_argument
 from netdoctor.graph import Operation
 
 _OUTPUTS = frozenset({"softmax", "log_softmax", "sigmoid", "tanh", "relu", "logsigmoid", "softplus"})
+_RESHAPES = frozenset({"view", "reshape"})
+_AXES = re.compile(r"transpose\((-?\d+), (-?\d+)\)")
 _CUTS = frozenset({"detach", "detach_", "data"})
 _COMPARING = DIFFERENCES | BINARY_LOSSES | {"sub"}
 
@@ -64,6 +67,19 @@ def attach_graph(case: Case) -> Treatment | None:
     return Treatment(lambda bench: exchange_on_line(bench, _CUTS, passing, line))
 
 
+def transpose(case: Case) -> Treatment | None:
+    """A transpose of the axes that the fix's code names, in place of the view or reshape on the finding's line."""
+    place, found = case.finding.location, _AXES.search(case.fix.code)
+    if found is None or not place.file or place.line is None:
+        return None
+    line, axes = (place.file, place.line), (int(found[1]), int(found[2]))
+
+    def change(_: Any, args: Any, kwargs: Any) -> Any:
+        return first_argument(args, kwargs).transpose(*axes)
+
+    return Treatment(lambda bench: exchange_on_line(bench, _RESHAPES, change, line))
+
+
 def _last_output(case: Case, names: frozenset[str]) -> Operation | None:
     graph = case.recording.graph
     found = [] if graph is None else graph.loss_operations()
@@ -95,5 +111,6 @@ TREATMENTS: dict[str, Maker] = {
     "remove-softmax": drop_output_activation,
     "remove-sigmoid": drop_output_activation,
     "attach-graph": attach_graph,
+    "transpose": transpose,
     "match-shapes": same_shape,
 }

@@ -120,16 +120,27 @@ def drop_maximize(_: Case) -> Treatment:
 
 def give_parameters(case: Case) -> Treatment | None:
     """Everything that wants a gradient, in the models or used loosely, is trained by the optimizer."""
+    return _trained(case, lambda parameter: parameter.requires_grad)
+
+
+def unfreeze(case: Case) -> Treatment | None:
+    """Everything that can have a gradient is trained by the optimizer."""
+    return _trained(case, lambda parameter: parameter.is_floating_point())
+
+
+def _trained(case: Case, wanted: Callable[[Tensor], bool]) -> Treatment | None:
     owned = {id(p) for start in case.step.optimizers for group in start.parameters for p in group}
     tops = case.places.tops
     known = [p for top in tops for p in top.parameters()] + [p for top in tops for p in _unlisted(top)]
     known += case.step.leaves
-    missing = list({id(p): p for p in known if p.requires_grad and id(p) not in owned}.values())
-    if not missing or not case.step.optimizers:
+    missing = list({id(p): p for p in known if wanted(p) and id(p) not in owned}.values())
+    if not case.step.optimizers or not (missing or any(not p.requires_grad for p in known)):
         return None
 
     def apply(bench: Bench) -> None:
         copies = [c for c in map(bench.sandbox.copies.of, missing) if isinstance(c, Tensor)]
+        for parameter in bench.sandbox.trainable() + copies:
+            parameter.requires_grad_()
         bench.sandbox.optimizers[0].add_param_group({"params": copies})
         bench.iterations = [_clearing_too(iteration, missing) for iteration in bench.iterations]
 
@@ -299,6 +310,7 @@ TREATMENTS: dict[str, Maker] = {
     "all-parameters": give_parameters,
     "optimizer-after-model": give_parameters,
     "register": give_parameters,
+    "unfreeze": unfreeze,
     "slower-decay": constant_rate,
     "clip-gradients": clip_gradients,
     "clip-gradient-norm": clip_gradients,
