@@ -14,9 +14,9 @@ Array = NDArray[np.float64]
 class Columns:
     """Statistics per column (feature or channel) over sampled rows, each of shape (columns,); finite rows only.
 
-    `spread` is the robust deviation 1.4826 median|x - median|. `extreme` is the repeated end of the range that lies
-    furthest from the rest (NaN: no end is repeated), `extreme_share` its share of the rows, and `extreme_distance` how
-    many robust deviations of the rest it lies from their median.
+    `spread` is the robust deviation 1.4826 median|x - median|. `extreme` is the end of the range, shared by 3 or more
+    different rows, that lies furthest from the next value (NaN: there is none), `extreme_share` its share of different
+    rows, `extreme_distance` the gap in robust deviations of the rest.
     """
 
     mean: Array

@@ -26,7 +26,7 @@ from netdoctor.experiments.sandbox import Budget, copied_optimizer, quiet
 from netdoctor.experiments.treatments.treatment import Places
 from netdoctor.experiments.trial import try_fixes
 from netdoctor.finding import Finding, Severity
-from netdoctor.recording import Fault, Recording
+from netdoctor.recording import Fault, Header, Recording
 from netdoctor.report import Crash, Report
 
 _FOR_TRIALS = 0.25  # of the budget: kept for the trials of the fixes, however slow the experiments are
@@ -104,12 +104,25 @@ class Session:
         """Stop observing; every hook and patch is removed."""
         self._taps.remove()
         self._ended = ended
-        self._observer.recorder.flush(self._observer.step)
+        contained = self._observer.containment
+        contained.run("last read-back", self._observer.recorder.flush, self._observer.step)
+        self._step = contained.run("captured step", self._observer.program.training_step)
         self._observe()
-        self._step = self._observer.program.training_step()
+        # The user's models and batches are held by the captured step alone, until the report is made.
+        contained.run("release of the tape", self._observer.tape.clear)
+        contained.run("release of the captured step", self._observer.program.release)
+        self.recording.faults = contained.faults
 
     def _observe(self) -> None:
-        self.recording = assemble(self._observer, self._taps.training, self.options.target, __version__, self._ended)
+        """Make the recording of what was seen so far; what fails in that is a row of the report."""
+        contained, training = self._observer.containment, self._taps.training
+        made = contained.run(
+            "recording", assemble, self._observer, training, self.options.target, __version__, self._ended
+        )
+        self.recording = made or Recording(
+            Header(self.options.target, __version__, ended=self._ended), self._observer.step
+        )
+        self.recording.faults = contained.faults
 
     def findings(self) -> tuple[Finding, ...]:
         """What the recording so far shows, without experiments."""
@@ -213,13 +226,14 @@ class watch:
         if on_finding not in ("ignore", "warn", "raise"):
             raise MisuseError(f'on_finding must be "ignore", "warn" or "raise", not {on_finding!r}')
         self._session = Session(options)
-        self._model, self._optimizer, self._on_finding = model, optimizer, on_finding
+        self._model, self._optimizer, self._on_finding = [model], [optimizer], on_finding
         self._running = False
 
     def __enter__(self) -> watch:
         self._session.start()
         self._running = True
-        self._session.include(self._model, self._optimizer)
+        for model in self._model:
+            self._session.include(model, *self._optimizer)
         if self._on_finding == "raise":
             self._session.raise_on_trip()
         return self
@@ -227,6 +241,8 @@ class watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._session.stop("finished" if error is None else f"raised {type(error).__name__}: {error}")
         self._running = False
+        self._model.clear()  # a doctor is kept for its report; the model must not be kept with it
+        self._optimizer.clear()
         if error is None and self._on_finding != "ignore":
             self._tell()
 

@@ -283,9 +283,6 @@ def test_nothing_is_held_once_the_session_is_gone():
     assert report.steps == 3
 
 
-@pytest.mark.xfail(
-    reason="after the report the session lets go of its TrainingStep, but the observer's program still holds it"
-)
 def test_nothing_is_held_once_the_report_is_made():
     """The doctor is often kept for its report; the model and its batches must not be kept with it."""
     doctor, things = watched_things(PASSIVE)

@@ -81,6 +81,10 @@ class _Search:
             _mend_running_statistics(copied)
             for old, new in zip(module.modules(), copied.modules(), strict=True):
                 self._originals[id(new)] = old
+            for (name, _), new_b in zip(module.named_buffers(), copied.buffers(), strict=True):
+                self._parameters[id(new_b)] = f"{observer.names.key_of(module)}.{name}".replace(
+                    f"{SEPARATOR}.", SEPARATOR
+                )
             for old_p, new_p in zip(module.parameters(), copied.parameters(), strict=True):
                 self._parameters[id(new_p)] = observer.names.parameter_key(old_p)
 

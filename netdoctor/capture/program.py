@@ -124,6 +124,13 @@ class Program:
             self.iterations, modules, leaves, optimizers, dict(self._starts), lost, seconds=self._seconds
         )
 
+    def release(self) -> None:
+        """Let go of models, weights and batches; what `training_step` gave out keeps its own."""
+        self.keep_start = False
+        self.iterations, self.current = [], Iteration()
+        for held in (self._modules, self._leaves, self._optimizers, self._starts, self._seconds):
+            held.clear()
+
     def changed(self) -> bool:
         """Whether any weight differs from what it was before the first step."""
         return any(

@@ -55,6 +55,7 @@ class Taps:
             if isinstance(kind, type) and issubclass(kind, LRScheduler) and "step" in vars(kind):
                 wrap(kind, "step", self._scheduler_step)
         wrap(torch.amp.GradScaler, "scale", self._scale)
+        wrap(torch.amp.GradScaler, "step", self._scaler_step)
         hook = nn.modules.module.register_module_module_registration_hook
         self._handles = [
             hook(self._safely("module registration", self._observer.names.registered)),
@@ -308,6 +309,19 @@ class Taps:
             return original(parameters, clip_value, *args, **kwargs)
 
         return wrapper
+
+    def _scaler_step(self, original: Any) -> Any:
+        skipped = self._safely("skipped step", self.training.skipped)
+
+        @functools.wraps(original)
+        def step(scaler: Any, optimizer: Any, /, *args: Any, **kwargs: Any) -> Any:
+            before = sum(self.training.steps)
+            result = original(scaler, optimizer, *args, **kwargs)
+            if sum(self.training.steps) == before:
+                skipped()
+            return result
+
+        return step
 
     def _scale(self, original: Any) -> Any:
         observed = self._safely("loss scaler", self.training.scaled)

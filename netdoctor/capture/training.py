@@ -15,7 +15,7 @@ from netdoctor.capture import statistics
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.recorder import FIRST_STEPS
 from netdoctor.capture.source import source_line, user_line, user_position
-from netdoctor.capture.step import Action
+from netdoctor.capture.step import Action, Iteration
 from netdoctor.recording import Optimizer as OptimizerFacts
 from netdoctor.recording import Role, Site, SourceLine, Stat
 
@@ -236,9 +236,12 @@ class TrainingTaps:
         """Give a number to optimizers that were built and never stepped, too; and to all parameters the names that are known
         by now: of models that ran after the optimizer began its first step, of groups that were added later."""
         for optimizer in list(self._alive):
-            index = self.index_of(optimizer)
-            names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
-            self.optimizers[index] = replace(self.optimizers[index], parameters=names)
+            self._observer.containment.run("optimizer names", self._register, optimizer)
+
+    def _register(self, optimizer: Optimizer) -> None:
+        index = self.index_of(optimizer)
+        names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
+        self.optimizers[index] = replace(self.optimizers[index], parameters=names)
 
     def _key(self, parameter: Tensor) -> str:
         names = self._observer.names
@@ -295,6 +298,14 @@ class TrainingTaps:
     def _close(self) -> None:
         self._expected, self._stepped = set(self._stepped), set()
         self._observer.end_step()
+
+    def skipped(self) -> None:
+        """The loss scaler left out an optimizer step, because a scaled gradient overflowed: the pass counts for nothing."""
+        observer = self._observer
+        observer.recorder.count("scaler-skip", observer.step)
+        observer.program.current = Iteration()
+        observer.tape.clear()
+        self._backwards = 0
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -248,7 +248,6 @@ def test_batch_norm_after_the_fault():
     assert (found.phase, found.operation, found.module) == ("forward", "sqrt", "2")
 
 
-@pytest.mark.xfail(reason="buffers have no name in the search: they are taken for inputs")
 def test_running_statistics_that_are_not_finite():
     def train():
         model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
@@ -341,7 +340,6 @@ def test_a_scaler_that_is_still_looking_for_its_scale():
     assert observation.recording.origin is None
 
 
-@pytest.mark.xfail(reason="nothing counts scaler-skip, and the skipped step's backward is taken for an accumulation")
 def test_a_step_that_the_scaler_skipped():
     seed()
     with observing() as observation:

@@ -18,7 +18,7 @@ from netdoctor.experiments.treatments.treatment import Bench, Treatment
 from netdoctor.finding import Fix, Location
 from netdoctor.recording import Recording
 from tests.experiments.capturing import captured, fit, watched
-from tests.experiments.test_trial_treatments import SGD, by_hand, case, data, run, seeded, step_of, treated
+from tests.experiments.test_trial_treatments import SGD, STEPS, by_hand, case, data, run, seeded, step_of, treated
 
 # --- losses and data -------------------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class Swapping(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         turned = x.view(x.shape[1], x.shape[0])
-        return self.head(turned.view(x.shape))
+        return self.head(turned.reshape(x.shape))
 
 
 def test_a_view_becomes_a_transpose() -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from netdoctor.check import Check
-from netdoctor.checks.data.harm import State, harm
-from netdoctor.checks.data.scale_trial import location
+from netdoctor.checks.data.harm import Harm, State, harm
+from netdoctor.checks.data.scale_trial import Says, location, verdict
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Arm, Recording
 
@@ -35,7 +35,7 @@ class LabelInputMismatch(Check):
     """
 
     name = "label-input-mismatch"
-    arms = frozenset({"pairing/true", "pairing/shuffled", "pairing/shuffled again"})
+    arms = frozenset({"pairing/true", "pairing/shuffled", "pairing/shuffled again", "scaling/control"})
     explains = frozenset({"loss-not-decreasing", "overfitting", "input-independent-output", "learning-rate-too-low"})
 
     steps: int = 100  # four passes over the captured batches: fewer teach nothing by heart
@@ -46,7 +46,7 @@ class LabelInputMismatch(Check):
         arms = [recording.arms.get(f"pairing/{name}") for name in ("true", "shuffled", "shuffled again")]
         ran = [arm for arm in arms if arm is not None and not arm.failure and len(arm.losses) >= self.steps]
         state = harm(recording)
-        if state.state not in {State.HURT, State.SLOW} or not any(arms):
+        if state.state not in {State.HURT, State.SLOW} or not any(arms) or self._scaled(recording, state):
             return
         if len(ran) < len(arms):
             failed = [arm.failure for arm in arms if arm is not None and arm.failure]
@@ -61,10 +61,16 @@ class LabelInputMismatch(Check):
         if gap <= self.same * start + min(self.same * start, abs(shuffled[0] - shuffled[1])):
             yield self._finding(ran, gap / start, recording)
 
+    def _scaled(self, recording: Recording, state: Harm) -> bool:
+        """Whether data out of scale keeps true pairs from being learned any better than shuffled ones."""
+        return any(verdict(recording, what, state)[0] is Says.CURED for what in ("input", "target"))
+
     def _finding(self, arms: list[Arm], gap: float, recording: Recording) -> Finding:
         ends = ", ".join(f"{_end(arm):.3g} ({arm.name.partition('/')[2]})" for arm in arms)
         says = f"A copy learned the captured batches by heart in {len(arms[0].losses)} steps: loss {ends}. "
-        says += "True pairs that belong together are easier than shuffled ones."
+        says += (
+            "Pairs that belong together are easier: the pairing was lost, or the model mixes its inputs up (a reshape)."
+        )
         at = location(recording.targets[0]) if recording.targets else Location(step=0)
         return Finding(
             self.name,

@@ -42,11 +42,12 @@ class VanishingActivations(Check):
     decades: float = 3.0  # a 6-layer default MLP (2.4) trains with plain SGD; a loss that does not fall must come too
     layers: int = 4  # three steps between layers: fewer cannot show geometric decay
     nothing: float = 1e-6  # of the scale: 10 times float32's resolution, so that the next layers see rounding
+    dead: float = 0.9  # share of a layer's units; He-initialised layers start with none, narrow ones with a few
     sigmoids: float = 0.5  # share of activations: then the slope of 1/4 per layer is the cause (vanishing-gradients)
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         found = [p for p in self._profiles(recording, 0) if -p.total >= self.decades]
-        if not found:
+        if not found or self._cut(recording):
             return
         worst, loss = min(found, key=lambda p: p.total), trend.judge(recording)
         lost = self._left(recording, worst) <= self.nothing and not loss.learning
@@ -66,6 +67,11 @@ class VanishingActivations(Check):
             return False
         plain = depth.profile(found.layers, partial(depth.scale, recording), self.layers)
         return plain is None or -plain.total < self.decades
+
+    def _cut(self, recording: Recording) -> bool:
+        """Whether a layer's units give exactly 0 from the start: such a signal is cut, not shrunk (dead-relu says so)."""
+        tracks = (recording.of_layer(layer, Stat.UNIT_ACTIVE) for layer in recording.layers)
+        return any(track is not None and 1 - track.first >= self.dead for track in tracks)
 
     def _left(self, recording: Recording, found: Profile) -> float:
         """The variation over the batch that is left at the last hidden layer, as a share of its scale."""

@@ -31,8 +31,8 @@ class NoGradient(Check):
     Why it hurts: it never learns; when it was meant to take part, the model is smaller than it looks.
     How it is decided: no gradient in any sampled step, and no captured loss reaches it. A warning where the layer ran
     in the captured step, its result went nowhere, and training is hurt; else advice.
-    When it stays silent: frozen parameters, copies of trained ones (target networks), modules of other branches or phases that got a
-    gradient at any time; runs of fewer than 8 steps.
+    When it stays silent: frozen parameters, copies of trained ones (target networks), modules of other branches or
+    phases that got a gradient at any time; parameters in no optimizer; runs of fewer than 8 steps.
     Fix: use it, or take it out.
     Sources: Lightning#21794, pytorch#57776 (which parameters were unused, by name; peers.md d1).
     """

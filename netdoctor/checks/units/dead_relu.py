@@ -12,7 +12,7 @@ from netdoctor.checks.units.death import evidence, explanation, fixes, title
 from netdoctor.checks.units.liveness import Liveness, examine
 from netdoctor.checks.units.window import STALLED, finite_until
 from netdoctor.finding import Abstention, Certainty, Finding, Location, Severity
-from netdoctor.recording import Recording, Stat
+from netdoctor.recording import Kind, Recording, Stat
 from netdoctor.trend import Trend, judge
 
 
@@ -86,6 +86,7 @@ class DeadRelu(Check):
         grave = any(map(self._grave, sick))
         aimless = any(recording.facts.get(fact) for fact in ("moving_target", "several_optimizers"))
         if outcome.learns(trend) or aimless:
-            lost = sum(int(item.dead.sum()) for item in judged) / sum(len(item.dead) for item in judged)
+            width = sum(layer.units for layer in recording.of_kind(Kind.ACTIVATION))  # of whatever activation
+            lost = sum(int(item.dead.sum()) for item in judged) / max(width, sum(len(item.dead) for item in judged))
             return Severity.WARNING if grave and lost >= self.warning_share else Severity.ADVICE
         return Severity.ERROR if grave else Severity.WARNING

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from netdoctor.checks.data.label_input_mismatch import LabelInputMismatch
+from netdoctor.finding import Abstention, Finding, Severity
+from tests.checks.builders import Builder
+from tests.checks.data.facts import facts, learned, reading, rows
+
+
+def curve(end: float, steps: int = 240) -> np.ndarray:
+    return np.linspace(2.3, end, steps)
+
+
+def recording(true: float, *shuffled: float, steps: int = 240, **loss: object) -> Builder:
+    build = reading(facts(rows()), **loss).arm("pairing/true", curve(true, steps))
+    for name, end in zip(("shuffled", "shuffled again"), shuffled, strict=False):
+        build.arm(f"pairing/{name}", curve(end, steps))
+    return build
+
+
+def judged(build: Builder) -> list[Finding | Abstention]:
+    return list(LabelInputMismatch().judge(build.done()))
+
+
+def test_shuffled_pairs_as_easy_as_true_ones() -> None:
+    (finding,) = judged(recording(1.5, 1.5, 1.55))
+    assert isinstance(finding, Finding)
+    assert finding.severity is Severity.WARNING
+    assert finding.location.step == 0
+
+
+@pytest.mark.parametrize(("true", "fires"), [(1.45, True), (1.2, False), (0.1, False)])
+def test_true_pairs_that_are_easier_acquit(true: float, fires: bool) -> None:
+    assert bool(judged(recording(true, 1.5, 1.5))) is fires
+
+
+@pytest.mark.parametrize(
+    "build", [recording(2.25, 2.25, 2.25), recording(1.5, 1.5), recording(1.5, 1.5, 1.5, steps=60)]
+)
+def test_it_abstains_where_little_was_learned_or_run(build: Builder) -> None:
+    (abstention,) = judged(build)
+    assert isinstance(abstention, Abstention)
+
+
+def test_a_failure_is_the_reason() -> None:
+    (abstention,) = judged(recording(1.5, 1.5).arm("pairing/shuffled again", failure="the targets could not be told"))
+    assert isinstance(abstention, Abstention)
+    assert abstention.reason == "the targets could not be told"
+
+
+def test_silent_where_training_works_or_the_scale_is_the_cause() -> None:
+    assert judged(recording(1.5, 1.5, 1.5, loss=learned)) == []
+    scaled = recording(1.5, 1.5, 1.5).arm("scaling/control", [2.3] * 60)
+    assert judged(scaled.arm("scaling/input", np.geomspace(2.3, 0.2, 60))) == []
