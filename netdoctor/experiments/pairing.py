@@ -11,6 +11,7 @@ from torch import Tensor
 from netdoctor.capture.functions import plain
 from netdoctor.capture.step import TrainingStep
 from netdoctor.capture.tape import Entry
+from netdoctor.checks.data.mixing import labelled
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASS_LOSSES, DIFFERENCES
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.treatments.treatment import Bench, with_constants
@@ -28,12 +29,12 @@ def trials(recording: Recording, step: TrainingStep, budget: Budget, say: Callab
 
     All start alike and see the same inputs in the same order; in the shuffled ones the targets of each batch are
     permuted, once. They are trained with that Adam which fitted a tiny batch, at 1e-3 where the
-    script's own optimizer did. No arm where nothing fitted it.
+    script's own optimizer did. No arm where nothing fitted it, or the targets are no labels.
     """
     fitted = [rate for rate in RATES if _reached(recording, f"adam {rate}")]
     if not fitted and _reached(recording, "own"):
         fitted = [RATES[0]]  # the sweep ends with the first setting that fits, the script's own
-    if not fitted or len(step.iterations) < 2:
+    if not fitted or len(step.iterations) < 2 or not labelled(recording):
         return {}
     arms: dict[str, Arm] = {}
     for number, name in enumerate(ARMS):

@@ -144,6 +144,16 @@ def test_filling_in() -> None:
     assert losses[0] == pytest.approx(F.cross_entropy(seeded()(filled), y[:32]).item())
 
 
+def test_codes_for_missing_values() -> None:
+    x, y = data()
+    x[[3, 9], 2] = -999.0
+    step = fit(seeded(), F.cross_entropy, x, y, SGD)
+    filled = x[:32].clone()
+    filled[[3, 9], 2] = x[[row for row in range(32) if row not in (3, 9)], 2].median()
+    losses = treated(step, "impute", "missing = x == -999\nx = torch.where(missing, 0.1, x)")
+    assert losses[0] == pytest.approx(F.cross_entropy(seeded()(filled), y[:32]).item())
+
+
 def test_standardising() -> None:
     x, y = data()
     model = seeded()
@@ -216,3 +226,32 @@ def test_a_view_becomes_a_transpose() -> None:
     x, y = data()
     turned = x[:32].transpose(0, 1).reshape(32, 6)
     assert losses[0] == pytest.approx(F.cross_entropy(seeded()(turned), y[:32]).item())
+
+
+def test_a_control_that_squashes_twice_is_measured_like_the_treated_arm() -> None:
+    """Otherwise its loss has a floor of its own, and every removal looks like a cure."""
+    sick: Any = lambda p, y: F.binary_cross_entropy_with_logits(torch.sigmoid(p.squeeze(1)), y.float())  # noqa: E731
+    x, y = data()
+    model = seeded(outputs=1)
+
+    def train() -> None:
+        optimizer = SGD(model.parameters())
+        for number in range(3):
+            rows = slice(32 * number, 32 * number + 32)
+            optimizer.zero_grad()
+            sick(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+
+    step, graph = watched(train)
+    fix = Fix("remove-sigmoid", "")
+    found = treatment_of(case(step, fix, Recording(graph=graph), at=Location(operation="sigmoid")))
+    assert found is not None
+    with quiet(), ExitStack() as stack:
+        sandbox = Sandbox(step)
+        bench = Bench(sandbox, step.iterations, stack)
+        found.beside(bench)
+        own = sandbox.run(bench.iterations, 6, Budget(30)).losses
+    first = F.binary_cross_entropy(torch.sigmoid(seeded(outputs=1)(x[:32])).squeeze(1), y[:32].float()).item()
+    assert bench.measured[0] == pytest.approx(first)
+    assert len(bench.measured) == len(own)
+    assert run(step, found)[0] == pytest.approx(first)

@@ -198,6 +198,23 @@ def test_clipping() -> None:
     assert treated(step_of(seeded()), "clip-gradients") == pytest.approx(by_hand(seeded(), clip=1.0))
 
 
+def test_a_larger_clip() -> None:
+    x, y = data()
+    model = seeded()
+
+    def train() -> None:
+        optimizer = SGD(model.parameters())
+        for number in range(3):
+            rows = slice(32 * number, 32 * number + 32)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+
+    losses = treated(captured(train), "raise-clip", "clip_grad_norm_(model.parameters(), max_norm=0.1)")
+    assert losses == pytest.approx(by_hand(seeded(), clip=0.1))
+
+
 def without_clearing(order: str) -> TrainingStep:
     x, y = data()
     model = seeded()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from netdoctor.data import Array, TensorFacts
 from netdoctor.recording import Recording
 
 DRAWS = 64  # random batches per step; the mean of their entropies is then known to a few percent
+SMALL = 16  # numbers per sample: more are an image or a sequence, which is no label
 FEWEST = 4  # samples in a batch: fewer have hardly any mixture
 
 
@@ -75,3 +77,11 @@ def _random(shares: Array, sizes: Array) -> tuple[Array, Array]:
 def per_sample(facts: TensorFacts, recording: Recording) -> bool:
     """Whether a target has one entry per sample of the model's input."""
     return not recording.inputs or any(facts.shape[0] == given.shape[0] for given in recording.inputs)
+
+
+def labelled(recording: Recording) -> bool:
+    """Whether the loss compares with one small label per sample (a class, a few numbers), and with nothing else."""
+    if len(recording.targets) != 1 or recording.facts.get("loss_family", "custom") == "custom":
+        return False
+    target = recording.targets[0]
+    return per_sample(target, recording) and math.prod(target.shape[1:]) <= SMALL

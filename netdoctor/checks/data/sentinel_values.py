@@ -28,8 +28,8 @@ class SentinelValues(Check):
     How it is decided: in a floating-point table, an end of a column's range is shared by at least 3 different rows and
     0.1 % of them, is one of the usual codes (-999, 9999, ...), and the nearest other value lies at least 5 robust
     deviations away. A warning, or advice where training works all the same.
-    When it stays silent: any other value, since a rare pixel or count lies as far off; values clipped at a limit (the next value is near); columns of few different values; one-hot
-    and binary columns; single outliers.
+    When it stays silent: any other value, since a rare pixel or count lies as far off; values clipped at a limit (the
+    next value is near); columns of few different values; one-hot and binary columns; single outliers.
     Fix: put the column's median in its place, and a column of its own that says "missing".
     Sources: advice A30, E7; scikit-learn's guide to the imputation of missing values (6.4).
     """
@@ -53,7 +53,9 @@ class SentinelValues(Check):
     def _suspicious(self, facts: TensorFacts) -> Array:
         columns = facts.columns
         often = (columns.extreme_share >= self.share) & (columns.extreme_share <= self.most)
-        coded = np.isin(columns.extreme, CODES)  # any other value may be a rare pixel or count: isolation alone says nothing
+        coded = np.isin(
+            columns.extreme, CODES
+        )  # any other value may be a rare pixel or count: isolation alone says nothing
         return np.asarray(often & coded & (columns.extreme_distance >= self.gap), dtype=np.float64)
 
     def _finding(self, facts: TensorFacts, found: list[int], state: State) -> Finding:

@@ -32,7 +32,7 @@ class VanishingActivations(Check):
     """
 
     name = "vanishing-activations"
-    needs = frozenset({Stat.RMS, Stat.BATCH_STD})
+    needs = frozenset({Stat.RMS, Stat.BATCH_STD, Stat.UNIT_ACTIVE})
     explains = (
         c.NO_TRAINING
         | c.NO_SIGNAL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from netdoctor.capture.tape import Constant, Entry, walk
 from netdoctor.experiments.loss_terms import DIFFERENCES
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, with_constants
 
+_CODED = re.compile(r"==\s*([-+.\deE]+)")
 _SMALL = 1e-12  # a feature whose standard deviation is less does not vary
 Columns = tuple[Tensor, Tensor]  # mean and standard deviation per column
 
@@ -63,6 +65,23 @@ def _filled(tensor: Tensor) -> Tensor:
     kept = torch.where(finite, tensor, 0)
     mean = kept.sum(0, keepdim=True) / finite.sum(0, keepdim=True).clamp_min(1)
     return torch.where(finite, tensor, mean)
+
+
+def impute(case: Case) -> Treatment | None:
+    """Median of the column in place of the code for missing values that the fix's code names."""
+    found = _CODED.search(case.fix.code)
+    if found is None:
+        return None
+    code = float(found[1])
+
+    def change(tensor: Tensor) -> Tensor:
+        missing = tensor == code
+        if not _is_data(tensor) or not bool(missing.any()):
+            return tensor
+        known = torch.where(missing, torch.nan, tensor).nanmedian(0, keepdim=True).values.nan_to_num(0.0)
+        return torch.where(missing, known, tensor)
+
+    return Treatment(lambda bench: bench.rewrite(lambda entry: with_constants(entry, change)))
 
 
 # --- scale -----------------------------------------------------------------------------------------------------------
@@ -168,6 +187,7 @@ def _same_each_time(column: tuple[Tensor, ...]) -> bool:
 TREATMENTS: dict[str, Maker] = {
     "shuffle": shuffle,
     "clean-input": fill_in,
+    "impute": impute,
     "standardise-input": standardise_inputs,
     "normalise-input": standardise_inputs,
     "standardise-target": standardise_targets,

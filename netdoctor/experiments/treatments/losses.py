@@ -8,9 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from netdoctor.capture.functions import plain
+from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.tape import Entry
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
 from netdoctor.experiments.treatments.operations import Exchange, exchange_on_line, exchange_operations, passing
@@ -55,7 +57,27 @@ def drop_output_activation(case: Case) -> Treatment | None:
             exchanges.append(Exchange(module, frozenset({last.name}), passing, line))
         exchange_operations(bench, exchanges)
 
+    if last.name in ("softmax", "sigmoid"):
+        return Treatment(apply, beside=_as_meant)
     return Treatment(apply)
+
+
+def _as_meant(bench: Bench) -> None:
+    """Beside the control's own loss, note that of the probabilities which it squashes twice: the treated arm's unit."""
+
+    def noting(func: Any, args: Any, kwargs: Any) -> Any:
+        given, target = first_argument(args, kwargs), args[1] if len(args) > 1 else kwargs["target"]
+        meant = F.binary_cross_entropy if plain(function_name(func)) in BINARY_LOSSES else _of_probabilities
+        with torch.no_grad():
+            bench.measured.append(float(meant(given, target)))
+        return func(*args, **kwargs)
+
+    names = frozenset({"cross_entropy", "binary_cross_entropy_with_logits"})
+    exchange_operations(bench, [Exchange(None, names, noting)])
+
+
+def _of_probabilities(given: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(given.clamp_min(torch.finfo(given.dtype).tiny).log(), target)
 
 
 def attach_graph(case: Case) -> Treatment | None:

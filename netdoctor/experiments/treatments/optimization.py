@@ -177,6 +177,15 @@ def clip_gradients(case: Case) -> Treatment:
     return _reordered(case, partial(_clipped, limit))
 
 
+def raise_clip(case: Case) -> Treatment | None:
+    """The script's own clipping at the limit of the fix's code."""
+    found = _CLIPPED.search(case.fix.code)
+    if found is None:
+        return None
+    limit = float(found[1])
+    return _reordered(case, lambda actions, _: (replace(a, limit=limit) if a.kind == "clip" else a for a in actions))
+
+
 def _clipped(limit: float, actions: list[Action], parameters: tuple[Tensor, ...]) -> Iterator[Action]:
     for action in actions:
         if action.kind == "step":
@@ -314,6 +323,7 @@ TREATMENTS: dict[str, Maker] = {
     "slower-decay": constant_rate,
     "clip-gradients": clip_gradients,
     "clip-gradient-norm": clip_gradients,
+    "raise-clip": raise_clip,
     "zero-grad": zero_grad,
     "reorder-step": reorder_step,
     "optimizer-step": optimizer_step,

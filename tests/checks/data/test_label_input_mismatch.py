@@ -14,7 +14,8 @@ def curve(end: float, steps: int = 240) -> np.ndarray:
 
 
 def recording(true: float, *shuffled: float, steps: int = 240, **loss: object) -> Builder:
-    build = reading(facts(rows()), **loss).arm("pairing/true", curve(true, steps))
+    build = reading(facts(rows(), shape=(32, 4)), **loss).arm("pairing/true", curve(true, steps))
+    build.recording.targets = [facts(np.arange(10.0)[:, None], "cross_entropy", shape=(32,), dtype="int64")]
     for name, end in zip(("shuffled", "shuffled again"), shuffled, strict=False):
         build.arm(f"pairing/{name}", curve(end, steps))
     return build
@@ -54,3 +55,9 @@ def test_silent_where_training_works_or_the_scale_is_the_cause() -> None:
     assert judged(recording(1.5, 1.5, 1.5, loss=learned)) == []
     scaled = recording(1.5, 1.5, 1.5).arm("scaling/control", [2.3] * 60)
     assert judged(scaled.arm("scaling/input", np.geomspace(2.3, 0.2, 60))) == []
+
+
+def test_images_are_no_labels() -> None:
+    build = recording(1.5, 1.5, 1.5)
+    build.recording.targets = [facts(rows(), "mse_loss", shape=(32, 1, 8, 8))]
+    assert judged(build) == []
