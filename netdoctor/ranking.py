@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from netdoctor.check import Check
@@ -21,14 +21,14 @@ _LATE = 1.1
 def rank(findings: Iterable[Finding], checks: Iterable[Check]) -> tuple[Finding, ...]:
     """The root findings in order, each with its symptoms under it; every finding appears exactly once.
 
-    A finding is a symptom of another when that one's check explains its check, directly or through other checks, and
+    A finding is a symptom of another when that one's check explains its check, directly or through other findings, and
     did not appear later. Where two checks explain each other the better ranked finding is the cause; where several
     roots explain a symptom it lies under the best ranked one. Advice is no cause of anything graver. A root is raised
     to the severity of its gravest symptom, so that nothing grave is hidden. Order: severity, certainty, first step,
     number of symptoms, upstream first, share. The result does not depend on the order of the input.
     """
-    known = list(checks)
-    reach = _closure({check.name: check.explains for check in known})
+    known, findings = list(checks), list(findings)
+    reach = _closure({check.name: check.explains for check in known}, {finding.check for finding in findings})
     upstream = {check.name: _place(check) for check in known}
     ordered = sorted(findings, key=lambda f: _key(f, reach, upstream))
     under = _assign(ordered, reach)
@@ -36,18 +36,19 @@ def rank(findings: Iterable[Finding], checks: Iterable[Check]) -> tuple[Finding,
     return tuple(sorted(roots, key=lambda f: _key(f, reach, upstream)))
 
 
-def _closure(explains: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
-    """Per check, all that it explains, directly or through others."""
-    return {name: frozenset(_walk(name, explains)) for name in explains}
+def _closure(explains: Mapping[str, frozenset[str]], present: Set[str]) -> dict[str, frozenset[str]]:
+    """Per check, all that it explains, directly or through others that were found: a chain through a check that found
+    nothing is broken there, and would make causes of symptoms."""
+    return {name: frozenset(_walk(name, explains, present)) for name in explains}
 
 
-def _walk(name: str, explains: Mapping[str, frozenset[str]]) -> set[str]:
+def _walk(name: str, explains: Mapping[str, frozenset[str]], present: Set[str]) -> set[str]:
     seen: set[str] = set()
     queue = [name]
     while queue:
         new = explains.get(queue.pop(), frozenset()) - seen
         seen |= new
-        queue.extend(new)
+        queue.extend(new & present)
     return seen
 
 
