@@ -75,7 +75,7 @@ _SQUARES_VANISH = 1e-15  # and squares of this come near its smallest; what is f
 def raw_moments(values: Tensor) -> Tensor:
     """(sum, sum of squares, lowest, highest, scale) of a float tensor as a tensor of shape (5,), on its device.
 
-    Three kernels (sum, dot, aminmax: the cheapest ones, see the README's overhead table). Only where the squares would overflow
+    Three kernels (sum, dot, aminmax: the cheapest ones). Only where the squares would overflow
     or vanish are the values scaled first; on a device that works asynchronously that cannot be asked without waiting, so it is
     always done.
     """
