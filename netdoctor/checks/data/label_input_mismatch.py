@@ -26,11 +26,11 @@ class LabelInputMismatch(Check):
     Why it hurts: there is nothing to learn but by heart; the loss stays at that of a constant prediction.
     How it is decided: by experiment, where the loss is not clearly under that of a constant prediction and a copy can
     fit a tiny batch: some captured batches are learned by heart with their true targets, and twice with the targets
-    permuted within each batch. All arms must lose 10 % or more, and the mean loss of the true arm lie within 3 % of the
-    shuffled ones' (up to 6 %, as far as those differ). It is a warning: a task of which nothing can be learned
-    in a few hundred steps looks the same.
+    permuted within each batch. All arms must get 10 % under a constant prediction, and in their second half the mean
+    loss of the true arm lie within 3 % of the shuffled ones' (up to 6 %, as far as those differ). It is a warning: a
+    task of which nothing can be learned in a few hundred steps looks the same.
     When it stays silent: training works; true pairs are easier (the usual case); no arm gets anywhere in its 100 steps
-    or more; targets that are no labels (images, sequences); losses of several terms; no experiments.
+    or more; targets that are no labels (images, sequences), data out of scale; losses of several terms; no experiments.
     Fix: look at some pairs by eye, right before they go into the model; index inputs and targets with one permutation.
     Sources: Zhang et al., Understanding Deep Learning Requires Rethinking Generalization, 2017 (random labels are
     learned by heart, only more slowly); advice A30, E4.
@@ -41,8 +41,9 @@ class LabelInputMismatch(Check):
     explains = frozenset({"loss-not-decreasing", "overfitting", "input-independent-output", "learning-rate-too-low"})
 
     steps: int = 100  # four passes over the captured batches: fewer teach nothing by heart
-    learned: float = 0.1  # of the start: only what is learned can be easy or hard to learn
-    same: float = 0.03  # of the start: between mean losses; true pairs of a small real data set differ by 10 to 50 %
+    learned: float = 0.1  # of a constant prediction's loss: only what is learned can be easy or hard to learn
+    same: float = 0.03  # of the same: true pairs of a small but real data set differ by 10 to 50 %
+    scale: float = 20.0  # of inputs or targets: above it they are learned no better than noise (unnormalised-input)
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         arms = [recording.arms.get(f"pairing/{name}") for name in ("true", "shuffled", "shuffled again")]
@@ -55,9 +56,9 @@ class LabelInputMismatch(Check):
             failed = [arm.failure for arm in arms if arm is not None and arm.failure]
             yield Abstention(self.name, failed[0] if failed else f"fewer than {self.steps} steps could be run")
             return
-        start = float(ran[0].losses[0])
-        true, *shuffled = (float(arm.losses.mean()) for arm in ran)
-        if min(_lost(arm) for arm in ran) < self.learned:
+        start = min(float(ran[0].losses[0]), state.constant)  # NaN leaves the first one
+        true, *shuffled = (float(arm.losses[len(arm.losses) // 2 :].mean()) for arm in ran)
+        if max(map(_end, ran)) > (1 - self.learned) * start:
             yield Abstention(self.name, "not even by heart were the captured batches learned in the steps tried")
             return
         gap = float(np.mean(shuffled)) - true
@@ -67,7 +68,8 @@ class LabelInputMismatch(Check):
 
     def _scaled(self, recording: Recording, state: Harm) -> bool:
         """Whether data out of scale keeps true pairs from being learned any better than shuffled ones."""
-        return any(verdict(recording, what, state)[0] is Says.CURED for what in ("input", "target"))
+        large = any(facts.rms > self.scale for facts in (*recording.inputs, *recording.targets) if not facts.integral)
+        return large or any(verdict(recording, what, state)[0] is Says.CURED for what in ("input", "target"))
 
     def _finding(self, arms: list[Arm], gap: float, limit: float, recording: Recording) -> Finding:
         ends = ", ".join(f"{_end(arm):.3g} ({arm.name.partition('/')[2]})" for arm in arms)
@@ -80,7 +82,7 @@ class LabelInputMismatch(Check):
             Severity.WARNING,
             says,
             at,
-            (Evidence("mean loss saved by true pairs", 100 * gap, "≤", 100 * limit, "% of the start"),),
+            (Evidence("mean loss saved by true pairs", 100 * gap, "≤", 100 * limit, "%"),),
             (Fix("pair-again", "Keep inputs and targets in one order; look at some pairs by eye.", CODE, Reach.RUN),),
             Certainty.INFERRED,
             0,
@@ -90,7 +92,3 @@ class LabelInputMismatch(Check):
 
 def _end(arm: Arm) -> float:
     return float(np.median(arm.losses[-max(2, len(arm.losses) // 5) :]))
-
-
-def _lost(arm: Arm) -> float:
-    return 1 - _end(arm) / float(arm.losses[0]) if arm.losses[0] > 0 else 0.0
