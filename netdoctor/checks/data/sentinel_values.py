@@ -35,7 +35,7 @@ class SentinelValues(Check):
     """
 
     name = "sentinel-values"
-    explains = OF_SCALE | {"unnormalised-input", "feature-scales", "saturated-activation", "input-outliers"}
+    explains = OF_SCALE | {"unnormalised-input", "feature-scales", "saturated-activation", "label-input-mismatch"}
 
     share: float = 0.001  # of the rows: an accident does not happen so often to the last digit
     most: float = 0.5  # of the rows: what stands in more of them is what is usual

@@ -32,7 +32,15 @@ class SoftmaxThenLog(Check):
     """
 
     name = "softmax-then-log"
-    explains = frozenset({"non-finite-activation", "non-finite-gradient", "non-finite-parameter", "unstable-loss"})
+    explains = frozenset(
+        {
+            "non-finite-activation",
+            "non-finite-gradient",
+            "non-finite-parameter",
+            "unstable-loss",
+            "learning-rate-too-high",
+        }
+    )
 
     lost: float = 1e-30  # float32's smallest normal number is 1e-38; a few steps later such a probability is 0
 
