@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netdoctor.capture.source import is_user_file, source_line, user_position, variable_name
 from netdoctor.recording import SourceLine
 
+MOST_ROOTS = 64  # models that are told apart, those that are gone included
 SEPARATOR = "\x1f"  # between a model's label and a path inside of it; never in a Python name
 
 
@@ -40,12 +41,14 @@ class ModuleNames:
         self._paths: weakref.WeakKeyDictionary[nn.Module, tuple[str, Root]] = weakref.WeakKeyDictionary()
         self._parameters: dict[int, tuple[weakref.ref[Tensor], str, nn.Module | None]] = {}
         self.roots: list[Root] = []
+        self.version = 0  # goes up whenever a name may have changed
 
     def registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
         """Hook for torch's module registration: remembers who owns whom."""
         if child is not None:
             self._parents[child] = weakref.ref(parent)
             self._paths.pop(child, None)
+            self.version += 1
 
     def constructed(self, module: nn.Module) -> None:
         """Remember the user's line that is building this module. Called from `Module.__init__`."""
@@ -73,6 +76,8 @@ class ModuleNames:
                 self._index(root, module)
                 return root
         root = Root(weakref.ref(module), variable_name(module) or type(module).__name__)
+        if len(self.roots) >= MOST_ROOTS:  # copies that are made in every step: those that are gone leave their names
+            self.roots = [other for other in self.roots if other.module() is not None]
         taken = {other.label for other in self.roots}
         if root.label in taken:
             root.label = next(f"{root.label}{n}" for n in range(2, 10_000) if f"{root.label}{n}" not in taken)
@@ -101,6 +106,7 @@ class ModuleNames:
         return top
 
     def _index(self, root: Root, module: nn.Module) -> None:
+        self.version += 1
         for path, child in module.named_modules():
             self._paths[child] = (path, root)
         for name, parameter in module.named_parameters():
@@ -132,6 +138,7 @@ class ModuleNames:
         if name in taken:
             name = fallback
         self._parameters[id(parameter)] = (weakref.ref(parameter), name, None)
+        self.version += 1
         return name
 
     def loose_shape(self, name: str) -> tuple[tuple[int, ...], str]:

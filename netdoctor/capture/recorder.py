@@ -74,49 +74,70 @@ class SeriesRecorder:
         return Series(np.asarray(self._steps, np.int64), values)
 
 
+MomentRows = list[tuple[int, Moments]]  # of one site: (step, what was measured in it)
+ValueRows = list[tuple[int, "NDArray[np.float64] | float"]]  # of one site and statistic
+
+
 class Recorder:
-    """Takes device-side numbers during a step, reads them back once at its end, and keeps tracks, series and events."""
+    """Keeps tracks, series and events. Numbers of a device that works asynchronously are read back once, at the end of a step."""
 
     def __init__(self) -> None:
+        self.step = 0  # the running one
         self.losses: dict[str, SeriesRecorder] = {}
         self.scalars: dict[str, SeriesRecorder] = {}
         self.events: list[Event] = []
         self.counts: dict[str, int] = {}
-        self._pending: list[tuple[Site, Stat, Tensor]] = []
-        self._raw: list[tuple[Site, int, Tensor]] = []
-        self._moments: dict[Site, list[tuple[int, Moments]]] = {}
-        self._steps: dict[tuple[Site, Stat], list[int]] = {}
-        self._values: dict[tuple[Site, Stat], list[NDArray[np.float64]]] = {}
+        self._pending: list[tuple[ValueRows, Tensor]] = []
+        self._raw: list[tuple[MomentRows, int, Tensor]] = []
+        self._moments: dict[Site, MomentRows] = {}
+        self._values: dict[tuple[Site, Stat], ValueRows] = {}
 
-    def put(self, site: Site, stat: Stat, value: Tensor) -> None:
-        """Keep a device-side number (0-dim) or a vector (one entry per unit) of the running step."""
-        self._pending.append((site, stat, value))
+    def rows(self, site: Site, stat: Stat) -> ValueRows:
+        """Where the values of a statistic are kept: to be held by whoever measures it in every step."""
+        return self._values.setdefault((site, stat), [])
+
+    def moment_rows(self, site: Site) -> MomentRows:
+        """Where the moments of a site are kept."""
+        return self._moments.setdefault(site, [])
+
+    def put(self, site: Site, stat: Stat, value: Tensor | float) -> None:
+        """Keep a number (0-dim) or a vector (one entry per unit) of the running step."""
+        self.put_in(self.rows(site, stat), value)
+
+    def put_in(self, rows: ValueRows, value: Tensor | float) -> None:
+        """The same, for a caller that holds the rows. The first of several calls in a step stands for all."""
+        if rows and rows[-1][0] == self.step:
+            return
+        if not isinstance(value, Tensor):
+            rows.append((self.step, value))
+        elif value.device.type == "cpu":
+            rows.append((self.step, value.item() if value.dim() == 0 else value.numpy().astype(np.float64)))
+        else:
+            self._pending.append((rows, value))
 
     def put_moments(self, site: Site, values: Tensor) -> None:
         """Keep mean, root mean square, extremes of a float tensor of the running step."""
-        self._raw.append((site, values.numel(), statistics.raw_moments(values)))
+        self.put_moments_in(self.moment_rows(site), values)
+
+    def put_moments_in(self, rows: MomentRows, values: Tensor) -> None:
+        """The same, for a caller that holds the rows."""
+        if rows and rows[-1][0] == self.step:
+            return
+        if values.device.type == "cpu":
+            rows.append((self.step, Moments(values.numel(), *statistics.quick_moments(values))))
+        else:
+            self._raw.append((rows, values.numel(), statistics.raw_moments(values)))
 
     def flush(self, step: int) -> None:
-        """Read back everything that the step left, at once."""
+        """Read back everything that the step left on other devices, at once."""
         raw, self._raw = self._raw, []
-        for (site, count, _), row in zip(raw, read_back([tensor for _, _, tensor in raw]), strict=True):
-            series = self._moments.setdefault(site, [])
-            if not series or series[-1][0] != step:  # the first of several calls in a step stands for all
-                series.append((step, Moments(count, *row.tolist())))
+        for (rows, count, _), row in zip(raw, read_back([tensor for _, _, tensor in raw]), strict=True):
+            if not rows or rows[-1][0] != step:
+                rows.append((step, Moments(count, *row.tolist())))
         pending, self._pending = self._pending, []
-        for (site, stat, _), values in zip(pending, read_back([tensor for _, _, tensor in pending]), strict=True):
-            self._keep(site, stat, step, values)
-
-    def _keep(self, site: Site, stat: Stat, step: int, value: NDArray[np.float64]) -> None:
-        key = (site, stat)
-        steps = self._steps.setdefault(key, [])
-        values = self._values.setdefault(key, [])
-        if steps and steps[-1] == step:
-            return
-        if values and values[0].shape != value.shape:
-            return  # the layer was changed on the way; its old units are not the new ones
-        steps.append(step)
-        values.append(value)
+        for (kept, _), values in zip(pending, read_back([tensor for _, tensor in pending]), strict=True):
+            if not kept or kept[-1][0] != step:
+                kept.append((step, values))
 
     def count(
         self, kind: str, step: int, detail: str = "", value: float = float("nan"), source: SourceLine | None = None
@@ -140,15 +161,21 @@ class Recorder:
         recording.scalars = {name: series.series() for name, series in self.scalars.items()}
         recording.events = list(self.events)
         recording.counts = dict(self.counts)
-        recording.tracks = {
-            key: Track(np.asarray(steps, np.int64), np.stack(self._values[key]).astype(np.float64))
-            for key, steps in self._steps.items()
-        }
+        recording.tracks = {key: track for key, rows in self._values.items() if (track := _track(rows)) is not None}
         for site, series in self._moments.items():
             steps = np.asarray([step for step, _ in series], np.int64)
-            rows = [moments.stats() for _, moments in series]
-            for stat in rows[0]:
-                recording.tracks[site, stat] = Track(steps, np.asarray([row[stat] for row in rows], np.float64))
+            found = [moments.stats() for _, moments in series]
+            for stat in found[0] if found else ():
+                recording.tracks[site, stat] = Track(steps, np.asarray([row[stat] for row in found], np.float64))
+
+
+def _track(rows: ValueRows) -> Track | None:
+    """Rows of one width; a layer that was changed on the way has old units that are not the new ones."""
+    if not rows:
+        return None
+    shape = np.shape(rows[0][1])
+    kept = [(step, value) for step, value in rows if np.shape(value) == shape]
+    return Track(np.asarray([step for step, _ in kept], np.int64), np.asarray([v for _, v in kept], np.float64))
 
 
 def read_back(values: list[Tensor]) -> list[NDArray[np.float64]]:

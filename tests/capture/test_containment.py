@@ -108,7 +108,7 @@ def test_a_broken_method(monkeypatch, alone, owner, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["floats", "raw_moments", "batch_spread", "units_active", "distinct_rows", "strided_sample"]
+    "name", ["floats", "quick_moments", "batch_spread", "units_active", "distinct_rows", "strided_copy"]
 )
 def test_a_broken_statistic(monkeypatch, alone, name):
     def broken(*args, **kwargs):
