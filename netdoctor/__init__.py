@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from netdoctor.check import Check
     from netdoctor.finding import Finding
+    from netdoctor.judging import diagnose
     from netdoctor.recording import Recording
     from netdoctor.report import Report
-    from netdoctor.session import diagnose, examine, watch
+    from netdoctor.session import examine, watch
 
 __version__ = "0.1.0"
 __all__ = ["Check", "Finding", "Recording", "Report", "__version__", "diagnose", "examine", "watch"]
@@ -23,7 +24,7 @@ _HOMES = {
     "Finding": "finding",
     "Recording": "recording",
     "Report": "report",
-    "diagnose": "session",
+    "diagnose": "judging",
     "examine": "session",
     "watch": "session",
 }

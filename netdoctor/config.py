@@ -35,7 +35,7 @@ class Settings:
     experiments: bool = True
 
     def engine(self) -> dict[str, Any]:
-        """The settings that `session.Options` takes, by its names."""
+        """The settings that `judging.Options` takes, by its names."""
         return {
             "select": self.select,
             "ignore": self.ignore,
@@ -49,7 +49,7 @@ class Settings:
         return () if self.fail_on == "never" else report.at_least(Severity(self.fail_on))
 
     def changed(self, **given: Any) -> Settings:
-        """These settings with those given; None means not given, `ignore` adds to what is ignored already.
+        """These settings with those given; None means not given, `ignore` and `thresholds` add to what is there already.
 
         Raises MisuseError for a name or a value that is not one.
         """
@@ -57,6 +57,10 @@ class Settings:
         read = {name: _reader(name, "the setting")(value) for name, value in known.items()}
         if "ignore" in read:
             read["ignore"] = self.ignore + read["ignore"]
+        for check, limits in read.get("thresholds", {}).items():
+            read["thresholds"][check] = {**self.thresholds.get(check, {}), **limits}
+        if "thresholds" in read:
+            read["thresholds"] = {**self.thresholds, **read["thresholds"]}
         return replace(self, **read)
 
 

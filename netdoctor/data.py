@@ -65,3 +65,27 @@ class TensorFacts:
     def rms(self) -> float:
         """Root mean square over everything that was sampled."""
         return float(np.hypot(self.mean, self.std))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What the script does at one line between training steps: passes whose results it compares, and never trains on.
+
+    `losses` holds the mean loss of each evaluation at `steps` optimizer steps, empty where it computes another one than
+    the training does (or more batches than were watched). `train_mode` counts passes of a model in training mode, and
+    `layers` its BatchNorm and Dropout layers that were in that mode. `repeated` counts passes given the batch of the
+    pass before. The line is the one that calls for the evaluation, where that is a function of its own.
+    """
+
+    steps: NDArray[np.int64]
+    losses: Array
+    phases: int = 0
+    passes: int = 0
+    train_mode: int = 0
+    layers: tuple[str, ...] = ()
+    repeated: int = 0
+    module: str = ""
+    inputs: tuple[TensorFacts, ...] = ()
+    file: str = ""
+    line: int = 0
+    text: str = ""

@@ -103,6 +103,7 @@ class Trial:
     steps: int = 0
     seconds: float = 0.0
     says: str = ""
+    side_effects: tuple[str, ...] = ()  # what is wrong with the treated copy alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ class Finding:
     places: tuple[str, ...] = ()
     share: float = 0.0
     symptoms: tuple[Finding, ...] = ()
+    apart: bool = False  # a trial showed that the fixes of the other findings do not do without this one's
 
 
 @dataclass(frozen=True, slots=True)

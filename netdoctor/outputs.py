@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from netdoctor import excerpts
 from netdoctor.errors import MisuseError
 from netdoctor.recording import Recording
 from netdoctor.report import Report
 
-FORMATS = ("json", "html", "markdown", "junit", "sarif")
+FORMATS = ("json", "html", "markdown", "junit", "sarif", "save")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,12 @@ class Output:
     path: Path
     given: str
 
-    def text(self, report: Report, recording: Recording, advice: bool) -> str:
+    @property
+    def label(self) -> str:
+        """What the file is."""
+        return "saved recording" if self.format == "save" else f"{self.format} report"
+
+    def text(self, report: Report, recording: Recording | None, advice: bool) -> str:
         """The report in this format. Renderers are imported here: those that draw take long to load."""
         if self.format == "html":
             from netdoctor.render import html
@@ -41,14 +47,20 @@ class Output:
             from netdoctor.render import sarif
 
             return sarif.render(report)
+        if self.format == "save":
+            from netdoctor import recordingfile
+
+            return "".join(recordingfile.lines(recording or Recording(), report))
         from netdoctor.render import jsonfile
 
         return jsonfile.render(report)
 
-    def write(self, report: Report, recording: Recording, advice: bool) -> None:
+    def write(self, report: Report, recording: Recording | None, advice: bool) -> None:
         """Write the file in one move. Raises MisuseError where the place has become unusable during the run."""
         from netdoctor.render.atomic import write_text
 
+        if recording is not None and not recording.excerpts and self.format in ("html", "save"):
+            recording.excerpts = excerpts.gather(recording, report)
         text = self.text(report, recording, advice)
         _check_place(self.path, self.given)
         write_text(self.path, text)

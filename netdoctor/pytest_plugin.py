@@ -39,7 +39,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if marker is None and not item.config.getoption("netdoctor"):
         return (yield)
     settings = _settings(item.config, {} if marker is None else marker.kwargs)
-    from netdoctor.session import Options, Session
+    from netdoctor.judging import Options
+    from netdoctor.session import Session
 
     engine = Session(Options(**settings.engine(), target=item.nodeid))
     engine.start()
@@ -152,7 +153,7 @@ class Doctor:
         return report
 
     def _options(self, **changed: Any) -> Any:
-        from netdoctor.session import Options
+        from netdoctor.judging import Options
 
         return Options(**(self._settings.engine() | changed), target=self._target)
 

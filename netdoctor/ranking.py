@@ -23,9 +23,10 @@ def rank(findings: Iterable[Finding], checks: Iterable[Check]) -> tuple[Finding,
 
     A finding is a symptom of another when that one's check explains its check, directly or through other findings, and
     did not appear later. Where two checks explain each other the better ranked finding is the cause; where several
-    roots explain a symptom it lies under the best ranked one. Advice is no cause of anything graver. A root is raised
-    to the severity of its gravest symptom, so that nothing grave is hidden. Order: severity, certainty, first step,
-    number of symptoms, upstream first, share. The result does not depend on the order of the input.
+    roots explain a symptom it lies under the best ranked one. Advice is no cause of anything graver, and what a trial
+    showed to be a cause apart is no symptom. A root is raised to the severity of its gravest symptom, so that nothing
+    grave is hidden. Order: severity, certainty, first step, number of symptoms, upstream first, share. The result does
+    not depend on the order of the input.
     """
     known, findings = list(checks), list(findings)
     reach = _closure({check.name: check.explains for check in known}, {finding.check for finding in findings})
@@ -97,7 +98,7 @@ def _causes(ordered: Sequence[Finding], cause: int, symptom: int, reach: Mapping
     above, below = ordered[cause], ordered[symptom]
     if above.check == below.check or below.check not in reach.get(above.check, ()):
         return False
-    if above.severity is Severity.ADVICE and below.severity is not Severity.ADVICE:
+    if below.apart or (above.severity is Severity.ADVICE and below.severity is not Severity.ADVICE):
         return False
     if above.check in reach.get(below.check, ()) and cause > symptom:
         return False

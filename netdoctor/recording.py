@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from netdoctor.data import TensorFacts
+from netdoctor.data import Evaluation, TensorFacts
 from netdoctor.graph import StepGraph
 
 FORMAT = 1
@@ -46,6 +46,8 @@ class Stat(str, Enum):
     UNIT_ZERO_GRADIENT = "units without gradient"  # 1 where a weight's row got exactly zero gradient
     DISTINCT_ROWS = "share of distinct rows"  # 1/units when all units are identical
     SAMPLES = "samples seen"  # values per unit that went into the statistics of this step (batch x positions)
+    FROZEN_UPDATE = "update while frozen"  # rms change by the optimizer of a parameter that does not require a gradient
+    ROUNDED_AWAY = "share of updates rounded away"  # of a half-precision parameter's entries with a gradient: unchanged
     TIME_RATIO = "growth along time"  # log10(rms at first / rms at last position), for gradients of sequences
 
 
@@ -110,6 +112,15 @@ class SourceLine:
     file: str
     line: int
     text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """Lines of one of the user's files as they were when it ran; `first` is the number of the first of them."""
+
+    file: str
+    first: int
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +314,8 @@ class Recording:
     facts: dict[str, float | str | bool] = field(default_factory=dict)
     inputs: list[TensorFacts] = field(default_factory=list)  # what the outermost models are given
     targets: list[TensorFacts] = field(default_factory=list)  # what the losses compare with
+    evaluations: list[Evaluation] = field(default_factory=list)  # one per line that evaluates between steps
+    excerpts: list[Excerpt] = field(default_factory=list)  # the user's lines around every place that can be named
 
     def track(self, site: Site, stat: Stat) -> Track | None:
         """The track of one statistic at one site, or None where it was not taken."""

@@ -149,6 +149,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "steps": trial.steps,
         "seconds": trial.seconds,
         "says": trial.says,
+        "side_effects": list(trial.side_effects),
     }
 
 

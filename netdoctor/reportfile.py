@@ -144,6 +144,7 @@ def _trial(entry: _Reader) -> Trial:
         steps=entry.get("steps", int),
         seconds=entry.number("seconds"),
         says=entry.get("says", str),
+        side_effects=entry.all_of("side_effects", str, optional=True),
     )
 
 
@@ -183,9 +184,9 @@ class _Reader:
         """A list of numbers."""
         return tuple(self._number(key, value) for value in self._list(key))
 
-    def all_of(self, key: str, kind: type[T]) -> tuple[T, ...]:
+    def all_of(self, key: str, kind: type[T], optional: bool = False) -> tuple[T, ...]:
         """A list of entries of one kind."""
-        values = self._list(key)
+        values = [] if optional and key not in self.data else self._list(key)
         if not all(isinstance(value, kind) and not isinstance(value, bool) for value in values):
             raise self.wrong(key, "a list of texts" if kind is str else "a list of whole numbers")
         return tuple(values)

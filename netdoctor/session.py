@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -21,15 +21,15 @@ from netdoctor.capture.origin import find_origin
 from netdoctor.capture.step import Copies, OptimizerStart, TrainingStep
 from netdoctor.capture.taps import Taps
 from netdoctor.errors import MisuseError, NetdoctorError
-from netdoctor.experiments.plan import conduct
+from netdoctor.experiments.plan import conduct, kept_for_trials
 from netdoctor.experiments.sandbox import Budget, copied_optimizer, quiet
 from netdoctor.experiments.treatments.treatment import Places
 from netdoctor.experiments.trial import try_fixes
 from netdoctor.finding import Finding, Severity
+from netdoctor.judging import Options, diagnose
 from netdoctor.recording import Fault, Header, Recording
 from netdoctor.report import Crash, Report
 
-_FOR_TRIALS = 0.25  # of the budget: kept for the trials of the fixes, however slow the experiments are
 EXAMINED_STEPS = 30  # of a one-shot examination: the least that a trend is read from (trend.py)
 
 
@@ -43,20 +43,6 @@ class FindingError(NetdoctorError):
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.title)
         self.finding = finding
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a diagnosis is asked for. `budget` is in seconds, for all experiments together."""
-
-    select: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    budget: float = 60.0
-    experiments: bool = True
-    steps: int | None = None
-    target: str = ""
-    progress: bool = False
 
 
 class Session:
@@ -146,7 +132,9 @@ class Session:
         """Conduct the experiments; False when the user ended them."""
         progress = _Progress(self.options.progress)
         try:
-            conduct(self.recording, step, (1 - _FOR_TRIALS) * self.options.budget, progress.say)
+            seconds = self.options.budget
+            share = 1 - kept_for_trials(step, seconds, self._diagnose)
+            conduct(self.recording, step, share * seconds, progress.say)
         except KeyboardInterrupt:
             self.recording.blind_spots.append("the experiments were interrupted")
             return False
@@ -197,13 +185,6 @@ class _Progress:
     def close(self) -> None:
         if self._status is not None:
             self._status.stop()
-
-
-def diagnose(recording: Recording, options: Options | None = None) -> Report:
-    """Judge a recording with the checks that the options choose."""
-    options = options or Options()
-    checks = catalogue.load(options.select, options.ignore, options.thresholds)
-    return diagnosis.diagnose(recording, checks, options.ignore, select=options.select)
 
 
 class watch:

@@ -137,6 +137,11 @@ def judge_series(
     return replace(facts, kind=kind, reason=reason, first_nonfinite=first)
 
 
+def significance(values: Sequence[float] | Array) -> float:
+    """Mann-Kendall's Z of a finite series: positive when it rises, negative when it falls, about normal without a trend."""
+    return _mann_kendall(_thin(np.asarray(values, dtype=np.float64)))
+
+
 def _of(series: Series, recording: Recording) -> Trend:
     chance = _chance(series, recording)
     level, sure = (None, True) if chance is None else (chance.loss, chance.sure)

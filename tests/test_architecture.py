@@ -19,18 +19,22 @@ PACKAGE = ROOT / "netdoctor"
 ROWS = [
     ["__init__"],  # nothing but lazy names and the version
     ["errors", "graph", "data"],
-    ["recording"],
+    ["recording", "codec"],
     ["finding", "trend"],
     ["report"],
     ["check", "reportfile"],
+    ["recordingfile", "excerpts", "comparison", "reportschema"],
     ["capture", "checks", "render"],
     ["catalogue"],
     ["ranking"],
     ["diagnosis"],
+    ["judging"],
     ["experiments"],
     ["config"],
     ["session"],
     ["launch", "outputs", "factory"],
+    ["wishes"],
+    ["saved"],
     ["cli", "pytest_plugin", "integrations"],
     ["__main__"],
 ]

@@ -335,7 +335,6 @@ def test_an_examination_inside_of_a_session_is_not_part_of_the_training():
     assert outer.report().steps >= 4
 
 
-@pytest.mark.xfail(reason="a training in another thread is not seen, and no blind spot says so")
 def test_training_in_another_thread_is_named_as_a_blind_spot():
     session = Session(PASSIVE)
     session.start()

@@ -55,6 +55,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.graphs = [_renamed(graph, display) for graph in observer.graphs]
     recording.graph = recording.graphs[0] if recording.graphs else None
     recording.inputs, recording.targets = observer.data.inputs(), observer.data.targets()
+    recording.evaluations = observer.evaluation.evaluations(lambda k: display.get(k, k.rpartition(SEPARATOR)[2]))
     origin = observer.origin
     if origin is not None:
         module, parameter = display.get(origin.module, origin.module), display.get(origin.parameter, origin.parameter)

@@ -28,6 +28,14 @@ class GraphBuilder:
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.full = False
 
+    def make_room(self) -> None:
+        """Nothing seen so far belongs to the step that begins: let go of it where it would leave the step too little room."""
+        if 2 * len(self._operations) >= MAX_OPERATIONS:
+            self._operations.clear()
+            self._values.clear()
+            self._known.clear()
+            self.full = False
+
     def value_of(self, tensor: Tensor) -> int | None:
         """The index of the value that this tensor holds now, or None."""
         found = self._known.get(id(tensor))

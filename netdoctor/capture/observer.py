@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 
-from netdoctor.capture import functions
+from netdoctor.capture import functions, unseen
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.data import PRODUCTS, DataRecorder
+from netdoctor.capture.evaluation import EvaluationRecorder
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
 from netdoctor.capture.layers import LayerRecorder
 from netdoctor.capture.naming import ModuleNames, unwrapped
@@ -42,6 +43,7 @@ class Observer:
         self.program = Program(self.names)
         self.layers = LayerRecorder(self.recorder)
         self.data = DataRecorder()
+        self.evaluation = EvaluationRecorder(self.names.key_of)
         self.graph: GraphBuilder | None = GraphBuilder()
         self.graphs: list[StepGraph] = []
         self.origin: Origin | None = None
@@ -71,6 +73,7 @@ class Observer:
     def begin_step(self) -> None:
         """Decide whether the coming step is measured, and switch the operation watch accordingly."""
         self.detailed = self.schedule.due(self.step)
+        self.recorder.step = self.step
         self._measured.clear()
         self.layers.new_step()
         if self.detailed or self.program.functional:
@@ -102,7 +105,7 @@ class Observer:
         """Run a module call for the user, and look at it before and after."""
         unit = self._unit is None and bool(self.containment.run("module state", self._has_state, module))
         entry = self._ours("module call", self._enter, unwrapped(module), args, kwargs) if unit else None
-        if unit and hasattr(module, "_orig_mod"):
+        if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
             return self._call_compiled(call, module, args, kwargs, entry)
         self.stack.append(module)
         try:
@@ -119,17 +122,19 @@ class Observer:
         self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, entry: Entry | None
     ) -> Any:
         """A compiled model is one piece: looking into it would have it compiled again, with us inside."""
-        self.blind_spots.setdefault(
-            "compiled",
-            "the model is compiled: its layers were not watched; run it once without torch.compile to see them",
-        )
+        inside = bool(self.stack)
+        unseen.say(self, "compiled part" if inside else "compiled")
+        on = self.mode.on
         self.mode.leave()
         self.suspended += 1
         try:
             result = call(module, *args, **kwargs)
         finally:
             self.suspended -= 1
-            self._leave(module, True)
+            if not inside:
+                self._leave(module, True)
+            elif on:
+                self.mode.enter()
         if entry is not None:
             self._ours("module result", self._left, entry, module, result)
         return result
@@ -156,7 +161,10 @@ class Observer:
         if grad:
             self.settle()
         root = self.names.root_of(module)
-        self.program.see_module(module, root, idle=not self.program.begun and self.tape.idle())
+        idle = not self.program.begun and self.tape.idle()
+        self.program.see_module(module, root, idle)
+        if idle and self.graph is not None:
+            self.graph.make_room()
         kept = self.program.capturing
         entry = Entry(None, module, self.tape.encode(args), self.tape.encode(kwargs), context=random_states(kept))
         if kept:  # a step that is only kept until it is over is replayed, if at all, while the modes still stand
@@ -167,12 +175,14 @@ class Observer:
         self._measuring = self.detailed and grad and id(module) not in self._measured
         if self._measuring:
             self._measured.add(id(module))
+            unseen.see_model(self, module)
             self.data.see_inputs(self.step, id(module), (args, kwargs), entry.position, self._made, self._value_of)
         if not grad and not self._evaluating:
             self.recorder.count(
                 "evaluation", self.step, detail="train" if module.training else "eval", source=user_line()
             )
         self._evaluating = not grad
+        self.evaluation.enter(module, grad, self.step, (args, kwargs), self._made)
         if self.detailed:
             self.mode.enter()
         else:
@@ -194,7 +204,7 @@ class Observer:
                 # Nothing inside could be seen (scripted, compiled, another library): the call stands as one operation.
                 inputs = self.graph.reading(tensors((entry.args, entry.kwargs)), self.names.parameter_key)
                 self._add_to_graph(entry.name, inputs, {}, result, entry.position)
-        if entry.context is not None and entry.context.grad:
+        if self.evaluation.left(entry, result) or (entry.context is not None and entry.context.grad):
             self.mode.enter()
 
     # --- operations --------------------------------------------------------------------------------------------------
@@ -258,6 +268,7 @@ class Observer:
         made = args[0] if functions.mutates(name, kwargs) and args else result
         if entry is not None:
             self.tape.add(entry, made)
+            self.evaluation.see(name, args, kwargs, made, self.tape.backward)
         if not self.detailed:
             return
         plain = functions.plain(name)

@@ -6,6 +6,7 @@ made the first one out of finite inputs. What is made on purpose and removed aga
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +51,7 @@ def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Or
 
 def _broken_parameter(observer: Observer) -> Origin | None:
     """A parameter that is not finite before the step ran: the optimizer made it so, or it was loaded so."""
-    for parameter, name in observer.program.parameters():
+    for parameter, name in _trained(observer):
         nan, inf = is_bad(parameter.detach())
         if nan or inf:
             steps = observer.step
@@ -66,6 +67,12 @@ def _broken_parameter(observer: Observer) -> Origin | None:
                 source=None if owner is None else observer.names.built_at(owner),
             )
     return None
+
+
+def _trained(observer: Observer) -> Iterator[tuple[Tensor, str]]:
+    yield from observer.program.parameters()
+    for leaf in observer.program.loose():
+        yield leaf, observer.names.parameter_key(leaf) or observer.names.name_loose(leaf, f"parameter{leaf.dim()}d")
 
 
 class _Search:
@@ -108,7 +115,10 @@ class _Search:
 
     def _forward(self, loss: Tensor) -> Origin | None:
         start = self._watch.maker(loss)
-        queue = [start if start is not None else len(self._watch.operations) - 1]
+        return self._follow([start if start is not None else len(self._watch.operations) - 1])
+
+    def _follow(self, queue: list[int]) -> Origin | None:
+        """The earliest origin that non-finite values lead back to from these operations."""
         seen: set[int] = set()
         found: list[tuple[int, Origin]] = []
         while queue:
@@ -150,6 +160,13 @@ class _Search:
             return True
         bad = [index for index, state in enumerate(producer.bad) if any(state)]
         return bool(bad) and depth < 20 and all(self._intended(producer, index, depth + 1) for index in bad)
+
+    def _is_mask(self, operation: Watched, number: int) -> bool:
+        """Whether a non-finite operand is a mask: infinities that were filled in, or beside a single other value."""
+        maker, tensor = operation.makers[number], operation.inputs[number]
+        if maker is not None:
+            return self._intended(operation, number)
+        return not bool(torch.isnan(tensor).any()) and len(tensor[torch.isfinite(tensor)].unique()) <= 1
 
     def _from_outside(self, operation: Watched, number: int, nan: bool) -> Origin:
         """It came from outside of the captured operations: with the batch, or in a parameter."""
@@ -194,6 +211,11 @@ class _Search:
             return None
         node, nan, gradient = first[0]
         operation = self._watch.operations[node.metadata[NODE_KEY]]
+        numbers = [n for n, state in enumerate(operation.bad) if any(state) and not self._is_mask(operation, n)]
+        if numbers:  # the operation before made it, or the batch brought it; it only took until here to do harm
+            found = self._follow([operation.index])
+            if found is not None:
+                return found
         return self._origin(operation, "backward", nan, gradient)
 
     # --- what is said of an operation --------------------------------------------------------------------------------

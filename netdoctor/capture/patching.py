@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+# Through here goes `apply` of every custom autograd function, also where the user kept it under another name before.
+FUNCTIONS: Any = torch.autograd.function._SingleLevelFunction
+
+# Replacements whose session ended while another session's wrapper stood above them: what was there before each of them, and
+# whether its owner defined it. Whoever takes the wrapper away puts that back instead.
+_orphans: dict[int, tuple[Any, Any, bool]] = {}
+
 
 class Patches:
     """A stack of attribute replacements. `remove` undoes them in reverse order; an attribute that somebody else replaced
-    meanwhile is left alone, since putting ours back would undo their work."""
+    meanwhile is left alone, since putting ours back would undo their work. Sessions may end in any order."""
 
     def __init__(self) -> None:
         self._done: list[tuple[object, str, Any, Any, bool]] = []
@@ -26,9 +35,11 @@ class Patches:
         """Put everything back. May be called twice."""
         while self._done:
             owner, name, original, replacement, defined_here = self._done.pop()
-            current = vars(owner).get(name, replacement)
-            if current is not replacement:
+            if vars(owner).get(name, replacement) is not replacement:
+                _orphans[id(replacement)] = replacement, original, defined_here
                 continue
+            while id(original) in _orphans:
+                _, original, defined_here = _orphans.pop(id(original))
             if defined_here:
                 setattr(owner, name, original)
             else:

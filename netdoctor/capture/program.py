@@ -62,7 +62,7 @@ class Program:
 
     def _snapshot(self, tensor: Tensor, again: bool = False) -> None:
         """Keep a tensor's value, once; `again`: anew, if it changed."""
-        if nn.parameter.is_lazy(tensor):
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
             return
         known = self._starts.get(id(tensor))
         if known is None or (again and not _same(known[1], tensor)):
@@ -136,6 +136,13 @@ class Program:
         return any(
             tensor.requires_grad and not torch.equal(tensor.detach(), start) for tensor, start in self._starts.values()
         )
+
+    def loose(self) -> list[Tensor]:
+        """Leaves that no module holds and no optimizer is known to own, and that train all the same: several iterations use
+        them, or there is nothing else that could."""
+        alone = not self._modules and not self._optimizers
+        used = self._used_leaves()
+        return [leaf for key, leaf in self._leaves.items() if alone or key in used]
 
     def parameters(self) -> Iterator[tuple[Tensor, str]]:
         """Everything that trains, as it is now, with its key."""

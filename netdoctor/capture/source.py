@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 import sys
@@ -15,6 +16,7 @@ _LIBRARIES = tuple(
     os.path.abspath(path) + os.sep for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")} if path
 )
 _is_user: dict[str, bool] = {}
+_OURS = 3  # references to a frame's copy of its variables: the frame's, the one here, and that of the question
 
 
 def is_user_file(filename: str) -> bool:
@@ -52,6 +54,17 @@ def user_position(within: CodeType | None = None) -> tuple[str, int]:
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
+def user_chain(depth: int = 4) -> tuple[tuple[str, int], ...]:
+    """The positions of the user's nearest frames, innermost first: which call of a function this is."""
+    found: list[tuple[str, int]] = []
+    frame = user_frame()
+    while frame is not None and len(found) < depth:
+        if is_user_file(frame.f_code.co_filename):
+            found.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(found)
+
+
 def source_line(file: str, line: int) -> SourceLine | None:
     """The line with its text, or None when the position is unknown."""
     return SourceLine(file, line, linecache.getline(file, line).strip()) if file else None
@@ -66,13 +79,28 @@ def variable_name(thing: object) -> str:
     """The name under which the user's nearest frames hold `thing` ("model", "self.net"), or "" when none does."""
     frame = user_frame()
     while frame is not None:
-        if is_user_file(frame.f_code.co_filename):
-            for name, value in list(frame.f_locals.items()):
-                if value is thing and not name.startswith("_") and name != "self":
-                    return name
-            owner = frame.f_locals.get("self")
-            for name, value in list(getattr(owner, "__dict__", {}).items()):
-                if value is thing:
-                    return f"self.{name}"
+        name = _name_in(frame, thing) if is_user_file(frame.f_code.co_filename) else ""
+        if name:
+            return name
         frame = frame.f_back
     return ""
+
+
+def _name_in(frame: FrameType, thing: object) -> str:
+    variables = frame.f_locals
+    try:
+        for name, value in list(variables.items()):
+            if value is thing and not name.startswith("_") and name != "self":
+                return name
+        for name, value in list(getattr(variables.get("self"), "__dict__", {}).items()):
+            if value is thing:
+                return f"self.{name}"
+        return ""
+    finally:
+        # Before Python 3.13 a function's f_locals is a copy that the frame keeps, and with it all that the function deletes.
+        # Its variables are taken out again, unless somebody else holds the copy: the user, who called `locals()`.
+        code = frame.f_code
+        copied = type(variables) is dict and code.co_flags & inspect.CO_OPTIMIZED
+        if copied and sys.version_info < (3, 13) and sys.getrefcount(variables) <= _OURS:
+            for name in (*code.co_varnames, *code.co_cellvars, *code.co_freevars):
+                variables.pop(name, None)

@@ -158,6 +158,10 @@ class Replay:
         for number, tensor in zip(entry.outputs, tensors(made), strict=False):
             self._values[number] = tensor
 
+    def value(self, number: int) -> Tensor:
+        """What an entry made: the tensor of this slot."""
+        return self._values[number]
+
     def _module(self, entry: Entry) -> nn.Module:
         module = self._copies.of(entry.module)
         if not isinstance(module, nn.Module):
@@ -201,7 +205,8 @@ class Replay:
         if isinstance(found, Tensor):
             return found
         if id(leaf) not in self._inputs:
-            self._inputs[id(leaf)] = self._copies.kept.get(id(leaf), leaf).detach().clone().requires_grad_()
+            with torch._C.DisableTorchFunction():  # a copy of ours is no operation of the user's
+                self._inputs[id(leaf)] = self._copies.kept.get(id(leaf), leaf).detach().clone().requires_grad_()
         return self._inputs[id(leaf)]
 
 
@@ -262,6 +267,7 @@ class TrainingStep:
     starts: dict[int, tuple[Tensor, Tensor]]
     lost: str = ""  # why nothing could be captured, "" when something was
     verified: bool = False  # the first loss came back on a copy
+    pace: float | None = None  # seconds that a step takes, once an experiment measured it
     seconds: dict[int, Tensor] = field(
         default_factory=dict
     )  # values at the second step, where no torch optimizer steps

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from netdoctor.capture.tree import substitute, tensors
 
 _PRUNE_ENTRIES, _PRUNE_BYTES = 256, 64 << 20  # beyond what is in use: then calls that no backward can reach are dropped
+_RECENT = 64  # of them are kept though they ran without grad: a target of the running step may be among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,15 +235,28 @@ class Tape:
                 self.add(Entry(_first, None, (Slot(old), Slot(number)), {}, name="alias"), other)
 
     def _prune(self) -> None:
-        """Drop entries whose results are gone and unused: passes that never reach a backward must not pile up."""
-        alive = {number for ref, number in self._slots.values() if ref() is not None}
+        """Drop entries whose results are gone and unused: passes that never reach a backward must not pile up.
+
+        Nor may predictions that the user collects hold the batches that they were made from: an old result that no gradient
+        leads back from is a constant from now on.
+        """
+        alive = {number: tensor for ref, number in self._slots.values() if (tensor := ref()) is not None}
+        wanted: set[int] = set()
         kept: list[Entry] = []
-        for entry in reversed(self._entries):
-            if alive.intersection(entry.outputs):
+        recent = self._bytes // 2  # of what is held
+        for age, entry in enumerate(reversed(self._entries)):
+            recent -= entry.bytes()
+            held = [alive[number] for number in entry.outputs if number in alive]
+            if age < _RECENT and recent > 0:
+                leads = bool(held)
+            else:
+                leads = any(tensor.grad_fn is not None for tensor in held)
+            if leads or wanted.intersection(entry.outputs):
                 kept.append(entry)
-                alive.update(entry.inputs())
+                wanted.update(entry.inputs())
         self._entries = kept[::-1]
-        self._slots = {key: slot for key, slot in self._slots.items() if slot[0]() is not None}
+        made = {number for entry in kept for number in entry.outputs}
+        self._slots = {key: slot for key, slot in self._slots.items() if slot[1] in made and slot[1] in alive}
         self._bytes = sum(entry.bytes() for entry in self._entries)
         self._limits = (2 * len(self._entries) + _PRUNE_ENTRIES, 2 * self._bytes + _PRUNE_BYTES)
 

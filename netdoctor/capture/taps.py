@@ -15,8 +15,9 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from netdoctor.capture import unseen
 from netdoctor.capture.observer import Observer
-from netdoctor.capture.patching import Patches
+from netdoctor.capture.patching import FUNCTIONS, Patches
 from netdoctor.capture.source import user_line
 from netdoctor.capture.training import TrainingTaps
 
@@ -43,7 +44,7 @@ class Taps:
         wrap(nn.Module, "train", self._mode_change)
         wrap(Tensor, "backward", self._tensor_backward)
         wrap(torch.autograd, "backward", self._autograd_backward)
-        wrap(torch.autograd.Function, "apply", self._function_apply)
+        wrap(FUNCTIONS, "apply", self._function_apply)
         wrap(Optimizer, "__init__", self._optimizer_init)
         wrap(Optimizer, "zero_grad", self._zero_grad)
         wrap(nn.Module, "zero_grad", self._zero_grad)
@@ -56,14 +57,16 @@ class Taps:
                 wrap(kind, "step", self._scheduler_step)
         wrap(torch.amp.GradScaler, "scale", self._scale)
         wrap(torch.amp.GradScaler, "step", self._scaler_step)
-        hook = nn.modules.module.register_module_module_registration_hook
+        wrap(torch, "compile", self._unseen("compiled function"))
+        wrap(sys.modules["torch.multiprocessing.spawn"], "start_processes", self._unseen("spawned"))
+        hook, seen = nn.modules.module.register_module_module_registration_hook, self._observer
         self._handles = [
             hook(self._safely("module registration", self._observer.names.registered)),
             register_optimizer_step_pre_hook(
-                self._safely("optimizer step", lambda o, *_: self.training.before_step(o))
+                self._safely("optimizer step", lambda o, *_: unseen.on_meta(seen, o) or self.training.before_step(o))
             ),
             register_optimizer_step_post_hook(
-                self._safely("optimizer stepped", lambda o, *_: self.training.after_step(o))
+                self._safely("optimizer stepped", lambda o, *_: unseen.on_meta(seen, o) or self.training.after_step(o))
             ),
         ]
         self._observer.containment.run("first step", self._observer.begin_step)
@@ -76,6 +79,7 @@ class Taps:
             handle.remove()
         self._handles = []
         self._patches.remove()
+        self._observer.suspended += 1  # what another session's wrappers keep in place has nothing more to say
 
     def _safely(self, where: str, work: Any) -> Any:
         observer = self._observer
@@ -104,12 +108,10 @@ class Taps:
                 return original(module, *args, **kwargs)
             if observer.stack and not observer.detailed:
                 return original(module, *args, **kwargs)
-            if (
-                observer.suspended
-                or observer.in_backward
-                or get_ident() != observer.thread
-                or transforming() is not None
-            ):
+            if observer.suspended or observer.in_backward:
+                return original(module, *args, **kwargs)
+            if get_ident() != observer.thread or transforming() is not None:
+                unseen.say(observer, "thread" if get_ident() != observer.thread else "transform")
                 return original(module, *args, **kwargs)
             return observer.call_module(original, module, args, kwargs)
 
@@ -125,19 +127,15 @@ class Taps:
 
         return __init__
 
+    def _unseen(self, kind: str) -> Any:
+        note = self._safely("blind spot", lambda: unseen.say(self._observer, kind))
+        return lambda original: _announced(original, note)
+
     def _noting(self, kind: str) -> Any:
         observer = self._observer
         note = self._safely(kind, lambda: observer.recorder.count(kind, observer.step, source=user_line()))
 
-        def make(original: Any) -> Any:
-            @functools.wraps(original)
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                note()
-                return original(*args, **kwargs)
-
-            return wrapper
-
-        return make
+        return lambda original: _announced(original, note)
 
     def _mode_change(self, original: Any) -> Any:
         observed = self._safely("mode change", self.training.mode_changed)
@@ -214,7 +212,9 @@ class Taps:
     def run_backward(self, losses: list[Tensor], seeds: tuple[Any, ...], retain: bool, work: Any) -> Any:
         """Run a backward call for the user, and look at what goes in and out."""
         observer = self._observer
-        if observer.in_backward or observer.suspended or threading.get_ident() != observer.thread:
+        if observer.in_backward or observer.suspended:
+            return work()
+        if unseen.elsewhere(observer) or unseen.on_meta(observer, losses):
             return work()
         self._safely("backward", self.training.before_backward)(losses, seeds, retain)
         observer.mode.leave()
@@ -229,7 +229,11 @@ class Taps:
         return result
 
     def _function_apply(self, original: Any) -> Any:
-        observer, inner = self._observer, original.__func__
+        observer = self._observer
+
+        def inner(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            bound = isinstance(original, classmethod)  # of another session; else torch's own, further up
+            return original.__func__(cls, *args, **kwargs) if bound else super(FUNCTIONS, cls).apply(*args, **kwargs)
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             library = cls.__module__.startswith("torch.")
@@ -252,7 +256,8 @@ class Taps:
         return classmethod(apply)
 
     def _optimizer_init(self, original: Any) -> Any:
-        observed = self._safely("optimizer construction", self.training.made)
+        seen = self._observer
+        observed = self._safely("optimizer construction", lambda o: unseen.on_meta(seen, o) or self.training.made(o))
 
         @functools.wraps(original)
         def __init__(optimizer: Optimizer, /, *args: Any, **kwargs: Any) -> None:
@@ -333,6 +338,15 @@ class Taps:
             return scaled
 
         return scale
+
+
+def _announced(original: Any, note: Any) -> Any:
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        note()
+        return original(*args, **kwargs)
+
+    return wrapper
 
 
 def _applied(cls: Any, *args: Any, **kwargs: Any) -> Any:

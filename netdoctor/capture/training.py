@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor.capture import statistics
 from netdoctor.capture.observer import Observer
-from netdoctor.capture.recorder import FIRST_STEPS
+from netdoctor.capture.parameters import ParameterRecorder
+from netdoctor.capture.retention import Retention
 from netdoctor.capture.source import source_line, user_line, user_position
 from netdoctor.capture.step import Action, Iteration
+from netdoctor.capture.stepped import StepWatch
 from netdoctor.recording import Optimizer as OptimizerFacts
-from netdoctor.recording import Role, Site, SourceLine, Stat
+from netdoctor.recording import SourceLine
 
 _SCHEDULED = ("momentum", "betas", "weight_decay")  # options that schedules move beside the learning rate
 _NEVER_STEPPED = 65  # backward calls without any optimizer step: more than a usual accumulation of gradients
 _THROWN_AWAY = 4  # gradients cleared without any optimizer step: this loop does not accumulate, it never steps
-_ROWS = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d", "LazyLinear", "Bilinear"})
 
 
 class TrainingTaps:
@@ -45,8 +45,10 @@ class TrainingTaps:
         self._by_itself = False  # the loop updates its weights without a torch optimizer, or not at all
         self._at = 0  # the step that `_backwards` counts in
         self._stepping = False  # an optimizer is stepping, and may be evaluating its closure
-        self._before: list[tuple[Site, Tensor, Tensor]] = []
+        self._parameters = ParameterRecorder(observer.recorder, observer.names)
+        self._stepped_on = StepWatch(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._retention = Retention(observer.recorder)
         self._fresh = True  # the running backward started from clean gradients
         self._eval_passes: dict[
             str, list[int]
@@ -65,6 +67,7 @@ class TrainingTaps:
         position = user_position()
         true_losses = [self._true_loss(loss) for loss in losses]
         self._note_gradients()
+        self._retention.see(losses, observer.step, observer.detailed, position)
         captured = observer.tape.backward(true_losses, position)
         value = sum(float(loss.detach().sum()) for loss in true_losses) if losses else math.nan
         if captured is not None:
@@ -77,6 +80,7 @@ class TrainingTaps:
                 if entry.module is not None:
                     self._note_mode(entry.module)
             observer.program.backward(captured)
+            observer.evaluation.trained(captured)
             if observer.detailed and captured.entries[0].module is None:
                 # Weights are used before any module runs: the watch must be on by then.
                 observer.program.functional = True
@@ -187,7 +191,8 @@ class TrainingTaps:
     def clip(self, parameters: list[Tensor], limit: float, norm: float, by_value: bool, norm_type: float = 2.0) -> None:
         """Gradients are about to be clipped; `norm` is their norm before."""
         observer = self._observer
-        self._take_gradients(parameters)
+        if observer.detailed:
+            self._parameters.gradients(parameters)
         observer.recorder.count("clip", observer.step, "value" if by_value else "norm", limit, user_line())
         observer.recorder.scalar("clip limit", observer.step, limit)
         if math.isfinite(norm):
@@ -266,12 +271,13 @@ class TrainingTaps:
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
             if not math.isfinite(norm) and self._backwards:
                 observer.trip(observer.program.current.backwards, "backward")
-        self._take_gradients(parameters)
+        if observer.detailed:
+            self._parameters.gradients(parameters)
+            self._parameters.weights(parameters)
+            self._stepped_on.before(parameters)
         for number, group in enumerate(optimizer.param_groups[:4]):
             label = "lr" if index == 0 and number == 0 else f"lr ({index}.{number})"
             observer.recorder.scalar(label, observer.step, float(group.get("lr", math.nan)))
-        if observer.detailed:
-            self._take_weights(parameters)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """An optimizer stepped."""
@@ -279,10 +285,8 @@ class TrainingTaps:
         self._stepping = False
         index = self.index_of(optimizer)
         self._steps[index] += 1
-        for site, parameter, before in self._before:
-            change = statistics.strided_sample(parameter) - before
-            observer.recorder.put(site, Stat.RMS, change.square().mean().sqrt())
-        self._before = []
+        self._parameters.updates()
+        self._stepped_on.after()
         lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
         moved = tuple({k: group[k] for k in _SCHEDULED if k in group} for group in optimizer.param_groups)
         observer.program.current.actions.append(Action("step", optimizer=index, lrs=lrs, options=moved))
@@ -311,46 +315,6 @@ class TrainingTaps:
     def steps(self) -> tuple[int, ...]:
         """How many steps each optimizer took."""
         return tuple(self._steps)
-
-    # --- parameters --------------------------------------------------------------------------------------------------
-
-    def _take_gradients(self, parameters: list[Tensor]) -> None:
-        observer = self._observer
-        if not observer.detailed:
-            return
-        for parameter in parameters:
-            gradient = parameter.grad
-            site = None if gradient is None else self._site(parameter, Role.WEIGHT_GRADIENT)
-            values = None if gradient is None else statistics.floats(gradient)
-            if site is None or values is None:
-                continue
-            observer.recorder.put_moments(site, values)
-            if values.dim() >= 2:
-                observer.recorder.put(site, Stat.UNIT_ZERO_GRADIENT, statistics.rows_without_gradient(values))
-                if observer.step < FIRST_STEPS:
-                    observer.recorder.put(site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
-
-    def _take_weights(self, parameters: list[Tensor]) -> None:
-        for parameter in parameters:
-            site, values = self._site(parameter, Role.WEIGHT), statistics.floats(parameter)
-            if site is None or values is None:
-                continue
-            self._observer.recorder.put_moments(site, values)
-            if values.dim() >= 2 and self._observer.step < FIRST_STEPS:  # rows that start alike are seen by then
-                self._observer.recorder.put(site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
-            if parameter.grad is not None:
-                update = self._site(parameter, Role.UPDATE)
-                if update is not None:
-                    self._before.append((update, parameter, statistics.strided_sample(parameter)))
-
-    def _site(self, parameter: Tensor, role: Role) -> Site | None:
-        names = self._observer.names
-        key = names.parameter_key(parameter)
-        owner = names.parameter_owner(parameter)
-        if not key:
-            return None
-        module = "" if owner is None else names.key_of(owner)
-        return Site(module, "" if owner is None else type(owner).__name__, role, 0, key)
 
 
 def gradient_norm(gradients: list[Tensor]) -> float:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from netdoctor.capture import functions
 from netdoctor.capture.graphs import scalar_attributes
-from netdoctor.capture.patching import Patches
+from netdoctor.capture.patching import FUNCTIONS, Patches
 from netdoctor.capture.source import user_position
 from netdoctor.capture.step import Replay
 from netdoctor.capture.tree import tensors
@@ -60,7 +60,7 @@ class Watch(TorchFunctionMode):
         self._calls: dict[int, int] = {}
 
     def __enter__(self) -> Watch:
-        self._patches.wrap(torch.autograd.Function, "apply", self._function_apply)
+        self._patches.wrap(FUNCTIONS, "apply", self._function_apply)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -69,23 +69,27 @@ class Watch(TorchFunctionMode):
         self._patches.remove()
 
     def _function_apply(self, original: Any) -> Any:
-        """Custom autograd functions are no torch functions: they are watched where they are applied."""
-        inner = original.__func__
+        """Custom autograd functions are no torch functions: they are watched where they are applied, and so is what they do
+        inside: where that made a result, the result is its, and the function only has the node of the graph."""
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            run = super(FUNCTIONS, cls).apply
             if cls.__module__.startswith("torch."):
-                return inner(cls, *args, **kwargs)
-            inputs = list(tensors((args, kwargs)))
-            noted = (
-                [self.maker(t) for t in inputs],
-                [is_bad(t) for t in inputs],
-                [self._parameter_name(t) for t in inputs],
-            )
+                return run(*args, **kwargs)
             with torch._C.DisableTorchFunction():
-                result = inner(cls, *args, **kwargs)
-            kept = [t.detach() for t in inputs]
-            self._keep(f"{cls.__name__}.apply", kept, list(tensors(result)), noted[0], {})
-            self._describe(noted[1], noted[2])
+                inputs = list(tensors((args, kwargs)))
+                makers, bad = [self.maker(t) for t in inputs], [is_bad(t) for t in inputs]
+                names, kept = [self._parameter_name(t) for t in inputs], [t.detach() for t in inputs]
+            start = len(self.operations)
+            result = run(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                outputs = list(tensors(result))
+                inside = {id(t): made for t in outputs if (made := self.maker(t)) is not None and made >= start}
+                self._keep(f"{cls.__name__}.apply", kept, outputs, makers, {})
+                self._describe(bad, names)
+                for tensor in outputs:
+                    if id(tensor) in inside:
+                        self._makers[id(tensor)] = (weakref.ref(tensor), inside[id(tensor)])
             return result
 
         return classmethod(apply)

@@ -15,7 +15,7 @@ STEPS = 60  # enough for a trend over noise (trend.py asks for 30), short enough
 FACTORS = (0.1, 10.0, 0.01, 100.0)  # nearest first: a budget that runs out has answered the likeliest question
 
 
-def trials(step: TrainingStep, budget: Budget, say: Callable[[str], None]) -> dict[str, Arm]:
+def trials(step: TrainingStep, budget: Budget, say: Callable[[str], None], steps: int = STEPS) -> dict[str, Arm]:
     """The arms "trial/control" and "trial/lr xF" for each factor F. An arm that cannot run carries the reason."""
     arms: dict[str, Arm] = {}
     for factor in (1.0, *FACTORS):
@@ -23,18 +23,18 @@ def trials(step: TrainingStep, budget: Budget, say: Callable[[str], None]) -> di
         if budget.left <= 0:
             break
         say("learning rate as it is" if factor == 1.0 else f"learning rate x{factor:g}")
-        arms[name] = _arm(step, name, factor, budget.share(budget.left / 2))
+        arms[name] = _arm(step, name, factor, budget.share(budget.left / 2), steps)
         if arms[name].failure:
             break  # what stops one of them stops them all
     return arms
 
 
-def _arm(step: TrainingStep, name: str, factor: float, budget: Budget) -> Arm:
+def _arm(step: TrainingStep, name: str, factor: float, budget: Budget, steps: int) -> Arm:
     try:
         with quiet():
             sandbox = Sandbox(step, lr_factor=factor)
             lr = _largest_lr(step) * factor
-            run = sandbox.run(step.iterations, STEPS, budget)
+            run = sandbox.run(step.iterations, steps, budget)
     except CannotReplayError as error:
         return Arm(name, np.empty(0), failure=str(error))
     except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault

@@ -7,42 +7,64 @@ from collections.abc import Callable
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.data.harm import State, harm
 from netdoctor.experiments import batchnorm, learning_rate, overfit, pairing, scaling
+from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
 from netdoctor.experiments.sandbox import Budget
+from netdoctor.experiments.treatments import TREATMENTS
+from netdoctor.finding import Severity
 from netdoctor.recording import Arm, Recording
+from netdoctor.report import Report
 from netdoctor.trend import judge
 
+FOR_TRIALS = 0.25  # of the budget: kept for the trials of the fixes, however slow the experiments are
+FIRST_TRIALS = 0.75  # of it, where steps are slow and what was only watched names a cause with a fix to be tried
+NO_TRIALS = 0.1  # of it, where steps are slow and there is no such cause: then the experiments look for one
+Say = Callable[[str], None]
 
-def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Callable[[str], None]) -> None:
+
+def kept_for_trials(step: TrainingStep, seconds: float, so_far: Callable[[], Report]) -> float:
+    """The share of the budget that the experiments leave to the trials of the fixes.
+
+    The most promising comes first: where time is short, and the recording alone names a cause (`so_far` is what it
+    shows), the trial of that cause's fix; else the search for a cause.
+    """
+    if not is_slow(seconds_per_step(step), (1 - FOR_TRIALS) * seconds):
+        return FOR_TRIALS
+    grave = [f for f in so_far().findings if f.severity is not Severity.ADVICE]
+    return FIRST_TRIALS if any(fix.treatment in TREATMENTS for f in grave[:1] for fix in f.fixes) else NO_TRIALS
+
+
+def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) -> None:
     """Run the experiments that the recording asks for, and add their arms to it as they finish.
 
     Overfitting a tiny batch comes first: it tells a broken model from a broken training. Learning rates are tried only where
-    the loss does not fall by itself. Ctrl-C ends the experiments; the arms that are done stay.
+    the loss does not fall by itself; they come first where steps are so slow that little else would fit, and on a few
+    samples then. Ctrl-C ends the experiments; the arms that are done stay.
     """
-    budget = Budget(seconds)
+    budget, pace = Budget(seconds), seconds_per_step(step)
     learning = judge(recording).learning
+    slow = is_slow(pace, 0.4 * seconds, 1 + len(learning_rate.FACTORS))
+    if slow and not learning:
+        few, limit = lighter(step, pace, budget.left, 3), budget.share(0.8 * budget.left)
+        _add(recording, lambda: learning_rate.trials(few, limit, say, QUICK), say, "trying learning rates on few samples")
     _add(
         recording,
-        "overfit",
         lambda: overfit.overfit(step, budget.share(seconds * 0.4), recording.graph),
         say,
         "overfitting a tiny batch",
     )
-    if not learning:
+    if not slow and not learning:
         share = budget.share(seconds * 0.4)
-        _add(recording, "trial", lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
+        _add(recording, lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
     if not learning or harm(recording).state is not State.WORKS:
         rest = budget.share(seconds * 0.2)
-        _add(recording, "scaling", lambda: scaling.trials(recording, step, rest, say), say, "standardising the data")
+        _add(recording, lambda: scaling.trials(recording, step, rest, say), say, "standardising the data")
     if harm(recording).state in {State.HURT, State.SLOW}:
         part = budget.share(seconds * 0.2)
-        _add(recording, "pairing", lambda: pairing.trials(recording, step, part, say), say, "shuffling the targets")
-    _add(
-        recording, "batchnorm", lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm"
-    )
+        _add(recording, lambda: pairing.trials(recording, step, part, say), say, "shuffling the targets")
+    if not slow or budget.left > 3 * pace:  # a profile costs a step, and there is no short form of it
+        _add(recording, lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm")
 
 
-def _add(
-    recording: Recording, name: str, work: Callable[[], dict[str, Arm]], say: Callable[[str], None], what: str
-) -> None:
+def _add(recording: Recording, work: Callable[[], dict[str, Arm]], say: Say, what: str) -> None:
     say(what)
     recording.arms.update(work())

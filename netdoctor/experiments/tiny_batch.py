@@ -49,7 +49,7 @@ def cut(step: TrainingStep, copies: Copies) -> TinyBatch:
     if whole.size <= SAMPLES:
         return replace(whole, conflicting=_conflicts(single, terms, whole.size, range(min(whole.size, SAMPLES))))
     for dimension in (0, 1):
-        size = _batch_size(single, dimension)
+        size = batch_size(single, dimension)
         for indices in _choices(single, terms, size):
             found = _try(single, copies, value, terms, size, dimension, indices)
             if found is not None:
@@ -107,13 +107,14 @@ def _first_input(iteration: Iteration) -> Tensor | None:
     return next((c.tensor for _, c in _constants(iteration) if c.tensor.dim() > 0 and c.tensor.numel() > 1), None)
 
 
-def _batch_size(iteration: Iteration, dimension: int) -> int:
+def batch_size(iteration: Iteration, dimension: int) -> int:
+    """The size along a dimension of the first tensor that the model is given; 0 where it has no such dimension."""
     first = _first_input(iteration)
     return 0 if first is None or first.dim() <= dimension else int(first.shape[dimension])
 
 
 def _whole(step: TrainingStep, single: Iteration) -> TinyBatch:
-    size = _batch_size(single, 0)
+    size = batch_size(single, 0)
     if 0 < size < FEW and len(step.iterations) > 1:
         several = step.iterations[: SAMPLES // size]
         for iteration in several:

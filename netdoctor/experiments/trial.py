@@ -14,21 +14,24 @@ from netdoctor.capture.source import is_user_file
 from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
 from netdoctor.errors import CannotReplayError
+from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
 from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
+from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
 from netdoctor.experiments.proposals import ELSEWHERE, OPEN, propose, written_elsewhere
 from netdoctor.experiments.sandbox import Budget, Run, quiet
 from netdoctor.experiments.score import fits
+from netdoctor.experiments.side_effects import Units, side_effects, units
 from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
 from netdoctor.experiments.verdict import decide, scale_of
 from netdoctor.finding import Certainty, Finding, Fix, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
-from netdoctor.report import Crash, Report
+from netdoctor.report import Crash, Experiment, Report
 
 STEPS = 100  # enough for a trend over noise (trend.py asks for 30), and a few passes over the captured batches
 FINDINGS = 3  # of a report, and
 FIXES = 3  # of a finding: what comes later hardly is the cause, or the cure
-SHARE = 0.25  # of the time that is left: the most that one arm may take
+SHARE = 0.25  # of the time that is left: the most that one arm may take; half of it where steps are slow
 _LOOKED = 8  # iterations that the loss of a constant prediction is taken from
 _BROKEN = frozenset(
     {"nan-input", "non-finite-activation", "non-finite-gradient", "non-finite-parameter", "half-precision-overflow"}
@@ -37,6 +40,7 @@ _BROKEN = frozenset(
 _BUILT_IN = frozenset(
     {"parameter-not-in-optimizer", "unregistered-parameters", "detached-graph", "symmetric-initialization"}
 )
+_GAINS = frozenset({Verdict.CURED, Verdict.EASED})  # of what a combination has over the same without one of its parts
 _ORDER = {Verdict.CURED: 0, Verdict.EASED: 1, Verdict.NO_EFFECT: 3, Verdict.WORSE: 4}
 _UNTRIED = 2
 _OUR_FOLDER = "netdoctor/experiments/treatments/"
@@ -58,23 +62,34 @@ def try_fixes(
     random states; the treated one differs in one change. A cure needs a control that showed the trouble. Ctrl-C ends
     the trials and keeps those that are done. Findings that carry a trial already are left alone.
     """
+    before, pace = budget.spent, seconds_per_step(step)
     trials = _Trials(recording, step, places, budget, say)
-    before = budget.spent
+    if is_slow(pace, budget.left):
+        trials = _Trials(recording, lighter(step, pace, budget.left), places, budget, say, QUICK, 2 * SHARE)
     interrupted = False
     try:
         with quiet():
             trials.run(report.findings)
     except KeyboardInterrupt:
         interrupted = True
-    findings = tuple(trials.attach(finding) for finding in report.findings)
+    findings = tuple(found for finding in report.findings for found in trials.attach(finding))
     notes = ("the trials of the fixes were interrupted",) if interrupted else ()
     return replace(
         report,
         findings=ranking.rank(findings, checks),
         blind_spots=(*report.blind_spots, *notes),
         crashes=(*report.crashes, *(Crash(fault.where, fault.error) for fault in trials.faults)),
+        experiments=(*report.experiments, *trials.rows),
         experiments_s=report.experiments_s + budget.spent - before,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """An arm that was run, and how alive its activations are at the end."""
+
+    run: Run
+    units: Units
 
 
 @dataclass(slots=True)
@@ -84,16 +99,21 @@ class _Trials:
     places: Places
     budget: Budget
     say: Say
+    steps: int = STEPS
+    share: float = SHARE
     faults: list[Fault] = field(default_factory=list)
+    rows: list[Experiment] = field(default_factory=list)
     _fixes: dict[int, list[Fix]] = field(default_factory=dict)  # by id of the finding
-    _controls: list[tuple[Treatment, Run]] = field(default_factory=list)
+    _needed: set[int] = field(default_factory=set)  # ids of findings whose part of a combination is needed
+    _controls: list[tuple[Treatment, _Done]] = field(default_factory=list)
     _chance: list[float | None] = field(default_factory=list)
 
     # --- which ---------------------------------------------------------------------------------------------------
 
     def run(self, findings: Sequence[Finding]) -> None:
         """Try the fixes of the first findings, the most promising first, until the budget is spent."""
-        for finding in [f for f in findings if f.severity is not Severity.ADVICE][:FINDINGS]:
+        first = [f for f in findings if f.severity is not Severity.ADVICE][:FINDINGS]
+        for finding in first:
             if any(fix.trial is not None for fix in finding.fixes):
                 continue
             fixes = self._fixes[id(finding)] = list(finding.fixes)
@@ -103,6 +123,9 @@ class _Trials:
                     fixes[number] = _told(fix, trial)
             if not any(_cures(fix) for fix in fixes):
                 fixes += self._proposed(finding)
+        uncured = [f for f in first if f.fixes and not any(map(_cures, self._fixes.get(id(f), f.fixes)))]
+        if uncured:
+            self._combine(uncured[0], first)
 
     def _proposed(self, finding: Finding) -> list[Fix]:
         """For a finding that none of its fixes cures: what the captured steps suggest, as far as it cures."""
@@ -119,17 +142,93 @@ class _Trials:
         if finding.check not in OPEN or self.budget.left <= 0:
             return None
         try:
-            return written_elsewhere(self.recording, self.step, self._control(Treatment()).losses)
+            return written_elsewhere(self.recording, self.step, self._control(Treatment()).run.losses)
         except Exception:  # the captured steps cannot be run, which the experiments have said
             return None
 
-    def attach(self, finding: Finding) -> Finding:
-        """The finding with its tried fixes in order, and proven when one of them cured it."""
-        fixes = self._fixes.get(id(finding))
-        if not fixes:
-            return finding
-        certainty = Certainty.PROVEN if any(map(_cures, fixes)) else finding.certainty
-        return replace(finding, fixes=tuple(sorted(fixes, key=_rank)), certainty=certainty)
+    def attach(self, finding: Finding) -> list[Finding]:
+        """The finding with its tried fixes in order, proven when one of them cured it, and the symptoms that are causes."""
+        own, fixes = id(finding) in self._needed, finding.fixes
+        if id(finding) in self._fixes:
+            fixes = tuple(sorted(self._fixes[id(finding)], key=_rank))
+        proven = own or (id(finding) in self._fixes and any(map(_cures, fixes)))
+        freed = [s for s in finding.symptoms if id(s) in self._needed]
+        kept = tuple(s for s in finding.symptoms if id(s) not in self._needed)
+        certainty = Certainty.PROVEN if proven else finding.certainty
+        whole = replace(finding, fixes=fixes, certainty=certainty, symptoms=kept, apart=finding.apart or own)
+        return [whole, *(replace(s, certainty=Certainty.PROVEN, apart=True) for s in freed)]
+
+    # --- several at once -----------------------------------------------------------------------------------------------
+
+    def _combine(self, finding: Finding, others: Sequence[Finding]) -> None:
+        """Where no single fix cures: one of each of the first findings together, without those that add nothing."""
+        parts = self._candidates(finding, others)
+        trial = self._together(parts)
+        if trial is None or trial.verdict is not Verdict.CURED:
+            return
+        needed, best = list(parts), trial
+        for part in reversed(parts):
+            rest = [other for other in needed if other is not part]
+            without = self._together(rest) if rest else None
+            if without is None or self._gains(without, best):
+                continue
+            needed, best = rest, without
+        if len(needed) < 2 or best.verdict is not Verdict.CURED:
+            return
+        self._needed.update(id(part.finding) for part in needed)
+        fix = replace(as_fix(needed), trial=best)
+        self._fixes[id(finding)] = [_told(fix, best), *self._fixes.get(id(finding), finding.fixes)]
+        self._on_tiny_batch(needed)
+
+    def _candidates(self, finding: Finding, others: Sequence[Finding]) -> list[Part]:
+        """One fix per finding, the most promising of those that did no harm; then more fixes of the uncured one."""
+        own = [s for f in others for s in f.symptoms if s.check in OWN_FACTS]
+        found = [self._usable(f)[:1] for f in (finding, *(f for f in others if f is not finding), *own)]
+        found.append(self._usable(finding)[1:])
+        parts: dict[tuple[str, str], Part] = {}
+        for part in (part for several in found for part in several):
+            parts.setdefault((part.fix.treatment, part.fix.code), part)
+        return list(parts.values())[:DEEP]
+
+    def _usable(self, finding: Finding) -> list[Part]:
+        found = []
+        for fix in sorted(self._fixes.get(id(finding), finding.fixes), key=_rank):
+            try:
+                harmful = fix.trial is not None and fix.trial.verdict is Verdict.WORSE
+                made = None if harmful else treatment_of(Case(self.step, self.recording, finding, fix, self.places))
+            except Exception:  # what cannot be made for a combination has been told by its own trial
+                made = None
+            if made is not None:
+                plain = next((f for f in finding.fixes if (f.treatment, f.code) == (fix.treatment, fix.code)), fix)
+                found.append(Part(finding, plain, made))
+        return found
+
+    def _together(self, parts: list[Part]) -> Trial | None:
+        treatment = combined(parts) if len(parts) > 1 else parts[0].treatment if parts else None
+        if treatment is None or self.budget.left <= 0:
+            return None
+        self.say(f"trying {named(parts)}")
+        try:
+            return self._compared(parts[0].finding, treatment)
+        except Exception:  # one of them does not go with another: no combination
+            return None
+
+    def _gains(self, without: Trial, with_it: Trial) -> bool:
+        """Whether a part adds to the others: the second trial's treated arm trains better than the first one's."""
+        scale = scale_of(float(self.recording.facts.get("loss_lower_bound", -math.inf)), None, without.treated, with_it.treated)
+        return decide(without.treated, with_it.treated, scale) in _GAINS
+
+    def _on_tiny_batch(self, parts: list[Part]) -> None:
+        treatment = combined(parts)
+        if treatment is None or self.budget.left <= 0:
+            return
+        self.say(f"fitting a tiny batch with {named(parts)}")
+        try:
+            row = on_tiny_batch(self.step, self.recording, treatment, named(parts), self.budget)
+        except Exception:  # no tiny batch, or a treatment that asks for the whole one
+            return
+        if row is not None:
+            self.rows.append(row)
 
     # --- one trial ---------------------------------------------------------------------------------------------------
 
@@ -151,9 +250,10 @@ class _Trials:
             return None
 
     def _compared(self, finding: Finding, treatment: Treatment) -> Trial | None:
-        control = self._control(treatment)
+        before = self._control(treatment)
         notes: list[str] = [treatment.says] if treatment.says else []
-        treated = self._arm(treatment, notes)
+        after = self._arm(treatment, notes)
+        control, treated = before.run, after.run
         one = [treatment.control_unit * loss for loss in control.losses]
         other = [treatment.unit * loss for loss in treated.losses]
         bound = float(self.recording.facts.get("loss_lower_bound", -math.inf))
@@ -163,18 +263,19 @@ class _Trials:
         if verdict is None:
             return None
         seconds = control.seconds + treated.seconds
-        return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes))
+        besides = side_effects(before.units, after.units, other)
+        return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes), besides)
 
-    def _control(self, treatment: Treatment) -> Run:
+    def _control(self, treatment: Treatment) -> _Done:
         """The untreated arm; trials with the same one share it."""
-        for other, run in self._controls:
+        for other, done in self._controls:
             if (other.both, other.beside, other.control) == (treatment.both, treatment.beside, treatment.control):
-                return run
-        run = self._arm(treatment)
-        self._controls.append((treatment, run))
-        return run
+                return done
+        done = self._arm(treatment)
+        self._controls.append((treatment, done))
+        return done
 
-    def _arm(self, treatment: Treatment, notes: list[str] | None = None) -> Run:
+    def _arm(self, treatment: Treatment, notes: list[str] | None = None) -> _Done:
         """A control arm or, with `notes` to write to, a treated one."""
         sandbox = (treatment.control if notes is None else treatment.sandbox)(self.step)
         with ExitStack() as stack:
@@ -183,10 +284,11 @@ class _Trials:
             (treatment.beside if notes is None else treatment.apply)(bench)
             if notes is not None:
                 notes += bench.notes
-            run = sandbox.run(bench.iterations, STEPS, self.budget.share(SHARE * self.budget.left))
+            run = sandbox.run(bench.iterations, self.steps, self.budget.share(self.share * self.budget.left))
+            alive = units(bench) if run.ended != "non-finite" else {}
         if len(bench.measured) == len(run.losses) and run.ended != "non-finite":
             run.losses = bench.measured
-        return run
+        return _Done(run, alive)
 
     def _constant(self) -> float | None:
         """The loss of the best constant prediction on the captured batches; None where the loss is of another kind."""
@@ -233,6 +335,8 @@ def _told(fix: Fix, trial: Trial) -> Fix:
         says = f"{says} (Tried with {trial.says}.)"
     if trial.verdict is Verdict.WORSE:
         says = f"{says} On a copy this made it worse."
+    if trial.side_effects:
+        says = f"{says} Side effect on the copy: {'; '.join(trial.side_effects)}."
     return replace(fix, says=says, trial=trial)
 
 

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import os
 import shutil
-import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import TextIO
-
-from rich.console import Console, detect_legacy_windows
-from rich.text import Text
 
 from netdoctor.finding import Finding, Fix, Severity, Verdict
 from netdoctor.render import wording
+from netdoctor.render.page import STYLES, Page, wants_color
 from netdoctor.report import Report
 
-WIDEST = 116  # longer lines of prose are hard to read, however wide the window is
-NARROWEST = 24  # below, nothing can be laid out; the terminal wraps by itself
 PROSE = 1200  # characters of an explanation: more would push the rest from the first screen
 DETAILED = 5  # findings in full; those ranked lower in one line each, unless verbose
-STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.ADVICE: "bold blue"}
 TRIAL_STYLES = {Verdict.CURED: "green", Verdict.EASED: "green", Verdict.WORSE: "red"}
-_ASCII = str.maketrans(
-    {
-        "→": "->",
-        "·": "-",
-        "×": "x",
-        "≥": ">=",
-        "≤": "<=",
-        "≠": "!=",
-        "≈": "~",
-        "…": "...",
-        "∞": "inf",
-        "–": "-",
-        "—": "-",
-    }
-    | {
-        "“": '"',
-        "”": '"',
-        "‘": "'",
-        "’": "'",
-        "−": "-",
-        "√": "sqrt",
-        "│": "|",
-        "±": "+-",
-        "≪": "<<",
-        "≫": ">>",
-        "∂": "d",
-    }
-)
 
 
 def print_report(
@@ -65,14 +29,28 @@ def print_report(
 
     Colours are on only for a terminal unless `color` says otherwise; what cannot be encoded is written in plain ASCII.
     """
-    color = _wants_color(file) if color is None else color
+    print_text(
+        lambda width, color, plain: render(
+            report, width=width, color=color, verbose=verbose, advice=advice, ascii_only=plain
+        ),
+        file,
+        width=width,
+        color=color,
+    )
+
+
+def print_text(
+    draw: Callable[[int, bool, bool], str], file: TextIO, *, width: int | None = None, color: bool | None = None
+) -> None:
+    """Write what `draw(width, color, ascii_only)` gives for the stream, with the care of `print_report`."""
+    color = wants_color(file) if color is None else color
     if width is None:
         width = shutil.get_terminal_size().columns if file.isatty() else 100
-    text = render(report, width=width, color=color, verbose=verbose, advice=advice)
+    text = draw(width, color, False)
     try:
         text.encode(getattr(file, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):
-        text = render(report, width=width, color=color, verbose=verbose, advice=advice, ascii_only=True)
+        text = draw(width, color, True)
     file.write(text)
     file.flush()
 
@@ -87,7 +65,7 @@ def render(
     ascii_only: bool = False,
 ) -> str:
     """The report as text that ends with a line break. `width` is in columns (None: 80); colours only if `color`."""
-    page = _Page(max(NARROWEST, min(width or 80, WIDEST)), bool(color), ascii_only)
+    page = Page(width or 80, bool(color), ascii_only)
     _head(page, report)
     findings = wording.shown(report, advice)
     for rank, finding in enumerate(findings, 1):
@@ -99,82 +77,7 @@ def render(
     return page.text()
 
 
-def _wants_color(file: TextIO) -> bool:
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR", "0") not in {"", "0"}:
-        return True
-    return file.isatty() and os.environ.get("TERM") != "dumb" and not detect_legacy_windows()
-
-
-class _Page:
-    """Collects lines that are already wrapped, so that hanging indents and pasteable code are under our own control."""
-
-    def __init__(self, width: int, color: bool, ascii_only: bool) -> None:
-        self.width, self.ascii_only = width, ascii_only
-        self.margin = 9 if width >= 60 else 2
-        self._console = Console(
-            file=io.StringIO(),
-            width=width,
-            force_terminal=color,
-            color_system="standard" if color else None,
-            legacy_windows=False,
-            highlight=False,
-            markup=False,
-            emoji=False,
-            _environ={},
-        )
-
-    def plain(self, text: str) -> str:
-        """The text as the stream can show it."""
-        if not self.ascii_only or text.isascii():
-            return text
-        text = unicodedata.normalize("NFKD", text.translate(_ASCII))
-        text = "".join(c for c in text if not unicodedata.combining(c))
-        return text.encode("ascii", "backslashreplace").decode("ascii")
-
-    def blank(self) -> None:
-        """An empty line."""
-        self._console.print()
-
-    def line(self, *parts: tuple[str, str], hanging: int = 0) -> None:
-        """(text, style) pieces on one line, wrapped with `hanging` columns before all lines but the first."""
-        self._wrapped(self._styled(parts), Text(), " " * hanging)
-
-    def row(self, label: str, *parts: tuple[str, str], indent: int = 0) -> None:
-        """A label in the margin, and beside it the pieces, wrapped; in narrow windows the label stands in line."""
-        if self.margin < len(label) + 3:
-            parts = ((f"{label}: ", "dim"), *parts) if label else parts
-            first = " " * (self.margin + indent)
-            self._wrapped(self._styled(parts), Text(first), first)
-            return
-        first = f"  {label}".ljust(self.margin) + " " * indent
-        self._wrapped(self._styled(parts), Text(first, "dim"), " " * (self.margin + indent))
-
-    def code(self, code: str, style: str = "cyan") -> None:
-        """Lines that can be copied as they stand: indented, never wrapped, without a border."""
-        for line in wording.clean_code(code).splitlines():
-            text = Text(" " * (self.margin + 2) + self.plain(line), style if line.strip() else "")
-            text.rstrip()
-            self._console.print(text, soft_wrap=True)
-
-    def text(self) -> str:
-        """All lines so far."""
-        written = self._console.file
-        assert isinstance(written, io.StringIO)
-        return written.getvalue().strip("\n") + "\n"
-
-    def _styled(self, parts: Iterable[tuple[str, str]]) -> Text:
-        return Text.assemble(*((self.plain(text), style) for text, style in parts))
-
-    def _wrapped(self, text: Text, first: Text, other: str) -> None:
-        room = max(8, self.width - max(len(first), len(other)))
-        for number, line in enumerate(text.wrap(self._console, room, overflow="fold")):
-            line.rstrip()
-            self._console.print(Text.assemble(Text(other) if number else first, line), soft_wrap=True)
-
-
-def _head(page: _Page, report: Report) -> None:
+def _head(page: Page, report: Report) -> None:
     losses = [
         f"{wording.clean(label, 60)} {wording.number(first)} → {wording.number(last)}"
         for label, (first, last) in list(report.losses.items())[:3]
@@ -189,7 +92,7 @@ def _head(page: _Page, report: Report) -> None:
         page.line((f"The script did not finish by itself: {wording.clean(report.ended, 300)}.", "yellow"))
 
 
-def _finding(page: _Page, finding: Finding, rank: int, verbose: bool) -> None:
+def _finding(page: Page, finding: Finding, rank: int, verbose: bool) -> None:
     page.blank()
     page.line(
         (f"{rank} ", "bold"),
@@ -205,7 +108,7 @@ def _finding(page: _Page, finding: Finding, rank: int, verbose: bool) -> None:
     _symptoms(page, finding, verbose)
 
 
-def _why(page: _Page, finding: Finding, verbose: bool) -> None:
+def _why(page: Page, finding: Finding, verbose: bool) -> None:
     labels = iter(["why"])
     if finding.explanation:
         page.row(next(labels, ""), (wording.clean(finding.explanation, PROSE), ""))
@@ -213,7 +116,7 @@ def _why(page: _Page, finding: Finding, verbose: bool) -> None:
         page.row(next(labels, ""), ("· ", "dim"), (wording.evidence_sentence(evidence), ""))
 
 
-def _where(page: _Page, finding: Finding, verbose: bool) -> None:
+def _where(page: Page, finding: Finding, verbose: bool) -> None:
     location = finding.location
     known = wording.place(location)
     if known:
@@ -228,7 +131,7 @@ def _where(page: _Page, finding: Finding, verbose: bool) -> None:
         page.row("" if known else "where", (f"{label} {wording.listed(others, most)}", "dim"))
 
 
-def _fix(page: _Page, fix: Fix, label: str) -> None:
+def _fix(page: Page, fix: Fix, label: str) -> None:
     reach = f"  ({fix.reach.value})" if fix.reach.value != "text only" else ""
     page.row(label, (wording.clean(fix.says, PROSE), ""), (reach, "dim"))
     if fix.code:
@@ -238,7 +141,7 @@ def _fix(page: _Page, fix: Fix, label: str) -> None:
         page.row("", (said, TRIAL_STYLES.get(fix.trial.verdict, "dim")))
 
 
-def _symptoms(page: _Page, finding: Finding, verbose: bool) -> None:
+def _symptoms(page: Page, finding: Finding, verbose: bool) -> None:
     most = len(finding.symptoms) if verbose else 6
     for index, symptom in enumerate(finding.symptoms[:most]):
         where = wording.model_place(symptom.location) or wording.source_place(symptom.location)
@@ -249,7 +152,7 @@ def _symptoms(page: _Page, finding: Finding, verbose: bool) -> None:
         page.row("", (f"· and {len(finding.symptoms) - most} more", "dim"))
 
 
-def _lower_ranked(page: _Page, findings: tuple[Finding, ...]) -> None:
+def _lower_ranked(page: Page, findings: tuple[Finding, ...]) -> None:
     if not findings:
         return
     page.blank()
@@ -265,7 +168,7 @@ def _lower_ranked(page: _Page, findings: tuple[Finding, ...]) -> None:
         )
 
 
-def _summary(page: _Page, report: Report, verbose: bool, advice: bool) -> None:
+def _summary(page: Page, report: Report, verbose: bool, advice: bool) -> None:
     page.blank()
     if report.passed:
         said = f"Looked at and found well: {wording.count(len(report.passed), 'check')}"
@@ -300,7 +203,7 @@ def _names(report: Report, verbose: bool) -> str:
     return f" ({wording.listed(report.passed, len(report.passed) if verbose else 8)})"
 
 
-def _not_looked_at(page: _Page, report: Report, verbose: bool) -> None:
+def _not_looked_at(page: Page, report: Report, verbose: bool) -> None:
     reasons = wording.by_reason(report)
     most = len(reasons) if verbose else 3
     if reasons and verbose:

@@ -114,7 +114,6 @@ def test_a_long_evaluation(grad, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the tape holds every input of an evaluation whose predictions the user collects")
 def test_an_evaluation_that_collects_predictions():
     """A hundred predictions of a few bytes each must not hold the images that they were made from."""
     with observing():
@@ -144,7 +143,6 @@ def test_a_long_evaluation_before_training_does_not_fill_the_graph(monkeypatch):
     assert evaluated_before_training(monkeypatch)[0] < 450
 
 
-@pytest.mark.xfail(reason="the graph is full of the evaluation's operations: the first training step is not in it")
 def test_a_long_evaluation_before_training_leaves_room_for_the_step(monkeypatch):
     assert evaluated_before_training(monkeypatch)[1].graph.loss is not None
 

@@ -117,9 +117,6 @@ def test_nested_observations():
     assert (outer.recording.steps, inner.recording.steps) == (9, 3)
 
 
-@pytest.mark.xfail(
-    reason="the first to leave finds the other's wrapper in place and leaves its own beneath it for ever"
-)
 def test_observations_that_overlap():
     before = torch_as_it_is()
     one, two = Observation(), Observation()
@@ -187,9 +184,6 @@ def test_model_optimizer_and_batches_die_with_the_observation():
     assert recording.steps == 4
 
 
-@pytest.mark.xfail(
-    reason="variable_name reads frame.f_locals, whose copy keeps the locals alive until the function returns"
-)
 def test_what_a_function_deletes_is_gone_though_the_function_runs_on():
     with observing():
         model, large = nn.Linear(5, 2), torch.zeros(1000)

@@ -129,7 +129,6 @@ def test_backward(name):
     assert found.source.line == work.__code__.co_firstlineno
 
 
-@pytest.mark.xfail(reason="the replay's watch does not see Function.apply: the next operation is blamed")
 def test_a_custom_function_that_breaks_backward_is_named():
     found = origin_of(lambda: fit(model_with(lambda x: BadBackward.apply(x))))
     assert (found.phase, found.module) == ("backward", "1")
@@ -167,10 +166,7 @@ def test_the_mask_is_not_blamed_for_a_real_fault():
     assert found.operation == "log"
 
 
-SQUASHED = pytest.mark.xfail(reason="an Inf of the input that tanh squashes is found in backward, and not traced on")
-
-
-@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=SQUASHED)])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_in_the_input(value):
     def inputs(step):
         x = torch.randn(6, 5)
@@ -229,7 +225,6 @@ def test_a_weight_that_the_optimizer_broke():
     assert found.parameter in ("weight", "bias")
 
 
-@pytest.mark.xfail(reason="weights that no module and no optimizer holds are taken for inputs")
 def test_a_raw_weight_that_is_not_finite():
     def train():
         w = torch.full((5, 3), math.nan, requires_grad=True)

@@ -105,8 +105,13 @@ def fix(recording: Recording, layers: Sequence[Layer]) -> Fix:
     for layer in dict.fromkeys(layers):
         call = _call(activation_after(recording, layer))
         name = layer.weight or f"{layer.path}.weight"
-        if expression(name) not in calls.setdefault(call, []):
-            calls[call].append(expression(name))
+        parameter = recording.parameters.get(name)
+        loose = parameter is not None and not parameter.module_type  # a tensor of the script's own, under its own name
+        if loose and parameter is not None and parameter.shape[0] == layer.fan_in != parameter.shape[-1]:
+            call = call.replace("({}", '({}, mode="fan_out"') if "kaiming" in call else call  # x @ w: rows are inputs
+        written = name if loose else expression(name)
+        if written not in calls.setdefault(call, []):
+            calls[call].append(written)
     lines = [line for call, names in calls.items() for line in _lines(call, names)]
     says = "Initialise these weights for their fan and the activation behind them, before the optimizer is made."
     return Fix("variance-scaling-init", says, "\n".join(lines), Reach.MODEL)

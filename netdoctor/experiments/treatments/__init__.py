@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from netdoctor.experiments.treatments import (
     batches,
+    connections,
     layers,
     loss_functions,
     losses,
@@ -16,6 +17,7 @@ from netdoctor.experiments.treatments.treatment import Case, Maker, Treatment
 TREATMENTS: dict[str, Maker] = {
     **weights.TREATMENTS,
     **layers.TREATMENTS,
+    **connections.TREATMENTS,
     **optimization.TREATMENTS,
     **batches.TREATMENTS,
     **losses.TREATMENTS,

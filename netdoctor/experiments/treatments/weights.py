@@ -71,17 +71,19 @@ def _in_place(name: str) -> bool:
 
 
 def _model(case: Case, bench: Bench) -> Any:
-    """The copied model, or the copied models under their labels."""
+    """The copied model; the copied models under their labels; weights without a model under their names."""
     copies = {label: bench.copy_of(module) for label, module in case.places.models.items()}
     if len(copies) == 1:
         return next(iter(copies.values()))
+    loose = _loose(case, bench)
     parameters = [
         (f"{label}.{name}", parameter)
         for label, module in copies.items()
         if module is not None
         for name, parameter in module.named_parameters()
-    ]
-    return SimpleNamespace(**copies, named_parameters=lambda: parameters, parameters=lambda: [p for _, p in parameters])
+    ] + list(loose.items())
+    both = {"named_parameters": lambda: parameters, "parameters": lambda: [p for _, p in parameters]}
+    return SimpleNamespace(**{**loose, **copies, **both})
 
 
 def _loose(case: Case, bench: Bench) -> dict[str, Tensor]:
