@@ -15,6 +15,7 @@ from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.recorder import rename
 from netdoctor.capture.training import TrainingTaps
+from netdoctor.capture.twins import twins
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Header, Parameter, Recording
 
@@ -51,6 +52,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
         for o, steps in zip(training.optimizers, training.steps, strict=True)
     ]
     recording.parameters = _parameters(observer, training, display, labels)
+    _note_twins(observer, recording.parameters, display)
     rename(recording, display, labels)
     recording.graphs = [_renamed(graph, display) for graph in observer.graphs]
     recording.graph = recording.graphs[0] if recording.graphs else None
@@ -70,6 +72,16 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
         recording.facts["parameters_changed"] = changed
         if not changed:
             recording.steps = 0  # backward calls were counted as steps, in case the loop updates its weights itself
+    return recording
+
+
+def pulse(observer: Observer) -> Recording:
+    """What changes with every step: the count of steps, losses, scalars, counts of events. Takes far less than `assemble`."""
+    recorder = observer.recorder
+    recording = Recording(steps=observer.step, counts=dict(recorder.counts))
+    recording.losses = {label: series.series() for label, series in recorder.losses.items()}
+    recording.scalars = {name: series.series() for name, series in recorder.scalars.items()}
+    _name_losses(recording)
     return recording
 
 
@@ -139,6 +151,14 @@ def _parameters(
             shape, dtype = observer.names.loose_shape(key)
             found[key] = Parameter(key, "", "", shape, dtype, True, index, "", eps.get(index, 0.0))
     return found
+
+
+def _note_twins(observer: Observer, parameters: dict[str, Parameter], display: dict[str, str]) -> None:
+    """Write down which parameters started as copies of one another."""
+    for pair in observer.containment.run("equal parameters", lambda: list(twins(observer.program.starts()))) or ():
+        later, earlier = (display.get(key, key) for key in map(observer.names.parameter_key, pair))
+        if later in parameters and earlier in parameters:
+            parameters[later] = replace(parameters[later], same_as=earlier)
 
 
 def _renamed(graph: StepGraph, display: dict[str, str]) -> StepGraph:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netdoctor.capture.statistics import floats
+from netdoctor.capture.statistics import floats, local
 from netdoctor.capture.tree import tensors
 from netdoctor.graph import Operation, Scalar, StepGraph, Value
 
@@ -117,6 +117,7 @@ def _facts(tensor: Tensor, index: int, origin: str, producer: int | None, name: 
 
 
 def _range(tensor: Tensor) -> dict[str, Any] | None:
+    tensor = local(tensor)
     if tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized and tensor.numel():
         values = floats(tensor)
         if values is None and not tensor.is_complex():

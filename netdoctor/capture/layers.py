@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from netdoctor.capture import statistics
 from netdoctor.capture.functions import KINDS, PRODUCTS, is_library_leaf
-from netdoctor.capture.recorder import Recorder
+from netdoctor.capture.recorder import MomentRows, Recorder, ValueRows
 from netdoctor.capture.tree import tensors
 from netdoctor.recording import Kind, Layer, Role, Site, SourceLine, Stat
 
@@ -18,6 +19,20 @@ MAX_CALLS = 8  # of one place within a step: cells called along time are followe
 
 _RELU_LIKE = frozenset({"relu", "relu6", "threshold"})
 _KEEPS_UNITS = frozenset({Kind.ACTIVATION, Kind.NORM, Kind.DROPOUT, Kind.OTHER})
+
+
+@dataclass(slots=True)
+class _Probe:
+    """Where the numbers of one layer go, and what is asked of it; looked up once."""
+
+    site: Site
+    kind: Kind
+    name: str
+    unit_dim: int
+    moments: MomentRows
+    gradients: MomentRows
+    spread: ValueRows
+    samples: ValueRows
 
 
 class LayerRecorder:
@@ -28,11 +43,45 @@ class LayerRecorder:
         self._recorder = recorder
         self._calls: dict[tuple[str, str], int] = {}
         self._unit_dims: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._probes: dict[Site, _Probe] = {}
+        self._last: tuple[nn.Module, _Probe, weakref.ref[Tensor]] | None = None
+        self._by_module: dict[int, tuple[weakref.ref[nn.Module], list[_Probe]]] = {}
+        self._passes: dict[int, int] = {}  # calls of each module in this step
+        self._unconfirmed: set[Site] = set()
 
     def new_step(self) -> None:
         """Start counting calls afresh."""
         self._calls.clear()
         self._unit_dims.clear()
+        self._passes.clear()
+        self._last = None
+
+    @property
+    def modules_suffice(self) -> bool:
+        """Whether every layer seen so far is what one torch.nn module gives: then no operation needs to be watched for them."""
+        return bool(self.layers) and not self._unconfirmed
+
+    def confirm(self, module: nn.Module, result: Any) -> None:
+        """A module gave `result`: if that is what its one layer-making operation made, its calls alone will do from now on."""
+        last, self._last = self._last, None
+        if last is None or last[0] is not module or last[2]() is not result:
+            return
+        self._unconfirmed.discard(last[1].site)
+        known = self._by_module.get(id(module))
+        if known is None or known[0]() is not module:
+            known = self._by_module[id(module)] = (weakref.ref(module), [])
+        if last[1] not in known[1]:
+            known[1].append(last[1])
+
+    def module_result(self, module: nn.Module, result: Any) -> None:
+        """Measure what a known module gave, without having watched its operations."""
+        known = self._by_module.get(id(module))
+        if known is None or known[0]() is not module or not isinstance(result, Tensor):
+            return
+        call = self._passes.get(id(module), 0)
+        self._passes[id(module)] = call + 1
+        if call < len(known[1]):
+            self._measure(known[1][call], result)
 
     def operation(
         self,
@@ -68,47 +117,60 @@ class LayerRecorder:
             self.layers[site] = Layer(
                 path, type_name, kind, len(self.layers), call, "", units, weight, bias, *fans, source(), training, name
             )
-        self._measure(site, kind, name, output, unit_dim)
+        probe = self._probes.get(site)
+        if probe is None or (probe.kind, probe.name, probe.unit_dim) != (kind, name, unit_dim):
+            probe = self._probes[site] = self._make(site, kind, name, unit_dim)
+            self._unconfirmed.add(site)
+        if library and module is not None:
+            self._last = (module, probe, weakref.ref(output)) if self._last is None else None
+        self._measure(probe, output)
 
-    def _measure(self, site: Site, kind: Kind, name: str, output: Tensor, unit_dim: int) -> None:
+    def _make(self, site: Site, kind: Kind, name: str, unit_dim: int) -> _Probe:
+        recorder, gradient = self._recorder, Site(site.module, site.layer, Role.OUTPUT_GRADIENT, site.call)
+        spread, samples = recorder.rows(site, Stat.BATCH_STD), recorder.rows(site, Stat.SAMPLES)
+        return _Probe(
+            site, kind, name, unit_dim, recorder.moment_rows(site), recorder.moment_rows(gradient), spread, samples
+        )
+
+    def _measure(self, probe: _Probe, output: Tensor) -> None:
         values = statistics.floats(output)
         if values is None:
             return
-        self._recorder.put_moments(site, values)
+        self._recorder.put_moments_in(probe.moments, values)
         spread = statistics.batch_spread(values)
         if spread is not None:
-            self._recorder.put(site, Stat.BATCH_STD, spread)
-        if kind in (Kind.ACTIVATION, Kind.SOFTMAX) and values.dim():
-            self._recorder.put(
-                site, Stat.SAMPLES, values.new_tensor(float(values.numel() // max(1, values.shape[unit_dim])))
-            )
-            self._measure_units(site, name, values, unit_dim)
+            self._recorder.put_in(probe.spread, spread)
+        if probe.kind in (Kind.ACTIVATION, Kind.SOFTMAX) and values.dim():
+            self._recorder.put_in(probe.samples, float(values.numel() // max(1, values.shape[probe.unit_dim])))
+            self._measure_units(probe, values)
         if output.requires_grad and output.grad_fn is not None:
-            self._follow_gradient(site, output)
+            self._follow_gradient(probe.gradients, output)
 
-    def _measure_units(self, site: Site, name: str, values: Tensor, unit_dim: int) -> None:
-        if name in _RELU_LIKE:
-            self._recorder.put(site, Stat.UNIT_ACTIVE, statistics.units_active(values, unit_dim))
-        bounded = statistics.saturated(values, name, unit_dim)
+    def _measure_units(self, probe: _Probe, values: Tensor) -> None:
+        if probe.name in _RELU_LIKE:
+            self._recorder.put(probe.site, Stat.UNIT_ACTIVE, statistics.units_active(values, probe.unit_dim))
+        bounded = statistics.saturated(values, probe.name, probe.unit_dim)
         if bounded is not None:
-            self._recorder.put(site, Stat.SATURATED_SHARE, bounded[0])
-            self._recorder.put(site, Stat.UNIT_SATURATED, bounded[1])
+            self._recorder.put(probe.site, Stat.SATURATED_SHARE, bounded[0])
+            self._recorder.put(probe.site, Stat.UNIT_SATURATED, bounded[1])
 
-    def _follow_gradient(self, site: Site, output: Tensor) -> None:
-        gradient_site = Site(site.module, site.layer, Role.OUTPUT_GRADIENT, site.call)
-        recorder = self._recorder
+    def _follow_gradient(self, rows: MomentRows, output: Tensor) -> None:
+        recorder, number = self._recorder, output.output_nr
 
-        def hook(gradient: Tensor) -> None:
+        def hook(gradients: tuple[Tensor | None, ...]) -> None:
             try:
-                values = statistics.floats(gradient)
+                gradient = gradients[number]
+                values = None if gradient is None else statistics.floats(gradient)
                 if values is not None:
-                    recorder.put_moments(gradient_site, values)
+                    recorder.put_moments_in(rows, values)
             except (
                 Exception
             ):  # a hook that raises would stop the user's backward; the missing track is seen by every reader
                 return
 
-        output.register_hook(hook)
+        # On the node that made it: half the cost of a hook on the tensor, and it stays right when the tensor is changed in place.
+        node: Any = output.grad_fn
+        node.register_prehook(hook)
 
     def _unit_dim(self, name: str, kind: Kind | None, args: tuple[Any, ...], output: Tensor) -> int:
         """Which dimension counts units: channels of a convolution, features of a dense layer, inherited by what follows."""

@@ -20,9 +20,12 @@ from netdoctor.capture.evaluation import EvaluationRecorder
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
 from netdoctor.capture.layers import LayerRecorder
 from netdoctor.capture.naming import ModuleNames, unwrapped
+from netdoctor.capture.pattern import Event, regular
+from netdoctor.capture.plain import PlainSteps
 from netdoctor.capture.program import Program
 from netdoctor.capture.recorder import Recorder, Schedule
 from netdoctor.capture.source import user_line, user_position
+from netdoctor.capture.step import Iteration
 from netdoctor.capture.tape import Backward, Entry, Tape, random_states
 from netdoctor.capture.tree import tensors
 from netdoctor.graph import Operation, StepGraph
@@ -57,6 +60,12 @@ class Observer:
         self.in_backward = False
         self.suspended = 0  # > 0 while our own code runs torch functions
         self.thread = threading.get_ident()
+        self.pattern = PlainSteps(self)
+        self.light: PlainSteps | None = None  # the running step is like the ones before: only its calls are followed
+        self.passing = False  # inside of a model on a step whose layers are not measured: modules run as they are
+        self.on_leave: Callable[[list[Event]], None] = lambda seen: (
+            None
+        )  # told what a step did before it left the pattern
         self.schedule = Schedule(every)
         self.mode = _OperationMode(self)
         self.started = time.perf_counter()
@@ -64,7 +73,7 @@ class Observer:
         self._unit: Entry | None = None  # the outermost module with state that is running
         self._measured: set[int] = set()  # models whose first pass of this step was measured
         self._measuring = False
-        self._evaluating = False
+        self.evaluating = False
         self.over = False  # the loop seems to update its weights itself: the step ends when the next one begins
         self._stateful: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules known to have parameters or buffers
 
@@ -72,14 +81,44 @@ class Observer:
 
     def begin_step(self) -> None:
         """Decide whether the coming step is measured, and switch the operation watch accordingly."""
-        self.detailed = self.schedule.due(self.step)
+        self._begin(self.schedule.due(self.step))
+
+    def end_plain_step(self) -> None:
+        """A plain step is over, and left nothing to read back."""
+        if len(self.tape):  # an evaluation ran within it
+            self.tape.clear()
+        self.step += 1
+        if self.schedule.due(self.step):
+            self._begin(True)
+        else:
+            self.recorder.step = self.step
+            self.pattern.begin(plain=True)
+        self.on_step(self.step)
+
+    def _begin(self, detailed: bool) -> None:
+        self.detailed = detailed
         self.recorder.step = self.step
         self._measured.clear()
         self.layers.new_step()
-        if self.detailed or self.program.functional:
+        self.passing = False
+        fits = self.pattern.known and self.graph is None and (not self.detailed or self.layers.modules_suffice)
+        self.light = self.pattern if fits and not self.program.functional else None
+        if self.light is not None:
+            self.pattern.begin(plain=not detailed and not self.program.capturing)
+            self.mode.leave()
+        elif self.detailed or self.program.functional:
             self.mode.enter()
         else:
             self.mode.leave()
+
+    def leave_pattern(self, seen: list[Event]) -> None:
+        """The running step turned out to be another than expected; `seen` are its calls so far."""
+        self.light, self.passing = None, False
+        if seen:  # the operations of its first part were not watched: it cannot be run again
+            self.program.current = Iteration()
+        self.on_leave(seen)
+        if self.detailed:
+            self.mode.enter()
 
     def settle(self) -> None:
         """End a step that is over, now that the next one begins."""
@@ -91,6 +130,8 @@ class Observer:
         self.over = False
         if self.detailed:
             self.recorder.flush(self.step)
+        if self.light is None:
+            self.pattern.learn(self.program.current.backwards)
         self.program.end_iteration(self.step)
         if self.graph is not None and (self.graphs or self.step >= 2):
             self.graph = None
@@ -101,10 +142,59 @@ class Observer:
 
     # --- modules -----------------------------------------------------------------------------------------------------
 
+    def call_known(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a call of an outermost module that the pattern of the loop knows. The stack tells that we are inside."""
+        self.evaluating = False
+        if self.mode.on:  # an evaluation was watched
+            self.mode.leave()
+        self.stack.append(module)
+        self.passing = not self.detailed
+        if self.detailed:
+            self.ours("module call", self._enter_known, module, args, kwargs)
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            self.passing = self._measuring = False
+            self.stack.clear()
+
+    def call_plain(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """The same in a plain step: nothing inside of the model is looked at."""
+        self.evaluating = False
+        if self.mode.on:  # an evaluation was watched
+            self.mode.leave()
+        self.stack.append(module)
+        self.passing = True
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            self.passing = False
+            self.stack.clear()
+
+    def _enter_known(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._measuring = id(module) not in self._measured
+        self._measured.add(id(module))
+        position = user_position()
+        self.data.see_inputs(self.step, id(module), (args, kwargs), position, self._made, self._value_of)
+
+    def known_function(self, name: str, args: Any, kwargs: Any) -> None:
+        """A loss function was called that the pattern of the loop knows."""
+        if self.light is None:
+            return
+        self.light.called(name, args, kwargs)
+        if self.detailed and self.data.wants(name):
+            self.data.see_operation(self.step, name, args, kwargs, user_position(), self._value_of)
+
+    def call_layer(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module inside of a model whose layers are measured by their modules alone."""
+        result = call(module, *args, **kwargs)
+        if self._measuring:
+            self.ours("layer", self.layers.module_result, module, result)
+        return result
+
     def call_module(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call for the user, and look at it before and after."""
         unit = self._unit is None and bool(self.containment.run("module state", self._has_state, module))
-        entry = self._ours("module call", self._enter, unwrapped(module), args, kwargs) if unit else None
+        entry = self.ours("module call", self._enter, module, args, kwargs) if unit else None
         if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
             return self._call_compiled(call, module, args, kwargs, entry)
         self.stack.append(module)
@@ -113,9 +203,11 @@ class Observer:
         except BaseException:
             self._leave(module, unit)
             raise
+        if self._measuring:
+            self.containment.run("layer of a module", self.layers.confirm, module, result)
         self._leave(module, unit)
         if entry is not None:
-            self._ours("module result", self._left, entry, module, result)
+            self.ours("module result", self._left, entry, module, result)
         return result
 
     def _call_compiled(
@@ -136,10 +228,10 @@ class Observer:
             elif on:
                 self.mode.enter()
         if entry is not None:
-            self._ours("module result", self._left, entry, module, result)
+            self.ours("module result", self._left, entry, module, result)
         return result
 
-    def _ours(self, where: str, work: Callable[..., R], *args: Any) -> R | None:
+    def ours(self, where: str, work: Callable[..., R], *args: Any) -> R | None:
         """Run our own code in the middle of the user's: contained, and unseen by our own watch."""
         self.suspended += 1
         try:
@@ -160,6 +252,10 @@ class Observer:
         grad = torch.is_grad_enabled()
         if grad:
             self.settle()
+            self.pattern.note("unit", id(module), module.training)
+            if not regular(module):
+                self.pattern.spoil()
+        module = unwrapped(module)
         root = self.names.root_of(module)
         idle = not self.program.begun and self.tape.idle()
         self.program.see_module(module, root, idle)
@@ -170,18 +266,18 @@ class Observer:
         if kept:  # a step that is only kept until it is over is replayed, if at all, while the modes still stand
             entry.modes = tuple(child.training for child in module.modules())
         entry.position = user_position()
-        entry.name = type(module).__name__
+        entry.name, entry.nth = type(module).__name__, self.pattern.number(module) if grad else 0
         self._unit = entry
         self._measuring = self.detailed and grad and id(module) not in self._measured
         if self._measuring:
             self._measured.add(id(module))
             unseen.see_model(self, module)
             self.data.see_inputs(self.step, id(module), (args, kwargs), entry.position, self._made, self._value_of)
-        if not grad and not self._evaluating:
+        if not grad and not self.evaluating:
             self.recorder.count(
                 "evaluation", self.step, detail="train" if module.training else "eval", source=user_line()
             )
-        self._evaluating = not grad
+        self.evaluating = not grad
         self.evaluation.enter(module, grad, self.step, (args, kwargs), self._made)
         if self.detailed:
             self.mode.enter()
@@ -258,6 +354,7 @@ class Observer:
             encoded = (self.tape.encode(args[0].detach().clone()), *encoded[1:])  # its value from before the change
         entry = Entry(function, None, encoded, self.tape.encode(kwargs), context=random_states(False))
         entry.mutates, entry.name, entry.position = mutates, name, user_position()
+        entry.nth = self.pattern.number(function) if torch.is_grad_enabled() else 0
         return entry
 
     def after_operation(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from netdoctor.capture.functions import is_library_leaf
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.observer import Observer
+from netdoctor.capture.ranks import alone
 from netdoctor.capture.source import source_line
 from netdoctor.capture.step import Copies, Replay, preserved_random_state
 from netdoctor.capture.tape import Backward
@@ -43,7 +44,7 @@ def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Or
         )
     modules = {id(e.module): e.module for b in backwards for e in b.entries if e.module is not None}
     try:
-        with preserved_random_state(), torch.enable_grad():
+        with preserved_random_state(), torch.enable_grad(), alone():
             return _Search(observer, Copies(modules.values(), []), list(modules.values())).run(backwards, where)
     except CannotReplayError as error:
         return Origin(where, "NaN", observer.step, reproduced=False, note=str(error))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netdoctor.capture.naming import ModuleNames, Root
+from netdoctor.capture.statistics import is_shard
 from netdoctor.capture.step import Action, Iteration, OptimizerStart, TrainingStep
 from netdoctor.capture.tape import Backward, Leaf, walk
 
@@ -62,7 +63,7 @@ class Program:
 
     def _snapshot(self, tensor: Tensor, again: bool = False) -> None:
         """Keep a tensor's value, once; `again`: anew, if it changed."""
-        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta or is_shard(tensor):
             return
         known = self._starts.get(id(tensor))
         if known is None or (again and not _same(known[1], tensor)):
@@ -136,6 +137,10 @@ class Program:
         return any(
             tensor.requires_grad and not torch.equal(tensor.detach(), start) for tensor, start in self._starts.values()
         )
+
+    def starts(self) -> list[tuple[Tensor, Tensor]]:
+        """(tensor, its value from before its first step) of everything that was kept."""
+        return list(self._starts.values())
 
     def loose(self) -> list[Tensor]:
         """Leaves that no module holds and no optimizer is known to own, and that train all the same: several iterations use

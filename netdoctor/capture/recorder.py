@@ -147,13 +147,23 @@ class Recorder:
         if len(self.events) < MAX_EVENTS or self.counts[kind] <= _ALWAYS_KEPT:
             self.events.append(Event(step, kind, detail, value, source))
 
+    def tick(self, kind: str) -> None:
+        """Count an event of the running step of which nothing more is to be told."""
+        count = self.counts[kind] = self.counts.get(kind, 0) + 1
+        if count <= _ALWAYS_KEPT or len(self.events) < MAX_EVENTS:
+            self.events.append(Event(self.step, kind))
+
+    def keeps(self, kind: str) -> bool:
+        """Whether the next event of this kind will be kept with its details, which cost something to find."""
+        return len(self.events) < MAX_EVENTS or self.counts.get(kind, 0) < _ALWAYS_KEPT
+
     def loss(self, label: str, step: int, value: float) -> None:
         """A loss that `backward` was called on."""
-        self.losses.setdefault(label, SeriesRecorder()).add(step, value)
+        (self.losses.get(label) or self.losses.setdefault(label, SeriesRecorder())).add(step, value)
 
     def scalar(self, name: str, step: int, value: float) -> None:
         """A scalar of the training: lr, gradient norm, ..."""
-        self.scalars.setdefault(name, SeriesRecorder()).add(step, value)
+        (self.scalars.get(name) or self.scalars.setdefault(name, SeriesRecorder())).add(step, value)
 
     def write(self, recording: Recording) -> None:
         """Put everything into a recording."""

@@ -54,13 +54,13 @@ def user_position(within: CodeType | None = None) -> tuple[str, int]:
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
-def user_chain(depth: int = 4) -> tuple[tuple[str, int], ...]:
-    """The positions of the user's nearest frames, innermost first: which call of a function this is."""
-    found: list[tuple[str, int]] = []
+def user_chain(depth: int = 4) -> tuple[tuple[str, int, int], ...]:
+    """The user's nearest frames, innermost first, as file, line and place in the bytecode: which call of a function this is."""
+    found: list[tuple[str, int, int]] = []
     frame = user_frame()
     while frame is not None and len(found) < depth:
         if is_user_file(frame.f_code.co_filename):
-            found.append((frame.f_code.co_filename, frame.f_lineno))
+            found.append((frame.f_code.co_filename, frame.f_lineno, frame.f_lasti))
         frame = frame.f_back
     return tuple(found)
 

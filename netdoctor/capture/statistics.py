@@ -27,8 +27,20 @@ _SATURATION = {
 }
 
 
+def is_shard(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of the tensor. Any arithmetic on the whole would make the processes talk."""
+    return type(tensor).__name__ == "DTensor"
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that lies in this process; any other tensor as it is."""
+    return tensor._local_tensor if is_shard(tensor) else tensor
+
+
 def floats(tensor: Tensor) -> Tensor | None:
-    """The tensor as a flat float32/64 view of its values, or None where there is nothing to measure."""
+    """The tensor as a flat float32/64 view of its values (of a sharded one, of the part that lies here), or None where there is
+    nothing to measure."""
+    tensor = local(tensor)
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         return None
     if torch.nn.parameter.is_lazy(tensor) or tensor.numel() == 0:
@@ -42,9 +54,9 @@ def floats(tensor: Tensor) -> Tensor | None:
 
 
 class Moments(NamedTuple):
-    """Sum, sum of squares divided by `scale`², lowest and highest value of `count` values; NaN wherever one of them is NaN."""
+    """Sum, sum of squares divided by `scale`², lowest and highest value of `size` values; NaN wherever one of them is NaN."""
 
-    count: int
+    size: int
     total: float
     squares: float
     low: float
@@ -54,8 +66,8 @@ class Moments(NamedTuple):
     def stats(self) -> dict[Stat, float]:
         """MEAN, RMS, STD, ABSMAX and NONFINITE (1 where any value is NaN or Inf)."""
         largest = max(abs(self.low), abs(self.high)) if self.low == self.low else math.nan
-        mean = self.total / self.count
-        rms = self.scale * math.sqrt(self.squares / self.count) if self.squares >= 0 else math.nan
+        mean = self.total / self.size
+        rms = self.scale * math.sqrt(self.squares / self.size) if self.squares >= 0 else math.nan
         spread = math.sqrt(max(rms - abs(mean), 0.0)) * math.sqrt(rms + abs(mean)) if math.isfinite(rms) else math.nan
         finite = math.isfinite(largest)
         return {
@@ -184,7 +196,7 @@ def sample_stride(parameter: Tensor) -> int:
 
 def strided(parameter: Tensor, stride: int) -> Tensor:
     """Every `stride`-th entry of a parameter; a view, where its memory allows."""
-    values = parameter.detach()
+    values = local(parameter).detach()
     values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
     return values.reshape(-1)[::stride]
 

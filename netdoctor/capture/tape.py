@@ -80,6 +80,7 @@ class Entry:
     mutates: bool = False  # the first argument is changed in place and is the result
     position: tuple[str, int] = ("", 0)
     name: str = ""
+    nth: int = 0  # of the calls of this module or function in its step
 
     def inputs(self) -> list[int]:
         """The slots that it reads."""
@@ -247,11 +248,8 @@ class Tape:
         for age, entry in enumerate(reversed(self._entries)):
             recent -= entry.bytes()
             held = [alive[number] for number in entry.outputs if number in alive]
-            if age < _RECENT and recent > 0:
-                leads = bool(held)
-            else:
-                leads = any(tensor.grad_fn is not None for tensor in held)
-            if leads or wanted.intersection(entry.outputs):
+            still = age < _RECENT and recent > 0
+            if any(still or tensor.grad_fn is not None for tensor in held) or wanted.intersection(entry.outputs):
                 kept.append(entry)
                 wanted.update(entry.inputs())
         self._entries = kept[::-1]

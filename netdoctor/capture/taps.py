@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import sys
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from netdoctor.capture import unseen
+from netdoctor.capture import statistics, unseen
 from netdoctor.capture.observer import Observer
-from netdoctor.capture.patching import FUNCTIONS, Patches
+from netdoctor.capture.patching import FUNCTIONS, Patches, torch_apply
+from netdoctor.capture.pattern import call_site
 from netdoctor.capture.source import user_line
 from netdoctor.capture.training import TrainingTaps
 
@@ -30,6 +33,8 @@ class Taps:
         self.training = TrainingTaps(observer)
         self._patches = Patches()
         self._handles: list[Any] = []
+        self._intercepted: set[str] = set()
+        observer.pattern.intercept = self._intercept
         self._building = 0  # > 0 while a scheduler is being built or stepped
         self._switching = False  # a module and its children change between train and eval mode
 
@@ -59,15 +64,11 @@ class Taps:
         wrap(torch.amp.GradScaler, "step", self._scaler_step)
         wrap(torch, "compile", self._unseen("compiled function"))
         wrap(sys.modules["torch.multiprocessing.spawn"], "start_processes", self._unseen("spawned"))
-        hook, seen = nn.modules.module.register_module_module_registration_hook, self._observer
+        hook = nn.modules.module.register_module_module_registration_hook
         self._handles = [
             hook(self._safely("module registration", self._observer.names.registered)),
-            register_optimizer_step_pre_hook(
-                self._safely("optimizer step", lambda o, *_: unseen.on_meta(seen, o) or self.training.before_step(o))
-            ),
-            register_optimizer_step_post_hook(
-                self._safely("optimizer stepped", lambda o, *_: unseen.on_meta(seen, o) or self.training.after_step(o))
-            ),
+            register_optimizer_step_pre_hook(self._short("before_step")),
+            register_optimizer_step_post_hook(self._short("after_step")),
         ]
         self._observer.containment.run("first step", self._observer.begin_step)
 
@@ -75,6 +76,7 @@ class Taps:
         """Stop observing; torch is left as it was."""
         self._safely("last step", self._observer.settle)()
         self._observer.mode.leave()
+        self._observer.pattern.release()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -92,30 +94,62 @@ class Taps:
                 observer.containment.run(where, work, *args, **kwargs)
             finally:
                 observer.suspended -= 1
-            if observer.pending is not None:
-                error, observer.pending = observer.pending, None
-                raise error
+            self._raise_pending()
 
         return run
+
+    def _short(self, name: str) -> Any:
+        """The hook on optimizer steps of that name, which goes the short way in a plain step."""
+        observer, contained, get_ident = self._observer, self._observer.containment.run, threading.get_ident
+        plain, whole = getattr(self.training, f"plain_{name}"), getattr(self.training, name)
+        safely = self._safely(name, lambda optimizer: unseen.but_meta(observer, optimizer, whole))
+
+        def hook(optimizer: Optimizer, *_: Any) -> None:
+            light = observer.light
+            short = light is not None and light.on and not observer.suspended and get_ident() == observer.thread
+            if not short or not contained(name, plain, optimizer):
+                safely(optimizer)
+            elif observer.pending is not None:
+                self._raise_pending()
+
+        return hook
+
+    def _raise_pending(self) -> None:
+        if self._observer.pending is not None:
+            error, self._observer.pending = self._observer.pending, None
+            raise error
 
     def _module_call(self, original: Any) -> Any:
         observer, get_ident, is_compiling = self._observer, threading.get_ident, torch.compiler.is_compiling
         transforming = torch._C._functorch.peek_interpreter_stack  # inside of torch.func
+        contained = observer.containment.run
 
         @functools.wraps(original)
         def __call__(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling():
-                return original(module, *args, **kwargs)
-            if observer.stack and not observer.detailed:
+            if is_compiling() or observer.passing or (observer.stack and not observer.detailed):
                 return original(module, *args, **kwargs)
             if observer.suspended or observer.in_backward:
                 return original(module, *args, **kwargs)
             if get_ident() != observer.thread or transforming() is not None:
                 unseen.say(observer, "thread" if get_ident() != observer.thread else "transform")
                 return original(module, *args, **kwargs)
+            light = observer.light
+            if light is not None and observer.stack:
+                return observer.call_layer(original, module, args, kwargs)
+            if light is not None and light.on and contained("plain call", light.enter, module, args, kwargs):
+                return observer.call_plain(original, module, args, kwargs)
+            if light is not None and observer.ours("known call", light.entering, module, args, kwargs):
+                return observer.call_known(original, module, args, kwargs)
             return observer.call_module(original, module, args, kwargs)
 
         return __call__
+
+    def _intercept(self, name: str) -> None:
+        """Have calls of a function of torch.nn.functional told to the pattern of the loop. A weak reference: torch's own tables
+        may keep the wrapper, and must not keep the observation with it."""
+        if name not in self._intercepted:
+            self._intercepted.add(name)
+            self._patches.wrap(nn.functional, name, functools.partial(_reporting, weakref.ref(self._observer), name))
 
     def _module_init(self, original: Any) -> Any:
         observed = self._safely("module construction", self._observer.names.constructed)
@@ -189,16 +223,31 @@ class Taps:
             self: Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
         ) -> Any:
             retain = bool(retain_graph or create_graph)
+            light = observer.light
+            if light is not None and light.on and gradient is None and inputs is None and not retain:
+                free = not observer.in_backward and not observer.suspended and get_ident() == observer.thread
+                if free and contained("plain backward", light.backward, self, sys._getframe(1)):
+                    return plain(self)
             return taps.run_backward(
                 [self], (gradient,), retain, lambda: original(self, gradient, retain_graph, create_graph, inputs)
             )
 
-        taps = self
+        def plain(loss: Tensor) -> None:
+            observer.in_backward = True
+            try:
+                original(loss)
+            finally:
+                observer.in_backward = False
+
+        taps, observer, get_ident = self, self._observer, threading.get_ident
+        contained = observer.containment.run
         return backward
 
     def _autograd_backward(self, original: Any) -> Any:
         @functools.wraps(original)
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+            if observer.in_backward:
+                return original(tensors, grad_tensors, *args, **kwargs)
             losses = [tensors] if isinstance(tensors, Tensor) else [t for t in tensors if isinstance(t, Tensor)]
             seeds = (
                 (grad_tensors,) if isinstance(grad_tensors, Tensor) else tuple(grad_tensors or (None,) * len(losses))
@@ -206,23 +255,30 @@ class Taps:
             retain = bool(kwargs.get("retain_graph") or kwargs.get("create_graph"))
             return taps.run_backward(losses, seeds, retain, lambda: original(tensors, grad_tensors, *args, **kwargs))
 
-        taps = self
+        taps, observer = self, self._observer
         return backward
 
     def run_backward(self, losses: list[Tensor], seeds: tuple[Any, ...], retain: bool, work: Any) -> Any:
         """Run a backward call for the user, and look at what goes in and out."""
+        site = call_site(sys._getframe(2))
         observer = self._observer
         if observer.in_backward or observer.suspended:
             return work()
         if unseen.elsewhere(observer) or unseen.on_meta(observer, losses):
             return work()
-        self._safely("backward", self.training.before_backward)(losses, seeds, retain)
-        observer.mode.leave()
+        if observer.light is not None and (retain or any(seed is not None for seed in seeds)):
+            observer.light.leave()
+        if observer.light is None or not observer.ours("known backward", self.training.known_backward, losses, site):
+            self._safely("backward", self.training.before_backward)(losses, seeds, retain, site)
+            observer.mode.leave()
         observer.in_backward = True
         try:
             result = work()
         finally:
             observer.in_backward = False
+        if observer.light is not None:
+            self._raise_pending()
+            return result
         self._safely("after backward", self.training.after_backward)()
         if observer.program.functional or retain:  # with a graph kept, another loss will be made of what there is
             observer.mode.enter()
@@ -233,7 +289,7 @@ class Taps:
 
         def inner(cls: Any, *args: Any, **kwargs: Any) -> Any:
             bound = isinstance(original, classmethod)  # of another session; else torch's own, further up
-            return original.__func__(cls, *args, **kwargs) if bound else super(FUNCTIONS, cls).apply(*args, **kwargs)
+            return original.__func__(cls, *args, **kwargs) if bound else torch_apply(cls)(*args, **kwargs)
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             library = cls.__module__.startswith("torch.")
@@ -257,7 +313,7 @@ class Taps:
 
     def _optimizer_init(self, original: Any) -> Any:
         seen = self._observer
-        observed = self._safely("optimizer construction", lambda o: unseen.on_meta(seen, o) or self.training.made(o))
+        observed = self._safely("optimizer construction", lambda o: unseen.but_meta(seen, o, self.training.made))
 
         @functools.wraps(original)
         def __init__(optimizer: Optimizer, /, *args: Any, **kwargs: Any) -> None:
@@ -271,21 +327,24 @@ class Taps:
 
         @functools.wraps(original)
         def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
-            note(self)
-            was_on = observer.mode.on
+            light = observer.light
+            if light is None or not light.on or not observer.containment.run("plain zero_grad", light.zero, self):
+                note(self)
+            if not observer.mode.on:
+                return original(self, *args, **kwargs)
             observer.mode.leave()
             try:
                 return original(self, *args, **kwargs)
             finally:
-                if was_on:
-                    observer.mode.enter()
+                observer.mode.enter()
 
         return zero_grad
 
     def _clip_norm(self, original: Any) -> Any:
         def clip(parameters: Any, limit: Any, norm: Any, norm_type: Any) -> None:
             held = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-            self.training.clip(held, float(limit), float(norm), by_value=False, norm_type=float(norm_type))
+            whole = math.nan if statistics.is_shard(norm) else float(norm)
+            self.training.clip(held, float(limit), whole, by_value=False, norm_type=float(norm_type))
 
         observed = self._safely("clipping", clip)
 
@@ -344,6 +403,22 @@ def _announced(original: Any, note: Any) -> Any:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         note()
+        return original(*args, **kwargs)
+
+    return wrapper
+
+
+def _report(observer: Observer, name: str, args: Any, kwargs: Any) -> None:
+    if threading.get_ident() == observer.thread:
+        observer.containment.run("known function", observer.known_function, name, args, kwargs)
+
+
+def _reporting(watching: weakref.ref[Observer], name: str, original: Any) -> Any:
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        observer = watching()
+        if observer is not None and observer.light is not None and not observer.stack and not observer.suspended:
+            _report(observer, name, args, kwargs)
         return original(*args, **kwargs)
 
     return wrapper

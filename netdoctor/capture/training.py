@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from netdoctor.capture import statistics, unseen
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.parameters import ParameterRecorder
+from netdoctor.capture.pattern import Event
+from netdoctor.capture.recorder import SeriesRecorder
 from netdoctor.capture.retention import Retention
 from netdoctor.capture.source import source_line, user_line, user_position
 from netdoctor.capture.step import Action, Iteration
@@ -23,6 +26,8 @@ from netdoctor.recording import SourceLine
 _SCHEDULED = ("momentum", "betas", "weight_decay")  # options that schedules move beside the learning rate
 _NEVER_STEPPED = 65  # backward calls without any optimizer step: more than a usual accumulation of gradients
 _THROWN_AWAY = 4  # gradients cleared without any optimizer step: this loop does not accumulate, it never steps
+
+Position = tuple[str, int]  # file and line
 
 
 class TrainingTaps:
@@ -49,6 +54,10 @@ class TrainingTaps:
         self._stepped_on = StepWatch(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._retention = Retention(observer.recorder)
+        self._positions: dict[
+            Event, tuple[Position, str, SourceLine | None]
+        ] = {}  # of backward calls, by where they are made
+        observer.on_leave = self._left_pattern
         self._fresh = True  # the running backward started from clean gradients
         self._eval_passes: dict[
             str, list[int]
@@ -56,7 +65,37 @@ class TrainingTaps:
 
     # --- backward ----------------------------------------------------------------------------------------------------
 
-    def before_backward(self, losses: list[Tensor], seeds: Any, retain: bool) -> None:
+    def known_backward(self, losses: list[Tensor], site: Event) -> bool:
+        """A backward call of a step that follows the pattern of the loop: whether it is the expected one."""
+        observer, light = self._observer, self._observer.light
+        if light is None or len(losses) != 1 or self._unscaled or not light.expects(*site):
+            return False
+        position, label, source = self._positions[site]
+        value = losses[0].item()
+        self._retention.see(losses, observer.step, observer.detailed, position)
+        captured = None
+        if observer.program.capturing or not math.isfinite(value):
+            captured = light.build(value)
+        else:
+            light.postpone()
+        if captured is not None:
+            observer.program.backward(captured)
+        observer.recorder.loss(label, observer.step, value)
+        observer.recorder.count("backward", observer.step, value=value, source=source)
+        if not math.isfinite(value):
+            observer.trip([captured] if captured is not None else [], "forward")
+        self._backwards += 1
+        return True
+
+    def _left_pattern(self, seen: list[Event]) -> None:
+        """A step turned out to be another than expected."""
+        self._at = self._observer.step
+        self._zeroed = bool(seen) and seen[-1][0] == "zero"
+        kinds = [event[0] for event in seen]
+        last = len(kinds) - 1 - kinds[::-1].index("step") if "step" in kinds else -1
+        self._backwards = kinds[last + 1 :].count("backward")
+
+    def before_backward(self, losses: list[Tensor], seeds: Any, retain: bool, site: Event) -> None:
         """A backward call is about to run: keep the loss, and the part of the tape that it depends on."""
         observer = self._observer
         if len(observer.tape):
@@ -65,6 +104,7 @@ class TrainingTaps:
         if observer.step != self._at:
             self._at, self._backwards = observer.step, 0
         position = user_position()
+        self._note_backward(losses, seeds, retain, site, position)
         true_losses = [self._true_loss(loss) for loss in losses]
         self._note_gradients()
         self._retention.see(losses, observer.step, observer.detailed, position)
@@ -93,6 +133,16 @@ class TrainingTaps:
             observer.trip([captured] if captured is not None else [], "forward")
         observer.mode.leave()
         self._backwards += 1
+
+    def _note_backward(self, losses: list[Tensor], seeds: Any, retain: bool, site: Event, position: Position) -> None:
+        pattern = self._observer.pattern
+        pattern.note(*site)
+        plain = len(losses) == 1 and losses[0].numel() == 1 and all(seed is None for seed in seeds)
+        if retain or self._unscaled or not plain:
+            pattern.spoil()
+        elif len(self._positions) < 64:
+            self._positions[site] = (position, _label(position), source_line(*position))
+            pattern.series[site] = self._observer.recorder.losses.setdefault(_label(position), SeriesRecorder())
 
     def mode_changed(self, training: bool) -> None:
         """The user's code switched a module between train and eval mode."""
@@ -143,7 +193,7 @@ class TrainingTaps:
         ]
         self._fresh = not held
         if held and self._observer.detailed:
-            self._fresh = not any(bool(g.detach().any()) for g in held if g.layout is torch.strided)
+            self._fresh = not any(bool(statistics.local(g.detach()).any()) for g in held if g.layout is torch.strided)
         elif held:
             self._fresh = self._zeroed
         if self._backwards == 0 and self._observer.step > 0 and self._observer.detailed and len(self._alive) < 2:
@@ -175,10 +225,19 @@ class TrainingTaps:
         held = (
             owner.parameters() if isinstance(owner, nn.Module) else (p for g in owner.param_groups for p in g["params"])
         )
-        observer.program.current.actions.append(Action("zero", parameters=tuple(held)))
-        lost = self._backwards > 0 and not self._stepped and not self._stepping and self._gradients_alive()
-        observer.recorder.count("zero_grad", observer.step, detail="before step" if lost else "", source=user_line())
+        light = observer.light
+        known = light is not None and light.expects("zero", id(owner))
+        if not known:
+            observer.pattern.note("zero", id(owner))
+        if not known or observer.program.capturing:
+            observer.program.current.actions.append(Action("zero", parameters=tuple(held)))
+        lost = (
+            not known and self._backwards > 0 and not self._stepped and not self._stepping and self._gradients_alive()
+        )
+        source = user_line() if observer.recorder.keeps("zero_grad") else None
+        observer.recorder.count("zero_grad", observer.step, detail="before step" if lost else "", source=source)
         if lost:
+            observer.pattern.spoil()
             self._lost = True
             self._thrown_away += 1
         self._zeroed = True
@@ -252,25 +311,53 @@ class TrainingTaps:
         names = self._observer.names
         return names.parameter_key(parameter) or names.name_loose(parameter, f"parameter{len(self.optimizers)}")
 
+    def plain_before_step(self, optimizer: Optimizer) -> bool:
+        """The short way through `before_step`; False when something is not as expected."""
+        light = self._observer.light
+        if light is None or not light.gradients(optimizer, self.index_of(optimizer)):
+            return False
+        self._stepping = True
+        return True
+
+    def plain_after_step(self, optimizer: Optimizer) -> bool:
+        """The short way through `after_step`."""
+        light = self._observer.light
+        if light is None or not self._stepping:
+            return False
+        index = self.index_of(optimizer)
+        self._stepping = False
+        self._steps[index] += 1
+        self._observer.recorder.tick("step")
+        self._stepped.add(index)
+        if light.over:
+            self._stepped.clear()
+            self._observer.end_plain_step()
+        return True
+
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step: the last look at gradients while the weights are untouched."""
         observer = self._observer
         self._stepping, observer.over = True, False
-        observer.mode.leave()
         index = self.index_of(optimizer)
+        observer.mode.leave()
         if index in self._stepped:
             self._close()
+        light = observer.light
+        if light is None or not light.expects("step", id(optimizer)):
+            light = None
+            observer.pattern.note("step", id(optimizer))
         observer.program.see_optimizer(optimizer, index)
         if self._lost:  # nothing was computed anew since: an attack's or penalty's own gradients may be thrown away
             observer.recorder.count("zeroed before step", observer.step)
             self._lost = False
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
+        gradients = unseen.local_parts(observer, gradients)
         if gradients:
             norm = gradient_norm(gradients)
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
             if not math.isfinite(norm) and self._backwards:
-                observer.trip(observer.program.current.backwards, "backward")
+                observer.trip(observer.program.current.backwards if light is None else light.backwards(), "backward")
         if observer.detailed:
             self._parameters.gradients(parameters)
             self._parameters.weights(parameters)
@@ -287,9 +374,10 @@ class TrainingTaps:
         self._steps[index] += 1
         self._parameters.updates()
         self._stepped_on.after()
-        lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
-        moved = tuple({k: group[k] for k in _SCHEDULED if k in group} for group in optimizer.param_groups)
-        observer.program.current.actions.append(Action("step", optimizer=index, lrs=lrs, options=moved))
+        if observer.light is None or observer.program.capturing:
+            lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
+            moved = tuple({k: group[k] for k in _SCHEDULED if k in group} for group in optimizer.param_groups)
+            observer.program.current.actions.append(Action("step", optimizer=index, lrs=lrs, options=moved))
         observer.recorder.count("step" if self._backwards else "step without backward", observer.step)
         self._stepped.add(index)
         self._backwards, self._zeroed = 0, False
@@ -306,6 +394,9 @@ class TrainingTaps:
     def skipped(self) -> None:
         """The loss scaler left out an optimizer step, because a scaled gradient overflowed: the pass counts for nothing."""
         observer = self._observer
+        observer.pattern.spoil()
+        if observer.light is not None:
+            observer.light.leave()
         observer.recorder.count("scaler-skip", observer.step)
         observer.program.current = Iteration()
         observer.tape.clear()

@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from netdoctor.capture import functions
 from netdoctor.capture.graphs import scalar_attributes
-from netdoctor.capture.patching import FUNCTIONS, Patches
+from netdoctor.capture.patching import FUNCTIONS, Patches, torch_apply
 from netdoctor.capture.source import user_position
+from netdoctor.capture.statistics import local
 from netdoctor.capture.step import Replay
 from netdoctor.capture.tree import tensors
 from netdoctor.graph import Scalar
@@ -73,7 +74,7 @@ class Watch(TorchFunctionMode):
         inside: where that made a result, the result is its, and the function only has the node of the graph."""
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            run = super(FUNCTIONS, cls).apply
+            run = torch_apply(cls)
             if cls.__module__.startswith("torch."):
                 return run(*args, **kwargs)
             with torch._C.DisableTorchFunction():
@@ -191,6 +192,7 @@ def backward_nodes(loss: Tensor) -> Iterator[Any]:
 
 def is_bad(tensor: Tensor) -> tuple[bool, bool]:
     """(holds a NaN, holds an Inf) of a float or complex tensor."""
+    tensor = local(tensor)
     if (
         tensor.numel() == 0
         or not (tensor.is_floating_point() or tensor.is_complex())

@@ -14,6 +14,9 @@ from netdoctor.capture.containment import STRIKES, Containment
 from netdoctor.capture.graphs import GraphBuilder
 from netdoctor.capture.layers import LayerRecorder
 from netdoctor.capture.observer import Observer
+from netdoctor.capture.parameters import ParameterRecorder
+from netdoctor.capture.pattern import Pattern
+from netdoctor.capture.plain import PlainSteps
 from netdoctor.capture.program import Program
 from netdoctor.capture.recorder import Recorder
 from netdoctor.capture.tape import Tape
@@ -65,9 +68,22 @@ def methods(owner):
     ]
 
 
-OWNERS = [Observer, TrainingTaps, LayerRecorder, GraphBuilder, Tape, Program, Recorder, naming.ModuleNames]
+OWNERS = [
+    Observer,
+    TrainingTaps,
+    LayerRecorder,
+    ParameterRecorder,
+    Pattern,
+    PlainSteps,
+    GraphBuilder,
+    Tape,
+    Program,
+    Recorder,
+    naming.ModuleNames,
+]
 # What only hands the user's call on: not work of ours that could fail, but the way to the user's own.
-HANDS_ON = {(Observer, "call_module"), (Observer, "_ours"), (Observer, "_leave"), (Tape, "__len__")}
+CALLS = ("call_module", "call_known", "call_plain", "call_layer", "ours", "_leave")
+HANDS_ON = {*((Observer, name) for name in CALLS), (Tape, "__len__")}
 ENTRIES = [(o, name) for o in OWNERS for name in methods(o) if (o, name) not in HANDS_ON]
 
 

@@ -1,0 +1,317 @@
+"""The steps of a loop that repeats itself are followed by their calls alone.
+
+Once several steps in a row made the same calls (zero_grad, model, loss function, backward, optimizer step) on the same objects, the
+operations between them are known: only what the model and the loss function are given is new. From then on nothing is watched
+between those calls, which makes a plain step cheap, and a step can still be put together for a replay: the known operations with
+the new arguments. The first call that is not the expected one ends this, and the step goes on as any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netdoctor.capture.naming import unwrapped
+from netdoctor.capture.tape import Backward, Constant, Context, Entry, Leaf, Slot, random_states, version, walk
+from netdoctor.capture.tree import substitute, tensors
+
+if TYPE_CHECKING:
+    from netdoctor.capture.observer import Observer
+
+ALIKE = 2  # steps in a row that must be like the one before
+TRIES = 64  # steps after which a loop that never repeats itself is left alone
+MISSES = 8  # patterns that broke: this loop has several, and is watched in full
+
+Event = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Call:
+    """What a plain step keeps of a call of a model or a loss function, until the step is over."""
+
+    args: Any
+    kwargs: Any
+    context: Context | None  # None for a function: random numbers go on from the model's
+    versions: list[int]  # of the tensors among the arguments; empty when the step is not kept
+
+
+@dataclass(slots=True)
+class Template:
+    """A step that repeats itself: its events in order, its backward calls, and which entries have new arguments each time."""
+
+    events: list[Event]
+    backwards: list[Backward]
+    renewed: set[int]  # ids of those entries
+    functions: frozenset[str]  # of torch.nn.functional that are among them
+
+
+class Pattern:
+    """Finds out whether a loop repeats itself, and follows it while it does."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._trace: list[Event] = []
+        self._spoiled = False
+        self._last: tuple[list[Event], list[Backward]] | None = None
+        self._renewed: set[int] = set()
+        self._streak = self._tries = self._misses = 0
+        self._template: Template | None = None
+        self._events: list[Event] = [("end",)]
+        self._cursor = 0
+        self._counts: dict[int, int] = {}  # calls of each module and function in a step that is watched in full
+        self._calls: dict[int | str, list[Call]] = {}  # of each module and function in a step that follows the pattern
+        self._built: list[Backward | None] = []
+        self._filled: dict[int, Entry | None] = {}
+        self.intercept: Callable[[str], None] = lambda name: (
+            None
+        )  # asked to report calls of a function of torch.nn.functional
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def note(self, *event: Any) -> None:
+        """A call of a step that is watched in full."""
+        if self._template is None:
+            self._trace.append(event)
+
+    def number(self, of: Any) -> int:
+        """The how-manieth call of a module or function in this step this is, from 0."""
+        count = self._counts.get(id(of), 0)
+        self._counts[id(of)] = count + 1
+        return count
+
+    def spoil(self) -> None:
+        """Something happened in this step that no pattern holds."""
+        self._spoiled = True
+
+    def learn(self, backwards: list[Backward]) -> None:
+        """A step is over that was watched in full."""
+        events, self._trace = self._trace, []
+        self._counts.clear()
+        spoiled, self._spoiled = self._spoiled, False
+        if self._template is not None or self._tries >= TRIES or self._misses >= MISSES:
+            self._last = None
+            return
+        self._tries += 1
+        count = sum(event[0] == "backward" for event in events)
+        good = not spoiled and bool(events) and events[-1][0] == "step" and count == len(backwards) > 0
+        last, self._last = self._last, (events, backwards) if good else None
+        renewed: set[int] = set()
+        if last is None or not good or last[0] != events or not _same_step(last[1], backwards, renewed):
+            self._streak, self._renewed = 0, set()
+            return
+        self._streak += 1
+        if self._streak >= ALIKE:
+            self._last = None
+            self._make(events, backwards, renewed)
+
+    def _make(self, events: list[Event], backwards: list[Backward], renewed: set[int]) -> None:
+        names = frozenset(e.name for b in backwards for e in b.entries if id(e) in renewed and e.module is None)
+        for name in names:
+            self.intercept(name)
+        blank = {id(e): _blank(e) for b in backwards for e in b.entries if id(e) in renewed}
+        kept = [replace(b, entries=[blank.get(id(e), e) for e in b.entries]) for b in backwards]
+        self._template = Template(events, kept, {id(e) for e in blank.values()}, names)
+        self._events = [*events, ("end",)]
+
+    # --- following ---------------------------------------------------------------------------------------------------
+
+    @property
+    def known(self) -> bool:
+        """Whether the next step is expected to be like the ones before."""
+        return self._template is not None
+
+    def begin(self) -> None:
+        """A step begins that is expected to be like the ones before."""
+        self._cursor = 0
+        self._calls, self._built, self._filled = {}, [], {}
+
+    def expects(self, *event: Any) -> bool:
+        """Whether this is the next call of the pattern; when it is not, the pattern is given up."""
+        if self._events[self._cursor] == event:
+            self._cursor += 1
+            return True
+        self.leave()
+        return False
+
+    def leave(self) -> None:
+        """The running step is another than expected: it is watched as any other from here on."""
+        seen = self._events[: self._cursor]
+        self._template, self._events, self._streak, self._tries = None, [("end",)], 0, 0
+        self._misses += 1
+        self._calls, self._filled, self._trace, self._spoiled = {}, {}, list(seen), True
+        self._observer.leave_pattern(seen)
+
+    def release(self) -> None:
+        """Let go of models, batches and optimizers."""
+        self._template, self._last, self._events = None, None, [("end",)]
+        self._calls, self._built, self._filled, self._misses = {}, [], {}, MISSES
+        self._observer.light = None
+
+    def entering(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
+        """Whether an outermost module call is one of the pattern's; its arguments are kept then."""
+        if not torch.is_grad_enabled():  # an evaluation or a target is looked at as ever
+            return False
+        if not self.expects("unit", id(module), module.training):
+            return False
+        self._keep(id(module), args, kwargs)
+        return True
+
+    def called(self, name: str, args: Any, kwargs: Any) -> None:
+        """A function of torch.nn.functional was called outside of any model."""
+        first = args[0] if args else next(tensors(kwargs), None)
+        if self._template is None or name not in self._template.functions or not torch.is_grad_enabled():
+            return
+        if isinstance(first, Tensor) and first.requires_grad:
+            self._keep(name, args, kwargs)
+
+    def _keep(self, key: int | str, args: Any, kwargs: Any) -> None:
+        kept = self._observer.program.capturing
+        context = random_states(kept) if kept or not isinstance(key, str) else None
+        versions = [version(t) for t in tensors((args, kwargs))] if kept else []
+        self._calls.setdefault(key, []).append(Call(args, kwargs, context, versions))
+
+    # --- putting a step together -------------------------------------------------------------------------------------
+
+    def backwards(self) -> list[Backward]:
+        """The backward calls of the running step so far, for a replay; none when one of them cannot be put together."""
+        done, self._built = self._built, []
+        found = [backward or self.build(math.nan) for backward in done]
+        return [backward for backward in found if backward is not None] if all(found) else []
+
+    def postpone(self) -> None:
+        """A backward call is running that is put together only if its gradients turn out to be bad."""
+        self._built.append(None)
+
+    def build(self, value: float) -> Backward | None:
+        """The backward call that is running, for a replay: the pattern's operations with this step's arguments."""
+        template, number = self._template, len(self._built)
+        made = None
+        if template is not None and number < len(template.backwards):
+            known = template.backwards[number]
+            entries = self._entries(known, template.renewed)
+            if entries is not None:
+                made = replace(known, entries=entries, value=value)
+        self._built.append(made)
+        return made
+
+    def _entries(self, known: Backward, renewed: set[int]) -> list[Entry] | None:
+        found: list[Entry] = []
+        for entry in known.entries:
+            if id(entry) not in renewed:
+                found.append(entry)
+                continue
+            if id(entry) not in self._filled:
+                calls = self._calls.get(entry.name if entry.module is None else id(entry.module), [])
+                self._filled[id(entry)] = _fill(entry, calls[entry.nth]) if entry.nth < len(calls) else None
+            filled = self._filled[id(entry)]
+            if filled is None:
+                return None
+            found.append(filled)
+        return found
+
+
+def call_site(frame: FrameType) -> Event:
+    """Where a call was made: the same place of the same code gives the same event."""
+    return "backward", frame.f_code, frame.f_lineno
+
+
+def regular(module: nn.Module) -> bool:
+    """Whether a pattern may hold calls of this module: wrapped and compiled ones do more than they show."""
+    compiled = getattr(module, "_compiled_call_impl", None) is not None
+    return unwrapped(module) is module and not compiled and not isinstance(module, torch.jit.ScriptModule)
+
+
+def _meanings(entry: Entry) -> list[Any]:
+    found: list[Any] = []
+    walk((entry.args, entry.kwargs), found.append)
+    return found
+
+
+def _blank(entry: Entry) -> Entry:
+    """An entry whose arguments are only told by what they mean: what this step was given is let go."""
+    kept = [None if isinstance(meaning, Constant) else meaning for meaning in _meanings(entry)]
+    return replace(entry, args=kept, kwargs={}, outputs=list(entry.outputs))
+
+
+def _fill(entry: Entry, call: Call) -> Entry | None:
+    """A blank entry with the arguments of a new call; None when they are of another form."""
+    given = list(tensors((call.args, call.kwargs)))
+    if len(given) != len(entry.args) or any(
+        meaning is None and tensor.requires_grad for meaning, tensor in zip(entry.args, given, strict=True)
+    ):
+        return None
+    meant = iter(zip(entry.args, call.versions or [version(tensor) for tensor in given], strict=True))
+
+    def meaning(tensor: Tensor) -> Any:
+        known, at = next(meant)
+        return Constant(tensor, at) if known is None else known
+
+    args, kwargs = substitute((call.args, call.kwargs), meaning)
+    context = call.context
+    if entry.context is not None and context is not None:
+        context = replace(context, autocast=entry.context.autocast)
+    modes = () if entry.module is None else tuple(child.training for child in entry.module.modules())
+    return replace(entry, args=args, kwargs=kwargs, context=context, modes=modes)
+
+
+def _same_step(first: list[Backward], second: list[Backward], renewed: set[int]) -> bool:
+    """Whether two steps did the same, up to what models and loss functions were given. Fills `renewed` with the ids of the
+    second one's entries whose arguments are new."""
+    numbers: dict[int, int] = {}
+    for a, b in zip(first, second, strict=True):
+        plain = not (a.retain or b.retain or any(s is not None for s in (*a.seeds, *b.seeds)))
+        if not plain or a.position != b.position or len(a.entries) != len(b.entries) or a.fresh != b.fresh:
+            return False
+        for old, new in zip(a.entries, b.entries, strict=True):
+            if not _same_entry(old, new, numbers, renewed):
+                return False
+            numbers.update(zip(old.outputs, new.outputs, strict=True))
+        if [numbers.get(slot.number) for slot in a.losses] != [slot.number for slot in b.losses]:
+            return False
+    return True
+
+
+def _same_entry(old: Entry, new: Entry, numbers: dict[int, int], renewed: set[int]) -> bool:
+    x, y = old.context, new.context
+    if x is None or y is None or not (x.grad and y.grad) or x.autocast != y.autocast:
+        return False
+    if new.module is None and x.autocast is not None:
+        return False
+    alike = old.call is new.call and old.module is new.module and (old.mutates, old.nth) == (new.mutates, new.nth)
+    if not alike or old.position != new.position or len(old.outputs) != len(new.outputs):
+        return False
+    if new.module is None and _same((old.args, old.kwargs), (new.args, new.kwargs), numbers):
+        return True
+    if new.module is None and vars(F).get(new.name) is not new.call:
+        return False
+    if new.module is not None and not regular(new.module):
+        return False
+    renewed.add(id(new))
+    a, b = _meanings(old), _meanings(new)
+    return len(a) == len(b) and all(
+        (isinstance(p, Constant) and isinstance(q, Constant)) or _same(p, q, numbers) for p, q in zip(a, b, strict=True)
+    )
+
+
+def _same(a: Any, b: Any, numbers: dict[int, int]) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Slot):
+        return numbers.get(a.number) == b.number
+    if isinstance(a, Leaf | Constant):
+        return bool(a.tensor is b.tensor) and getattr(a, "version", 0) == getattr(b, "version", 0)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_same(x, y, numbers) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key], numbers) for key in a)
+    try:
+        return bool(a is b or a == b)
+    except Exception:  # things that cannot be compared may differ
+        return False
