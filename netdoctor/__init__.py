@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from netdoctor.judging import diagnose
     from netdoctor.recording import Recording
     from netdoctor.report import Report
-    from netdoctor.session import examine, watch
+    from netdoctor.session import examine
+    from netdoctor.watching import watch
 
 __version__ = "0.1.0"
 __all__ = ["Check", "Finding", "Recording", "Report", "__version__", "diagnose", "examine", "watch"]
@@ -26,7 +27,7 @@ _HOMES = {
     "Report": "report",
     "diagnose": "judging",
     "examine": "session",
-    "watch": "session",
+    "watch": "watching",
 }
 
 

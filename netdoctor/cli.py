@@ -121,6 +121,9 @@ def _run(program: Program, target: str, wishes: Wishes) -> tuple[Outcome, int]:
 
     engine = Session(wishes.engine(target))
     process = os.getpid()
+    for file in wishes.files:
+        if file.format == "save":
+            engine.keep(file.path)  # from now on, not only at the end: the process may be killed
     engine.start()
     outcome = program.run()
     if os.getpid() != process:  # a fork that ran off the script's end: the report is its parent's to make
@@ -154,6 +157,8 @@ def _concluded(engine: Session, ended: str, wishes: Wishes) -> int:
     """Stop, judge and report. A fault in here is said in a line: the script's own ending is not lost over it."""
     try:
         engine.stop(ended)
+        if engine.follows:  # one of several processes: the first one reports for all
+            return 0
         return hand_over(engine.report(), engine.recording, wishes)
     except NetdoctorError as error:
         say(str(error), wishes.stderr)

@@ -173,6 +173,7 @@ class Parameter:
     optimizer: int | None = None
     model: str = ""
     optimizer_eps: float = 0.0
+    same_as: str = ""  # another parameter that started with the very same values (or their transpose)
 
     def site(self, role: Role) -> Site:
         """The site of this parameter's value, gradient or update."""

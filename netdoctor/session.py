@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor import __version__, catalogue, diagnosis
-from netdoctor.capture.assembly import assemble
+from netdoctor import __version__, catalogue, diagnosis, recordingfile
+from netdoctor.capture.assembly import assemble, pulse
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.origin import find_origin
+from netdoctor.capture.ranks import Ranks
 from netdoctor.capture.step import Copies, OptimizerStart, TrainingStep
 from netdoctor.capture.taps import Taps
 from netdoctor.errors import MisuseError, NetdoctorError
@@ -26,7 +26,8 @@ from netdoctor.experiments.sandbox import Budget, copied_optimizer, quiet
 from netdoctor.experiments.treatments.treatment import Places
 from netdoctor.experiments.trial import try_fixes
 from netdoctor.finding import Finding, Severity
-from netdoctor.judging import Options, diagnose
+from netdoctor.journal import PULSE, Journal
+from netdoctor.judging import Options
 from netdoctor.recording import Fault, Header, Recording
 from netdoctor.report import Crash, Report
 
@@ -54,23 +55,60 @@ class Session:
         self._observer = Observer()
         self._observer.find_origin = find_origin
         self._taps = Taps(self._observer)
+        self._ranks = Ranks(self._observer)
         self._step: TrainingStep | None = None
         self._report: Report | None = None
         self._ended = "finished"
+        self._journal: Journal | None = None
+        self.after_step: Callable[[int], None] | None = None  # told the steps taken; what it raises reaches the user
         self.recording = Recording()
 
     def start(self) -> None:
         """Begin to observe."""
-        limit = self.options.steps
-        if limit is not None:
-            self._observer.on_step = lambda step: _stop_at(step, limit)
+        self._observer.on_step = self._stepped
         self._taps.install()
+        self._observer.containment.run("comparison of ranks", self._ranks.install)
+
+    def keep(self, path: str | os.PathLike[str]) -> None:
+        """Keep the recording up to date in a file while the training runs: a killed process loses its last second, not its run."""
+        self._journal = Journal(path, recordingfile.head(__version__))
+
+    def _write_journal(self, journal: Journal, steps: int) -> None:
+        journal.write(lambda: pulse(self._observer), PULSE)
+        if journal.due_in_full(self._observer.recorder.step):
+            observed = self._observer, self._taps.training, self.options.target, __version__, "cut off"
+            journal.write(lambda: assemble(*observed))
+        if journal.failure:
+            says = f"the recording on disk ends at step {steps}: {journal.failure}"
+            self._observer.blind_spots.setdefault("journal", says)
+
+    def _stepped(self, steps: int) -> None:
+        self._ranks.stepped(steps)
+        if self._journal is not None and self._journal.due() and not self.follows:
+            self._observer.ours("journal", self._write_journal, self._journal, steps)
+        if self.options.steps is not None and steps >= self.options.steps:
+            raise EnoughSteps
+        if self.after_step is not None:
+            try:
+                self.after_step(steps)
+            except Exception as error:  # the user's own, of a callback: it is raised when our hooks are left
+                self._observer.pending = error
+
+    @property
+    def follows(self) -> bool:
+        """Whether this is one of several processes, and not the first of them, which reports for all."""
+        return self._ranks.rank > 0
 
     def include(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Make known a model and an optimizer that were made before the observation began."""
         self._observer.names.add_root(model)
+        self._ranks.include(model)
         if optimizer is not None:
-            self._taps.training.made(optimizer)
+            self.include_optimizer(optimizer)
+
+    def include_optimizer(self, optimizer: Optimizer) -> None:
+        """Make known an optimizer that was made before the observation began."""
+        self._taps.training.made(optimizer)
 
     def raise_on_trip(self) -> None:
         """Raise a `FindingError` at the very step that makes a NaN or Inf, before the optimizer touches the weights."""
@@ -89,8 +127,11 @@ class Session:
     def stop(self, ended: str = "finished") -> None:
         """Stop observing; every hook and patch is removed."""
         self._taps.remove()
+        if self._journal is not None:
+            self._journal.close()
         self._ended = ended
         contained = self._observer.containment
+        contained.run("comparison of ranks", self._ranks.close)
         contained.run("last read-back", self._observer.recorder.flush, self._observer.step)
         self._step = contained.run("captured step", self._observer.program.training_step)
         self._observe()
@@ -109,6 +150,7 @@ class Session:
             Header(self.options.target, __version__, ended=self._ended), self._observer.step
         )
         self.recording.faults = contained.faults
+        self.recording.header = replace(self.recording.header, ranks=self._ranks.size)
 
     def findings(self) -> tuple[Finding, ...]:
         """What the recording so far shows, without experiments."""
@@ -159,11 +201,6 @@ class Session:
         return diagnosis.diagnose(self.recording, self._checks, self.options.ignore, select=self.options.select)
 
 
-def _stop_at(step: int, limit: int) -> None:
-    if step >= limit:
-        raise EnoughSteps
-
-
 class _Progress:
     """Says on stderr what is being tried: a spinner on a terminal, nothing in a pipe but the first line."""
 
@@ -185,71 +222,6 @@ class _Progress:
     def close(self) -> None:
         if self._status is not None:
             self._status.stop()
-
-
-class watch:
-    """Watch a training inside a `with` block.
-
-    `on_finding`: "ignore", "warn" (a Python warning per finding when the block ends) or "raise" (a `FindingError` at the step
-    that makes a NaN or Inf, else when the block ends with an error-level finding).
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer | None = None,
-        *,
-        options: Options | None = None,
-        on_finding: str = "ignore",
-    ) -> None:
-        if not isinstance(model, nn.Module):
-            raise MisuseError(f"watch needs a torch.nn.Module, not {type(model).__name__}")
-        if on_finding not in ("ignore", "warn", "raise"):
-            raise MisuseError(f'on_finding must be "ignore", "warn" or "raise", not {on_finding!r}')
-        self._session = Session(options)
-        self._model, self._optimizer, self._on_finding = [model], [optimizer], on_finding
-        self._running = False
-
-    def __enter__(self) -> watch:
-        self._session.start()
-        self._running = True
-        for model in self._model:
-            self._session.include(model, *self._optimizer)
-        if self._on_finding == "raise":
-            self._session.raise_on_trip()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._session.stop("finished" if error is None else f"raised {type(error).__name__}: {error}")
-        self._running = False
-        self._model.clear()  # a doctor is kept for its report; the model must not be kept with it
-        self._optimizer.clear()
-        if error is None and self._on_finding != "ignore":
-            self._tell()
-
-    def _tell(self) -> None:
-        findings = self.report().at_least(Severity.WARNING)
-        if self._on_finding == "warn":
-            for finding in findings:
-                warnings.warn(f"netdoctor: {finding.title} ({finding.check})", stacklevel=3)
-        elif findings and findings[0].severity is Severity.ERROR:
-            raise FindingError(findings[0])
-
-    def log(self, **scalars: float) -> None:
-        """Add scalars of your own, such as `val_loss=...`, to the recording."""
-        self._session.log(**scalars)
-
-    @property
-    def recording(self) -> Recording:
-        """What was observed; complete once the block has ended."""
-        return self._session.recording
-
-    def report(self) -> Report:
-        """The report: passive and as of now inside of the block, with experiments after it."""
-        if self._running:
-            self._session.findings()
-            return diagnose(self._session.recording, self._session.options)
-        return self._session.report()
 
 
 def examine(

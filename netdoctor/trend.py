@@ -164,7 +164,10 @@ def _chance(series: Series, recording: Recording) -> _Chance | None:
     family, classes = recording.facts.get("loss_family"), float(recording.facts.get("classes", 0))
     if family in {"cross_entropy", "nll", "bce"}:
         uniform = math.log(2) if family == "bce" else math.log(max(classes, 1))
-        plain = _plain_loss(recording) is not None or bool(series.values[:1] <= LIKE_CHANCE * uniform)
+        operation = _plain_loss(recording)
+        if family == "bce" and operation is not None and len(operation.inputs) > 2:
+            return None  # weighted: a constant predictor gets another loss
+        plain = operation is not None or bool(series.values[:1] <= LIKE_CHANCE * uniform)
         return _Chance(uniform, True) if uniform > 0 and plain else None
     arm = recording.arms.get("overfit/own")
     constant = math.nan if arm is None else float(arm.facts.get("constant", math.nan))

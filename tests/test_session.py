@@ -14,7 +14,9 @@ from torch import nn
 
 from netdoctor.errors import MisuseError, NetdoctorError
 from netdoctor.finding import Severity
-from netdoctor.session import EnoughSteps, FindingError, Options, Session, diagnose, examine, examined, watch
+from netdoctor.judging import Options, diagnose
+from netdoctor.session import EnoughSteps, FindingError, Session, examine, examined
+from netdoctor.watching import watch
 from tests.capture.observing import seed
 from tests.capture.test_nothing_stays import differences, torch_as_it_is
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.data.harm import State, harm
-from netdoctor.experiments import batchnorm, learning_rate, overfit, pairing, scaling
-from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
+from netdoctor.experiments import batchnorm, learning_rate, overfit, pairing, questions, range_test, scaling
+from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step, tiny_pace
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.experiments.treatments import TREATMENTS
 from netdoctor.finding import Severity
@@ -45,24 +47,35 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) 
     slow = is_slow(pace, 0.4 * seconds, 1 + len(learning_rate.FACTORS))
     if slow and not learning:
         few, limit = lighter(step, pace, budget.left, 3), budget.share(0.8 * budget.left)
-        _add(recording, lambda: learning_rate.trials(few, limit, say, QUICK), say, "trying learning rates on few samples")
-    _add(
-        recording,
-        lambda: overfit.overfit(step, budget.share(seconds * 0.4), recording.graph),
-        say,
-        "overfitting a tiny batch",
-    )
-    if not slow and not learning:
+        _add(
+            recording, lambda: learning_rate.trials(few, limit, say, QUICK), say, "trying learning rates on few samples"
+        )
+    if tiny_pace(step, pace) * overfit.LEAST_STEPS < budget.left:
         share = budget.share(seconds * 0.4)
-        _add(recording, lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
+        _add(recording, lambda: overfit.overfit(step, share, recording.graph), say, "overfitting a tiny batch")
+    else:
+        recording.arms["overfit/own"] = _no_time(overfit.LEAST_STEPS, pace)
+    if not slow:
+        _add(
+            recording, lambda: questions.ask(recording, step, budget.share(seconds * 0.1), say), say, "asking the model"
+        )
+    if not slow and not learning:
+        part = budget.share(seconds * 0.4)
+        _add(recording, lambda: learning_rate.trials(step, part, say), say, "trying learning rates")
+        _add(recording, lambda: range_test.sweep(step, budget.share(seconds * 0.1)), say, "a learning-rate range test")
     if not learning or harm(recording).state is not State.WORKS:
         rest = budget.share(seconds * 0.2)
         _add(recording, lambda: scaling.trials(recording, step, rest, say), say, "standardising the data")
     if harm(recording).state in {State.HURT, State.SLOW}:
-        part = budget.share(seconds * 0.2)
-        _add(recording, lambda: pairing.trials(recording, step, part, say), say, "shuffling the targets")
+        fifth = budget.share(seconds * 0.2)
+        _add(recording, lambda: pairing.trials(recording, step, fifth, say), say, "shuffling the targets")
     if not slow or budget.left > 3 * pace:  # a profile costs a step, and there is no short form of it
         _add(recording, lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm")
+
+
+def _no_time(steps: int, pace: float) -> Arm:
+    why = f"{steps} steps on a few samples do not fit in the time that is left: a step of the script takes {pace:.1f} s"
+    return Arm("overfit/own", np.empty(0), failure=why)
 
 
 def _add(recording: Recording, work: Callable[[], dict[str, Arm]], say: Say, what: str) -> None:

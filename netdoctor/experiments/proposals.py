@@ -11,7 +11,10 @@ from torch import nn
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.signal import initialisation
+from netdoctor.checks.training.optimizer_line import with_lr
+from netdoctor.experiments import range_test
 from netdoctor.experiments.treatments.operations import Exchange, exchange_operations
+from netdoctor.experiments.treatments.optimization import optimizer_line
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment, first_argument
 from netdoctor.experiments.treatments.weights import run_code
 from netdoctor.experiments.verdict import decide, scale_of
@@ -23,6 +26,14 @@ SAME = 1e-4  # relative: the replay's first loss is that of the script (bit for 
 DIFFERENT = 1e-2  # relative: beyond what the order of sums can grow to in the captured steps
 _LEAST = 1e-12
 OPEN = frozenset({"cannot-overfit-tiny-batch", "loss-not-decreasing"})  # symptoms whose cause nobody named
+OF_RATE = OPEN | {
+    "learning-rate-too-high",
+    "learning-rate-too-low",
+    "loss-diverging",
+    "exploding-gradients",
+    "clip-too-small",
+}
+ANOTHER = 3.0  # times: two rates that are nearer train alike
 # Functions of a weight that take away what it can be: its sign, its size.
 _NARROWING = frozenset({"abs", "square", "exp", "relu", "sigmoid", "softplus", "tanh", "clamp", "clamp_min", "sign"})
 
@@ -34,6 +45,26 @@ def propose(
     if finding.check in OPEN:
         yield from _plain_weights(recording, places)
     yield from _wider_initialisation(recording, step, places, finding)
+    if finding.check in OF_RATE:
+        yield from _rate_of_range_test(recording, step, places, finding)
+
+
+def _rate_of_range_test(
+    recording: Recording, step: TrainingStep, places: Places, finding: Finding
+) -> Iterator[tuple[Fix, Treatment]]:
+    """The learning rate at which the loss falls fastest, where the script's own is another."""
+    arm = recording.arms.get(range_test.NAME)
+    if arm is None or arm.failure or not recording.optimizers:
+        return
+    rate, own = float(arm.facts["suggested"]), float(arm.facts["lr"])
+    if not rate > 0 or 1 / ANOTHER < rate / own < ANOTHER:
+        return
+    rate = float(f"{rate:.1g}")
+    says = f"Set the learning rate to {rate:g}: in a range test {arm.facts['says']}."
+    fix = Fix("lr-of-range-test", says, with_lr(recording.optimizers[0], rate), Reach.RUN)
+    treatment = optimizer_line(Case(step, recording, finding, fix, places))
+    if treatment is not None:
+        yield fix, treatment
 
 
 def written_elsewhere(recording: Recording, step: TrainingStep, again: Sequence[float]) -> Trial | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from netdoctor.capture.ranks import alone
 from netdoctor.capture.step import (
     Action,
     Copies,
@@ -72,6 +73,7 @@ def quiet() -> Iterator[None]:
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
         torch.enable_grad(),
+        alone(),
     ):
         warnings.simplefilter("ignore")
         yield

@@ -17,7 +17,7 @@ from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
 from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
 from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
-from netdoctor.experiments.proposals import ELSEWHERE, OPEN, propose, written_elsewhere
+from netdoctor.experiments.proposals import ELSEWHERE, OF_RATE, OPEN, propose, written_elsewhere
 from netdoctor.experiments.sandbox import Budget, Run, quiet
 from netdoctor.experiments.score import fits
 from netdoctor.experiments.side_effects import Units, side_effects, units
@@ -115,6 +115,8 @@ class _Trials:
         first = [f for f in findings if f.severity is not Severity.ADVICE][:FINDINGS]
         for finding in first:
             if any(fix.trial is not None for fix in finding.fixes):
+                if finding.check in OF_RATE:
+                    self._better_rate(finding)
                 continue
             fixes = self._fixes[id(finding)] = list(finding.fixes)
             for number, fix in enumerate(fixes[:FIXES]):
@@ -126,6 +128,15 @@ class _Trials:
         uncured = [f for f in first if f.fixes and not any(map(_cures, self._fixes.get(id(f), f.fixes)))]
         if uncured:
             self._combine(uncured[0], first)
+
+    def _better_rate(self, finding: Finding) -> None:
+        """For a learning rate that its check has tried: that of the range test, where it does twice as well."""
+        known = next((fix.trial.treated for fix in finding.fixes if fix.trial is not None), ())
+        for fix in self._proposed(finding):
+            found = fix.trial.treated if fix.trial is not None else ()
+            steps = min(len(known), len(found))
+            if steps and 0 <= 2 * _end(found[:steps]) < _end(known[:steps]):
+                self._fixes[id(finding)] = [fix, *finding.fixes]
 
     def _proposed(self, finding: Finding) -> list[Fix]:
         """For a finding that none of its fixes cures: what the captured steps suggest, as far as it cures."""
@@ -215,7 +226,9 @@ class _Trials:
 
     def _gains(self, without: Trial, with_it: Trial) -> bool:
         """Whether a part adds to the others: the second trial's treated arm trains better than the first one's."""
-        scale = scale_of(float(self.recording.facts.get("loss_lower_bound", -math.inf)), None, without.treated, with_it.treated)
+        scale = scale_of(
+            float(self.recording.facts.get("loss_lower_bound", -math.inf)), None, without.treated, with_it.treated
+        )
         return decide(without.treated, with_it.treated, scale) in _GAINS
 
     def _on_tiny_batch(self, parts: list[Part]) -> None:
@@ -338,6 +351,10 @@ def _told(fix: Fix, trial: Trial) -> Fix:
     if trial.side_effects:
         says = f"{says} Side effect on the copy: {'; '.join(trial.side_effects)}."
     return replace(fix, says=says, trial=trial)
+
+
+def _end(losses: Sequence[float]) -> float:
+    return statistics.median(losses[-max(2, len(losses) // 5) :])
 
 
 def _cures(fix: Fix) -> bool:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from netdoctor.recording import Arm, Array, Layer, Recording, Role, Series, Stat
 from netdoctor.render import palette, wording
 from netdoctor.render.palette import ALARM, FAINT, GOOD, INK
 from netdoctor.render.sheet import (
+    LARGEST,
     Drawing,
     blank,
     curve,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 WIDE, HALF = 8.2, 3.9  # inches: the page's column, and half of it (also a phone)
 MARKED = 4  # changes of the learning rate that are marked one by one; a schedule with more gets a panel
 LABELS = 14  # layer names that fit under a wide figure
+SPIKES = 5  # that are marked on one loss
 CURVES = 8  # arms of one kind, or losses, in one panel
 
 
@@ -54,6 +56,7 @@ def loss_curve(recording: Recording, width: float = WIDE, height: float = 2.7, n
             curve(axes[0], held_out.steps, held_out.values, log, INK, "evaluation loss", linestyle="--", linewidth=1.2)
         scale(axes[0], log)
         broken = _mark_first_broken(axes[0], losses)
+        _mark_spikes(axes[0], losses, log)
         _mark_evaluations(axes[0], recording)
         if panel and rate is not None:
             _rate_panel(axes[1], rate)
@@ -61,8 +64,9 @@ def loss_curve(recording: Recording, width: float = WIDE, height: float = 2.7, n
             _mark_changes(axes[0], changes)
         axes[0].set_ylabel("loss")
         whole_steps(axes[-1])
-        if len(axes[0].get_legend_handles_labels()[1]) > 1:
-            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4 if width > 5 else 2)
+        named = {label: handle for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True)}
+        if len(named) > 1:
+            figure.legend(named.values(), named, loc="outside upper left", ncols=4 if width > 5 else 2)
         return finish(figure, name, _loss_in_words(losses, broken))
 
 
@@ -103,6 +107,28 @@ def _mark_first_broken(axes: Axes, losses: dict[str, Series]) -> int | None:
     return step
 
 
+def _mark_spikes(axes: Axes, losses: dict[str, Series], log: bool) -> None:
+    """The largest sudden rises of each loss: far above the median of the steps before, and gone again."""
+    for series in losses.values():
+        found = sorted(spikes(series.values), key=lambda at: -series.values[at])[:SPIKES]
+        shown = in_bounds(series.values[found], log)
+        if found:
+            axes.plot(series.steps[found], shown, "^", color=ALARM, markersize=5, linestyle="", label="spike")
+
+
+def spikes(values: Array) -> list[int]:
+    """Where a loss is more than three times the median of the 15 before it, above the step after, and the peak of its rise."""
+    at, found = 15, []
+    while at < len(values) - 1:
+        before = values[at - 15 : at]
+        usual = float(np.median(before))
+        high = np.isfinite(before).all() and usual > 0 and 3 * usual < values[at] < LARGEST
+        if high and values[at - 1] <= values[at] > values[at + 1]:
+            found.append(at)
+        at += 1
+    return found
+
+
 def _mark_evaluations(axes: Axes, recording: Recording) -> None:
     steps = [event.step for event in recording.events if event.kind == "evaluation"][:400]
     if steps:
@@ -138,8 +164,12 @@ def depth_profile(
                 panel.axhline(1e-3, color=FAINT, linewidth=1, linestyle=(0, (2, 2)))
             scale(panel, log=True)
         _layer_ticks(axes[-1], layers, LABELS if width > 5 else LABELS // 2)
-        handles = [_handle(filled) for filled in (False, True)]
-        figure.legend(handles, ["first step", "last step"], loc="outside upper right", ncols=2)
+        handles = [_handle("o", "none"), _handle("o", INK)]
+        zeros = any(t is not None and len(t.values) and _end(t, -1) == 0 for tracks in rows.values() for t in tracks)
+        handles += [_handle("v", INK)] if zeros else []
+        figure.legend(
+            handles, ["first step", "last step", "last step: 0"][: len(handles)], loc="outside upper right", ncols=3
+        )
         alt = f"{', '.join(rows)} of {wording.count(len(layers), 'layer')} in order of execution, on a logarithmic axis"
         return finish(figure, name, alt)
 
@@ -167,8 +197,12 @@ def _profile_panel(axes: Axes, tracks: Sequence[Track | None], shades: Sequence[
     axes.scatter(places, first, s=size, facecolors="none", edgecolors=list(shades), linewidths=1, zorder=2)
     axes.scatter(places, drawn, s=size, c=list(shades), zorder=3, linewidths=0)
     broken = np.array([t is not None and len(t.values) > 0 for t in tracks]) & ~np.isfinite(last)
+    edge = axes.get_xaxis_transform()
+    zero = last == 0  # which has no place on a logarithmic axis
+    if zero.any():
+        floor = np.full(zero.sum(), 0.05)
+        axes.scatter(places[zero], floor, s=size, marker="v", c=np.array(shades)[zero], transform=edge, linewidths=0)
     if broken.any():
-        edge = axes.get_xaxis_transform()
         axes.plot(
             places[broken], np.full(broken.sum(), 0.97), "x", color=ALARM, transform=edge, clip_on=False, markersize=5
         )
@@ -180,10 +214,10 @@ def _end(track: Track | None, at: int) -> float:
     return float(np.mean(track.values[at])) if track is not None and len(track.values) else float("nan")
 
 
-def _handle(filled: bool) -> Line2D:
+def _handle(marker: str, filling: str) -> Line2D:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], marker="o", linestyle="", color=INK, markerfacecolor=INK if filled else "none", markersize=5)
+    return Line2D([], [], marker=marker, linestyle="", color=INK, markerfacecolor=filling, markersize=5)
 
 
 def _layer_ticks(axes: Axes, layers: Sequence[Layer], most: int) -> None:
@@ -272,7 +306,8 @@ def _gauge(axes: Axes, evidence: Evidence) -> None:
     axes.set_xlim(low, high)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    labels = [f"limit {wording.number(evidence.limit)}", wording.number(evidence.measured)]
+    unit = evidence.unit if len(evidence.unit) <= 2 else ""
+    labels = [f"limit {wording.with_unit(evidence.limit, unit)}", wording.with_unit(evidence.measured, unit)]
     axes.set_xticks(
         [evidence.limit, evidence.measured], labels if evidence.limit != evidence.measured else labels[:1] * 2
     )
@@ -290,7 +325,8 @@ def trial(trial: Trial, width: float = HALF, height: float = 2.2, name: str = "t
         figure, (axes,) = blank(width, height)
         log = wants_log(*(np.array(losses) for _, losses, _ in pairs))
         for label, losses, colour in pairs:
-            curve(axes, np.arange(len(losses), dtype=np.float64), np.array(losses), log, colour, label)
+            steps, wider = np.arange(len(losses), dtype=np.float64), 3.2 if label == "without it" else 1.4
+            curve(axes, steps, np.array(losses), log, colour, label, linewidth=wider)  # seen even beneath the other
         scale(axes, log)
         whole_steps(axes)
         axes.set_ylabel("loss")
@@ -302,10 +338,41 @@ def arms(recording: Recording, width: float = HALF, height: float = 2.6, name: s
     """One figure per experiment ("overfit", "trial", ...): the loss of each of its arms."""
     groups: dict[str, list[Arm]] = {}
     for arm in recording.arms.values():
-        if len(arm.losses):
+        if len(arm.losses) and arm.curves.get("lr") is None:
             groups.setdefault(arm.name.partition("/")[0], []).append(arm)
     drawn = enumerate(groups.items())
-    return [_arm_group(group, members[:CURVES], width, height, f"{name}{at}") for at, (group, members) in drawn]
+    ranges = [arm for arm in recording.arms.values() if len(arm.losses) and arm.curves.get("lr") is not None]
+    return [
+        *(_arm_group(group, members[:CURVES], width, height, f"{name}{at}") for at, (group, members) in drawn),
+        *(range_test(arm, width, height, f"{name}r{at}") for at, arm in enumerate(ranges)),
+    ]
+
+
+def range_test(arm: Arm, width: float = HALF, height: float = 2.6, name: str = "range") -> Drawing:
+    """The loss against the learning rate, both as they were step by step; the rates that were read from it are marked."""
+    with drawing_style():
+        figure, (axes,) = blank(width, height)
+        rates, log = arm.curves["lr"][: len(arm.losses)], wants_log(arm.losses)
+        curve(axes, rates, arm.losses, log, palette.apart(0))
+        axes.set_xscale("log")
+        scale(axes, log)
+        marks = {"steepest": ("falls fastest", GOOD), "divergence": ("diverges", ALARM), "lr": ("the script's", INK)}
+        said = []
+        for at, (fact, (words, colour)) in enumerate(marks.items()):
+            rate = float(arm.facts.get(fact, np.nan))
+            if rate > 0:
+                axes.axvline(rate, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
+                at_top: dict[str, Any] = {
+                    "xycoords": axes.get_xaxis_transform(),
+                    "textcoords": "offset points",
+                    "va": "top",
+                }
+                axes.annotate(words, (rate, 0.98 - 0.1 * at), (3, 0), color=colour, fontsize=8, **at_top)
+                said.append(f"{words} {wording.number(rate)}")
+        axes.set_title("learning-rate range test", loc="left")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("loss")
+        return finish(figure, name, f"Loss against the learning rate: {', '.join(said) or 'nothing could be read'}")
 
 
 def _arm_group(group: str, members: list[Arm], width: float, height: float, name: str) -> Drawing:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from netdoctor.finding import Evidence, Finding, Severity
 from netdoctor.recording import Recording
-from netdoctor.render import figures, palette, wording
+from netdoctor.render import figures, history, palette, source, wording
 from netdoctor.render.layertable import layer_rows
 from netdoctor.render.sheet import Drawing
 from netdoctor.report import Report
@@ -42,6 +42,8 @@ def render(report: Report, recording: Recording | None = None, *, advice: bool =
         findings=findings,
         hidden=len(report.findings) - len(findings),
         own=gallery.of_findings(findings),
+        sources=[source.context(finding.location, recording) for finding in findings],
+        spreads=gallery.of_parameters(findings),
         run=gallery.of_run(),
         rows=layer_rows(recording, findings) if recording else [],
         arms=gallery.of_arms(),
@@ -76,6 +78,7 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "opening": wording.opening,
+        "change": source.change,
         "tally": wording.tally,
         "by_reason": wording.by_reason,
         "seconds": wording.seconds,
@@ -119,15 +122,28 @@ class _Gallery:
             pairs += [(title, wide, narrow)] if wide else []
         return pairs
 
+    def of_parameters(self, findings: tuple[Finding, ...]) -> list[tuple[str, Markup]]:
+        """(name, figure) of the parameters whose spread over time is worth a look."""
+        if self.recording is None:
+            return []
+        chosen = history.of_interest(self.recording, findings)
+        drawn = [
+            (name, self._draw(name, partial(history.spread, self.recording, name, figures.HALF, name=f"spread{at}")))
+            for at, name in enumerate(chosen)
+        ]
+        return [(name, figure) for name, figure in drawn if figure]
+
     def of_arms(self) -> list[Markup]:
         """One figure per experiment."""
         if self.recording is None:
             return []
+        rates = self._draw("the learning-rate range test", partial(history.lr_range, self.recording, figures.HALF))
         try:
-            return [_themed(drawing) for drawing in figures.arms(self.recording)]
+            arms = [_themed(drawing) for drawing in figures.arms(self.recording)]
         except Exception as error:  # a figure must never cost the report
             self._note("the experiments", error)
-            return []
+            arms = []
+        return [rates, *arms] if rates else arms
 
     def _of_finding(self, finding: Finding, rank: int) -> tuple[list[Markup], list[Markup]]:
         if rank > DRAWN:

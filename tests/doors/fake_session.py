@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 from netdoctor.finding import Finding, Fix, Location, Severity
@@ -78,6 +76,18 @@ class Session:
         if event == "train":
             raise EnoughSteps
 
+    follows = False
+
+    def keep(self, path: object) -> None:
+        """Nothing to keep."""
+
+    def include(self, *_: object) -> None: ...
+
+    def log(self, **scalars: float) -> None: ...
+
+    def findings(self) -> tuple[Finding, ...]:
+        return report(self.options).findings
+
     def stop(self, ended: str = "finished") -> None:
         self.ended = ended
 
@@ -103,16 +113,14 @@ def examined(*arguments: object, **options: Any) -> tuple[Report, Recording]:
     return examine(*arguments, **options), Recording()
 
 
-@contextmanager
-def watch(model: object, optimizer: object = None, *, options: Options) -> Iterator[SimpleNamespace]:
-    yield SimpleNamespace(report=lambda: report(options), log=lambda **scalars: None)
+class FindingError(Exception): ...
 
 
 def install() -> None:
     """Put this in the session's place."""
     fake = ModuleType("netdoctor.session")
     vars(fake).update(EnoughSteps=EnoughSteps, Options=Options, Session=Session, examine=examine)
-    vars(fake).update(examined=examined, watch=watch)
+    vars(fake).update(examined=examined, FindingError=FindingError)
     sys.modules["netdoctor.session"] = fake
 
 

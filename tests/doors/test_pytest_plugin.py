@@ -124,10 +124,10 @@ def test_settings_of_the_project_count(tmp_path: Path) -> None:
         ("healthy", "netdoctor.assert_healthy(1, 2, 3)", ""),
         ("sick", "netdoctor.assert_healthy(1, 2, 3)", "fake-check: a made-up finding"),
         ("unobserved", "netdoctor.assert_healthy(1, 2, 3)", "netdoctor saw no training step"),
-        ("healthy", "netdoctor.watch(1); netdoctor.log(a=1.0); netdoctor.assert_healthy()", ""),
-        ("sick", "netdoctor.watch(1); netdoctor.assert_healthy()", "fake-check: a made-up finding"),
-        ("sick", "\n    with netdoctor.watch(1): pass\n    netdoctor.assert_healthy()", "fake-check"),
-        ("sick", "netdoctor.watch(1)", ""),
+        ("healthy", "netdoctor.watch(); netdoctor.log(a=1.0); netdoctor.assert_healthy()", ""),
+        ("sick", "netdoctor.watch(); netdoctor.assert_healthy()", "fake-check: a made-up finding"),
+        ("sick", "\n    with netdoctor.watch(): pass\n    netdoctor.assert_healthy()", "fake-check"),
+        ("sick", "netdoctor.watch()", ""),
         ("healthy", "netdoctor.assert_healthy()", "nothing was watched"),
         ("healthy", "netdoctor.assert_overfits(1, 2, 3)", ""),
         ("sick", "netdoctor.assert_overfits(1, 2, 3)", "overfit-tiny-batch failed: 8 samples could not be fitted"),
@@ -148,3 +148,95 @@ def test_the_fixture(session: str, body: str, says: str, tmp_path: Path) -> None
     assert says in ended.stdout
     if says:
         assert "pytest_plugin.py" not in ended.stdout  # the failure points at the test
+
+
+UNITTEST = """
+import unittest, pytest
+class TestIt(unittest.TestCase):
+    @pytest.mark.netdoctor
+    def test_marked(self): pass
+    @pytest.mark.netdoctor
+    def test_fails(self): self.assertEqual(1, 2)
+    def test_other(self): pass
+"""
+
+
+def test_unittest_style_tests_are_watched_too(tmp_path: Path) -> None:
+    ended = pytest_run(tmp_path, UNITTEST, *FAKE, session="sick")
+    assert "2 failed, 1 passed" in ended.stdout
+    assert "AssertionError: 1 != 2" in ended.stdout
+    assert ended.stdout.count("Failed: fake-check") == 1
+
+
+MANY = "import pytest\n@pytest.mark.netdoctor\n@pytest.mark.parametrize('n', range(4))\ndef test_it(n): pass\n"
+
+
+def test_the_summary_counts_what_was_watched(tmp_path: Path) -> None:
+    ended = pytest_run(tmp_path, MANY, *FAKE, session="sick")
+    assert "- netdoctor -" in ended.stdout.replace("=", "-")
+    assert "4 trainings watched, 4 findings" in ended.stdout
+    assert "  fake-check: test_it.py::test_it[0], test_it.py::test_it[1], test_it.py::test_it[2] and 1 more\n" in (
+        ended.stdout
+    )
+    assert "4 trainings watched, nothing found" in pytest_run(tmp_path, MANY, *FAKE).stdout
+    assert "watched" not in pytest_run(tmp_path, "def test_it(): pass", *FAKE).stdout
+
+
+def test_workers_of_xdist_send_what_they_found(tmp_path: Path) -> None:
+    pytest.importorskip("xdist")
+    (tmp_path / "test_it.py").write_text(MANY)
+    options = ["-p", "no:cacheprovider", "-n", "2", "--junit-xml=j.xml"]
+    ended = python("-m", "pytest", *LOAD, *FAKE, *options, folder=tmp_path, FAKE_SESSION="sick")
+    assert "4 failed" in ended.stdout
+    assert "4 trainings watched, 4 findings" in ended.stdout
+    text = (tmp_path / "j.xml").read_text()
+    assert text.count('<property name="netdoctor" value="fake-check') == 4
+    assert text.count('<property name="netdoctor_verdict" value="sick"') == 4
+
+
+@pytest.mark.parametrize(
+    ("ini", "failed", "says"),
+    [
+        ("netdoctor = true", 1, "Failed: fake-check"),
+        ("netdoctor = true\nnetdoctor_fail_on = never", 0, ""),
+        ("netdoctor = true\nnetdoctor_ignore = nan-input:a.* double-softmax", 1, "ignore=('nan-input:a.*', 'double-s"),
+        ("netdoctor = true\nnetdoctor_budget = 7\nnetdoctor_experiments = false", 1, "budget=7.0, experiments=False"),
+        ("netdoctor = true\nnetdoctor_budget = much", 1, "netdoctor_budget must be a number of seconds, not 'much'"),
+        ("netdoctor = false", 0, ""),
+    ],
+)
+def test_ini_options(ini: str, failed: int, says: str, tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\n{ini}")
+    ended = pytest_run(tmp_path, "def test_it(): pass", *FAKE, session="sick")
+    assert ended.returncode == failed, ended.stdout
+    assert says in ended.stdout
+
+
+def test_the_closest_marker_wins_and_the_others_still_count(tmp_path: Path) -> None:
+    text = (
+        "import pytest\npytestmark = pytest.mark.netdoctor(budget=3, fail_on='never')\n"
+        "@pytest.mark.netdoctor(fail_on='error')\ndef test_it(): pass\n"
+    )
+    ended = pytest_run(tmp_path, text, *FAKE, session="sick")
+    assert ended.returncode == 1
+    assert "budget=3.0" in ended.stdout
+
+
+def test_a_suite_that_does_not_use_it_pays_next_to_nothing(tmp_path: Path) -> None:
+    """The bar is a millisecond per test; what is timed is the hook's own part of a call."""
+    (tmp_path / "conftest.py").write_text(
+        "import time, pytest\n"
+        "spent = []\n"
+        "@pytest.hookimpl(wrapper=True)\n"
+        "def pytest_runtest_call(item):\n"
+        "    from netdoctor.pytest_plugin import pytest_runtest_call as own\n"
+        "    start = time.perf_counter()\n"
+        "    hook = own(item); next(hook)\n"
+        "    try: hook.send(None)\n"
+        "    except StopIteration: pass\n"
+        "    spent.append(time.perf_counter() - start)\n"
+        "    return (yield)\n"
+        "def pytest_sessionfinish(): print('SPENT', sorted(spent)[len(spent) // 2])\n"
+    )
+    ended = pytest_run(tmp_path, "import pytest\n@pytest.mark.parametrize('n', range(50))\ndef test_it(n): pass", "-s")
+    assert float(ended.stdout.partition("SPENT ")[2].split()[0]) < 1e-3

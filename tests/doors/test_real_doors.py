@@ -191,3 +191,82 @@ def test_the_pytest_plugin_over_the_engine(tmp_path: Path) -> None:
     ], ended.stdout
     assert sum("dead-relu" in line for line in summary) == 3
     assert "in 2 steps, not down to 0.2" in ended.stdout
+
+
+ASSERTIONS = """
+import torch
+from torch import nn
+from own import make
+
+class Attention(nn.Module):
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+x = torch.randn(8, 6, 4)
+
+def log_of_negative(output, target):
+    return nn.functional.cross_entropy(torch.log(output), target)
+
+def test_finite(netdoctor):
+    netdoctor.assert_finite(*make())
+
+def test_not_finite(netdoctor):
+    model, _, batch = make()
+    netdoctor.assert_finite(model, log_of_negative, batch)
+
+def test_all_learn(netdoctor):
+    netdoctor.assert_all_parameters_learn(*make())
+
+def test_dead_do_not_learn(netdoctor):
+    netdoctor.assert_all_parameters_learn(*make(dead=True))
+
+def test_frozen(netdoctor):
+    model, loss_fn, batch = make()
+    model[0].weight.requires_grad_(False)
+    netdoctor.assert_all_parameters_learn(model, loss_fn, batch, exempt=["0.*"])
+    netdoctor.assert_all_parameters_learn(model, loss_fn, batch)
+
+def test_watched_learn(netdoctor):
+    model, loss_fn, (x, y) = make(dead=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with netdoctor.watch(model, optimizer):
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss_fn(model(x), y).backward()
+            optimizer.step()
+    netdoctor.assert_finite()
+    netdoctor.assert_all_parameters_learn()
+
+def test_apart(netdoctor):
+    netdoctor.assert_no_leakage(*make())
+    netdoctor.assert_no_leakage(Attention(), x)
+
+def test_mixed(netdoctor):
+    netdoctor.assert_no_leakage(nn.Softmax(0), x)
+
+def test_not_causal(netdoctor):
+    netdoctor.assert_causal(Attention(), x)
+
+def test_random(netdoctor):
+    netdoctor.assert_deterministic_eval(nn.Linear(4, 4), x)
+    netdoctor.assert_deterministic_eval(lambda x: x, x)
+"""
+
+
+def test_the_assertions_over_the_engine(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(FACTORY)
+    (tmp_path / "test_it.py").write_text(ASSERTIONS)
+    ended = python("-m", "pytest", *LOAD, *PLAIN, "-rA", "--tb=short", "test_it.py", folder=tmp_path)
+    assert "7 failed, 3 passed" in ended.stdout, ended.stdout
+    for said in (
+        "NaN in the forward pass of step 0: log",
+        "3 of 4 parameters did not learn: 0.weight, 0.bias, 2.weight never got a gradient",
+        "likely cause: dead-relu: 16 of 16 units of 1 are dead",
+        "1 of 4 parameters did not learn: 0.weight is frozen",
+        "cross-sample-leakage: the output for one sample changes by",
+        "causal-leak: the outputs up to position 0 change by",
+        "is_causal=True",
+        "must be a torch.nn.Module, not function",
+    ):
+        assert said in ended.stdout, said
+    assert "pytest_plugin.py" not in ended.stdout

@@ -83,6 +83,8 @@ def constant_loss(recording: Recording) -> float:
     if family in {"mse", "l1", "huber"}:
         return math.nan if target is None else regression_constant(target, family)
     uniform = math.log(classes) if classes > 1 else math.log(2) if family == "bce" else math.nan
+    if _weighted(recording):  # classes that count more than others have another best constant
+        return math.nan if family == "bce" else uniform
     if target is not None and target.classes is not None:
         return min(uniform, entropy(target.classes.sum(axis=0)))
     return uniform
@@ -99,6 +101,13 @@ def entropy(counts: Array) -> float:
     """Entropy of class counts, in nats."""
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
+
+
+def _weighted(recording: Recording) -> bool:
+    """Whether the loss function is given weights of classes or samples beside prediction and target."""
+    graph = recording.graph
+    last = None if graph is None or graph.loss is None else graph.producer(graph.loss)
+    return last is not None and len(last.inputs) > 2
 
 
 def _plain(recording: Recording) -> bool:

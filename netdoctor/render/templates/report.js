@@ -13,7 +13,7 @@ function copyByHand(block) {
   try { return document.execCommand("copy"); } catch (error) { return false; }
 }
 document.querySelectorAll("figure.fix").forEach(function (figure) {
-  var block = figure.querySelector("code");
+  var block = figure.querySelector("code.paste") || figure.querySelector("code");
   var button = document.createElement("button");
   button.type = "button";
   button.textContent = "Copy";

@@ -1,0 +1,94 @@
+"""The inputs of the evaluation are on another scale than those of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from netdoctor.check import Check
+from netdoctor.data import Evaluation, TensorFacts
+from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
+from netdoctor.recording import Recording, SourceLine
+
+
+@dataclass(frozen=True)
+class TrainEvalShift(Check):
+    """The data that the model is evaluated on has another mean or scale than what it was trained on.
+
+    What it is: a preprocessing step (division by 255, standardisation) that only one of the two goes through, or that
+    uses other numbers.
+    Why it hurts: the evaluation tells nothing about the training; a good model looks bad.
+    How it is decided: the inputs of passes whose results the script compares, and that no loss is trained on, are set
+    beside those of the training, column by column (channel by channel): at least half of the columns differ by a factor
+    of 3 or more in their standard deviation, or by 2 deviations or more in their mean.
+    When it stays silent: augmentation of moderate size; fewer than 64 rows; whole numbers (tokens); data that
+    does not vary; inputs of other shapes; acting and sampling, where nothing is compared with targets.
+    Fix: one function for the preprocessing, with the numbers of the training set, for both.
+    Sources: Breck et al., The ML Test Score, 2017 (training-serving skew); advice B6.
+    """
+
+    name = "train-eval-shift"
+    explains = frozenset({"overfitting"})
+
+    rows: int = 64  # of each: the deviation of fewer is off by a tenth and more
+    scale: float = 3.0  # between the standard deviations: augmentation changes them by a third at most
+    mean: float = 2.0  # standard deviations: a sample of 64 is off by an eighth of one
+    columns: float = 0.5  # of them: one odd column may be drift in the data itself
+
+    def judge(self, recording: Recording) -> Iterator[Finding]:
+        if recording.facts.get("moving_target"):
+            return
+        for evaluation in recording.evaluations:
+            for place, given in enumerate(evaluation.inputs):
+                trained = self._counterpart(recording, place, given)
+                if trained is not None:
+                    scale, mean = self._shift(trained, given)
+                    if scale >= self.scale or mean >= self.mean:
+                        yield self._finding(evaluation, trained, given, scale, mean)
+                        return
+
+    def _counterpart(self, recording: Recording, place: int, given: TensorFacts) -> TensorFacts | None:
+        """The training input at the same place and of the same shape, if both can be compared."""
+        if place >= len(recording.inputs):
+            return None
+        trained = recording.inputs[place]
+        same = trained.columns.std.shape == given.columns.std.shape and trained.axis == given.axis
+        sound = min(trained.rows, given.rows) >= self.rows and len(trained.shape) == len(given.shape)
+        tokens = trained.integral and given.integral and not trained.dtype.startswith("float")
+        return trained if same and sound and not tokens else None
+
+    def _shift(self, trained: TensorFacts, given: TensorFacts) -> tuple[float, float]:
+        """(factor between the deviations, distance of the means in deviations), each reached by half of the columns."""
+        one, other = trained.columns, given.columns
+        kept = (one.std > 0) & (other.std > 0)
+        if not kept.any():
+            return 1.0, 0.0
+        ratio = np.abs(np.log(other.std[kept] / one.std[kept]))
+        moved = np.abs(other.mean[kept] - one.mean[kept]) / np.maximum(one.std[kept], other.std[kept])
+        level = 1 - self.columns
+        return float(np.exp(np.quantile(ratio, level))), float(np.quantile(moved, level))
+
+    def _finding(
+        self, evaluation: Evaluation, trained: TensorFacts, given: TensorFacts, scale: float, mean: float
+    ) -> Finding:
+        by_scale = scale >= self.scale
+        at = SourceLine(given.file, given.line, given.text) if given.file else None
+        where = Location.at(at) if at else Location(file=evaluation.file or None, line=evaluation.line or None)
+        words = f"a standard deviation {scale:.3g} times apart" if by_scale else f"a mean {mean:.2g} deviations away"
+        return Finding(
+            self.name,
+            f"the evaluation's inputs are not like those of the training: {words}",
+            Severity.WARNING,
+            f"Training: mean {trained.mean:.4g}, standard deviation {trained.std:.4g} ({trained.rows} rows); evaluation: "
+            f"mean {given.mean:.4g}, standard deviation {given.std:.4g} ({given.rows} rows).",
+            where,
+            (
+                Evidence("standard deviations, evaluation and training: factor between", scale, "≥", self.scale)
+                if by_scale
+                else Evidence("distance of the means, in standard deviations", mean, "≥", self.mean),
+            ),
+            (Fix("same-preprocessing", "Preprocess both by one function.", "", Reach.RUN),),
+            share=1.0,
+        )

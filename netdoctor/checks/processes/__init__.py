@@ -1,0 +1,1 @@
+"""Training in several processes: what must be alike on all of them, and is not."""

@@ -1,0 +1,82 @@
+"""A next-token model that sees what it is to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from netdoctor.check import Check
+from netdoctor.checks.structure.cross_sample_leakage import ATTENTION, RECURRENT, place
+from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Reach, Severity
+from netdoctor.recording import Arm, Recording
+
+ARM = "leakage/positions"
+ASKED = "leakage/samples"  # asked at the same time, whatever the targets are
+
+
+@dataclass(frozen=True)
+class CausalLeak(Check):
+    """The model is trained to predict the next element of a sequence, and can see it.
+
+    What it is: attention without a causal mask (or with one that is off by one, or turned round), a recurrent layer
+    that runs both ways, a convolution that reaches to both sides, a norm or a mean over the positions.
+    Why it hurts: the loss becomes wonderfully small, for the model copies the answer; left to go on by itself, it
+    writes nonsense.
+    How it is decided: by experiment. Only where the targets of the first captured batches are one of the model's inputs
+    shifted by one position. On a copy of the trained model in evaluation mode all elements after a position are
+    exchanged, for three positions: the outputs up to there must stay.
+    When it stays silent: all other targets (masked language models, tagging, translation's encoder); runs without
+    experiments; outputs that cannot be matched with positions.
+    Fix: a causal mask, one direction, or padding on the left.
+    Sources: Vaswani et al. 2017, section 3.2.3; van den Oord et al. 2016 (causal convolution); Karpathy's recipe
+    (use backprop to chart dependencies).
+    """
+
+    name = "causal-leak"
+    arms = frozenset({ARM, ASKED})
+    explains = frozenset({"overfitting", "loss-not-decreasing", "missing-positional-encoding", "train-eval-shift"})
+
+    change: float = 1e-3  # of the largest output: as cross-sample-leakage, rounding stays under 1e-5
+
+    def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
+        arm = recording.arms.get(ARM)
+        if arm is None:
+            if ASKED not in recording.arms:
+                yield Abstention(self.name, "experiments were off: positions were not exchanged")
+        elif arm.failure:
+            yield Abstention(self.name, arm.failure)
+        elif float(arm.facts.get("share", 0.0)) > self.change:
+            yield self._finding(arm, float(arm.facts["share"]))
+
+    def _finding(self, arm: Arm, share: float) -> Finding:
+        operation = str(arm.facts.get("operation", ""))
+        where = f"{operation} in {arm.facts['module'] or 'the model'}" if operation else "an operation of the model"
+        return Finding(
+            self.name,
+            f"the outputs of early positions change by {100 * share:.2g} % when only later inputs change",
+            Severity.ERROR,
+            f"The targets are the input shifted by one, and {where} lets a position see those after it: the model can "
+            "copy what it is to predict.",
+            place(arm),
+            (Evidence("change of early outputs", 100 * share, ">", 100 * self.change, "%"),),
+            (_fix(operation),),
+            Certainty.PROVEN,
+            first_step=0,
+            share=1.0,
+        )
+
+
+def _fix(operation: str) -> Fix:
+    if operation in RECURRENT:
+        return Fix("one-direction", "Run along time only.", "bidirectional=False", Reach.MODEL)
+    if operation.startswith("conv"):
+        code = "x = torch.nn.functional.pad(x, (kernel_size - 1, 0))  # and padding=0 in the convolution"
+        return Fix("pad-left", "Let the kernel reach back only.", code, Reach.MODEL)
+    if operation == "scaled_dot_product_attention":
+        code = "torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)"
+        return Fix("causal-mask", "Mask what comes later.", code, Reach.MODEL)
+    if operation in ATTENTION or "encoder_layer" in operation:
+        code = "mask = torch.nn.Transformer.generate_square_subsequent_mask(x.shape[1])\nx = encoder(x, mask=mask)"
+        return Fix("causal-mask", "Give the attention a causal mask.", code, Reach.MODEL)
+    code = "later = torch.ones(T, T, dtype=torch.bool).triu(1)\nscores = scores.masked_fill(later, float('-inf'))"
+    return Fix("causal-mask", "Mask what comes later, before the softmax.", code, Reach.MODEL)

@@ -1,0 +1,141 @@
+"""What does the model, as the training left it, do with the captured batches: in evaluation mode, and by batch statistics?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
+from netdoctor.capture.tape import Backward, Entry
+from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASSES, Term, watched_terms
+from netdoctor.experiments.sandbox import Budget, quiet
+from netdoctor.recording import Arm, Recording
+
+BATCHES = 12  # of the captured ones, from all over: enough for a mean
+MAX_CLASSES = 1024
+DEFAULT = (0.0, 1.0)  # running mean and variance of a new BatchNorm: nothing was loaded
+
+
+def outcome(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
+    """The arms "final/evaluation" and, with BatchNorm layers, "final/batch statistics": losses per captured batch.
+
+    Dropout is off in both; in the second one BatchNorm normalises by the batch, as in training. Curves of the first,
+    where one class per sample is predicted: "targets", "predictions" and "right", counts per class. Facts of the
+    second: "frozen_drift", the largest median (over channels) move of a frozen BatchNorm's running mean in standard
+    deviations, and "frozen_module" its path, where it was loaded with statistics of its own.
+    """
+    modes = {"final/evaluation": False}
+    if any(_trains(child) for module in step.modules for child in module.modules()):
+        modes["final/batch statistics"] = True
+    arms = {}
+    for name, normed in modes.items():
+        arms[name] = _arm(name, step, normed, budget)
+        if arms[name].failure:
+            break
+    return arms
+
+
+def _trains(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None
+
+
+def _arm(name: str, step: TrainingStep, normed: bool, budget: Budget) -> Arm:
+    losses: list[float] = []
+    counts: dict[str, Tensor] = {}
+    began = time.perf_counter()
+    try:
+        with quiet():
+            for backward in _backwards(step):
+                if budget.left <= 0:
+                    break
+                refuse_overwritten(backward)
+                copies = Copies(step.modules, step.leaves)  # as they are now, and afresh: running statistics move
+                value, terms = watched_terms(copies, _switched(backward, normed))
+                losses.append(value)
+                _count(terms, counts)
+    except Exception as error:  # the model was taken apart after the training, or cannot be copied
+        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+    if not losses:
+        return Arm(name, np.empty(0), failure="no time was left for it")
+    facts: dict[str, float | str | bool] = {"says": f"mean loss {np.mean(losses):.4g} on {len(losses)} batches"}
+    if normed:
+        facts.update(_frozen_drift(step))
+    curves = {key: value.double().cpu().numpy() for key, value in counts.items()}
+    return Arm(name, np.asarray(losses), time.perf_counter() - began, facts, {}, curves)
+
+
+def _backwards(step: TrainingStep) -> Iterator[Backward]:
+    if step.lost or not step.iterations:
+        return
+    stride = max(1, len(step.iterations) // BATCHES)
+    for iteration in step.iterations[::stride][:BATCHES]:
+        yield iteration.backwards[0]
+
+
+def _switched(backward: Backward, normed: bool) -> Backward:
+    """The backward with all modules in evaluation mode; `normed`: but the BatchNorms that were in training mode."""
+
+    def switched(entry: Entry) -> Entry:
+        if entry.module is None:
+            return entry
+        modes = (
+            mode and normed and isinstance(child, _BatchNorm)
+            for child, mode in zip(entry.module.modules(), entry.modes, strict=False)
+        )
+        return replace(entry, modes=tuple(modes))
+
+    return replace(backward, entries=[switched(entry) for entry in backward.entries])
+
+
+@torch.no_grad()
+def _count(terms: list[Term], counts: dict[str, Tensor]) -> None:
+    """Add up targets, predictions and right predictions per class of the one term that predicts classes."""
+    found = [term for term in terms if term.kind == CLASSES]
+    if len(found) != 1 or found[0].prediction is None or found[0].target is None:
+        return
+    pair = _classes(found[0], found[0].prediction, found[0].target)
+    if pair is None:
+        return
+    predicted, target, classes = pair
+    for key, which in (("targets", target), ("predictions", predicted), ("right", target[predicted == target])):
+        new = torch.bincount(which, minlength=classes)[:classes]
+        counts[key] = counts[key] + new if key in counts else new
+
+
+def _classes(term: Term, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int] | None:
+    """(predicted classes, target classes, number of classes), each flat."""
+    if term.name in BINARY_LOSSES:
+        limit = 0.0 if term.name.endswith("logits") else 0.5
+        single = prediction.dim() < 2 or prediction.shape[1:].numel() == 1
+        return ((prediction.reshape(-1) > limit).long(), target.reshape(-1).long(), 2) if single else None
+    classes = prediction.shape[1] if prediction.dim() > 1 else 0
+    if target.is_floating_point() or not 1 < classes <= MAX_CLASSES:
+        return None
+    kept = target.reshape(-1)
+    valid = (kept >= 0) & (kept < classes)
+    return prediction.argmax(1).reshape(-1)[valid], kept[valid], classes
+
+
+def _frozen_drift(step: TrainingStep) -> dict[str, float | str | bool]:
+    """How far running means of frozen BatchNorms in training mode moved since the start; nothing where there are none."""
+    worst = {"frozen_drift": 0.0, "frozen_module": ""}
+    for top in step.modules:
+        for path, norm in top.named_modules():
+            if not (_trains(norm) and isinstance(norm, _BatchNorm) and norm.weight is not None and norm.training):
+                continue
+            starts = [step.starts.get(id(buffer)) for buffer in (norm.running_mean, norm.running_var)]
+            if norm.weight.requires_grad or starts[0] is None or starts[1] is None or norm.running_mean is None:
+                continue
+            mean, variance = starts[0][1], starts[1][1]
+            if bool((mean == DEFAULT[0]).all()) and bool((variance == DEFAULT[1]).all()):
+                continue
+            moved = float(((norm.running_mean - mean).abs() / (variance + norm.eps).sqrt()).median())
+            if moved > worst["frozen_drift"]:
+                worst = {"frozen_drift": moved, "frozen_module": path}
+    return worst

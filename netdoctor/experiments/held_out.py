@@ -1,0 +1,83 @@
+"""What a changed copy learns from some captured batches, measured on others that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from netdoctor.capture.step import Copies, Replay, TrainingStep, refuse_overwritten
+from netdoctor.capture.tape import Backward, Entry
+from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
+from netdoctor.recording import Arm
+
+STEPS, EVERY = 240, 20  # training steps, and how often the held-out batches are asked
+RATES = (3e-3, 1e-3)  # of Adam: the better one counts, so that neither arm wins by its learning rate
+FEWEST = 6  # captured batches: a third of them is held out
+Change = Callable[[Sandbox], None]
+
+
+def learn(name: str, step: TrainingStep, change: Change, budget: Budget) -> Arm:
+    """An arm whose losses are those of the held-out batches, every `EVERY` steps, after `change` was made to the copy.
+
+    Two thirds of the captured batches are trained on with Adam, the last third is held out. `change` is made before the
+    optimizer. Facts: "best" (the lowest held-out loss), "train" (the last training loss), "lr".
+    """
+    if len(step.iterations) < FEWEST:
+        return Arm(name, np.empty(0), failure=f"fewer than {FEWEST} batches were captured")
+    runs = [_run(name, step, change, rate, budget.share(budget.left / (len(RATES) - n))) for n, rate in enumerate(RATES)]
+    done = [arm for arm in runs if not arm.failure]
+    return min(done, key=lambda arm: float(arm.facts["best"])) if done else runs[0]
+
+
+def _run(name: str, step: TrainingStep, change: Change, rate: float, budget: Budget) -> Arm:
+    cut = len(step.iterations) - len(step.iterations) // 3
+    train, held = step.iterations[:cut], [iteration.backwards[0] for iteration in step.iterations[cut:]]
+    losses: list[float] = []
+    try:
+        with quiet():
+            for backward in held:
+                refuse_overwritten(backward)
+            sandbox = Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=rate))
+            change(sandbox)
+            optimizer = _adam(sandbox, rate)
+            last = float("nan")
+            for number in range(STEPS + 1):
+                if budget.left <= 0:
+                    break
+                if number % EVERY == 0:
+                    losses.append(_loss(sandbox.copies, held))
+                optimizer.zero_grad()
+                last = sandbox.iterate(train[number % len(train)])
+    except Exception as error:
+        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+    if not losses or not np.isfinite(losses).any():
+        return Arm(name, np.empty(0), failure="no time was left for it" if not losses else "its loss is not finite")
+    best = float(np.nanmin(losses))
+    says = f"best loss {best:.4g} on held-out batches"
+    facts: dict[str, float | str | bool] = {"best": best, "train": last, "lr": rate, "says": says}
+    return Arm(name, np.asarray(losses), budget.spent, facts)
+
+
+def _adam(sandbox: Sandbox, rate: float) -> torch.optim.Optimizer:
+    """Adam over what trains now, whatever the change put in place of the old parameters included."""
+    held = {id(p): p for module in sandbox.modules() for p in module.parameters() if p.requires_grad}
+    held |= {id(p): p for p in sandbox.trainable()}
+    sandbox.optimizers = [torch.optim.Adam(held.values(), lr=rate)]
+    return sandbox.optimizers[0]
+
+
+@torch.no_grad()
+def _loss(copies: Copies, held: list[Backward]) -> float:
+    """The mean loss of the held-out batches in evaluation mode."""
+    return float(np.mean([float(Replay(copies).loss(_evaluating(backward))) for backward in held]))
+
+
+def _evaluating(backward: Backward) -> Backward:
+    def switched(entry: Entry) -> Entry:
+        context = entry.context and replace(entry.context, grad=False)
+        return replace(entry, modes=(False,) * len(entry.modes), context=context)
+
+    return replace(backward, entries=[switched(entry) for entry in backward.entries])

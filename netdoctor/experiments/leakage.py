@@ -1,0 +1,299 @@
+"""Does a sample's output depend on the other samples of its batch, or a position's output on what comes after it?"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from netdoctor.capture.step import TrainingStep, refuse_overwritten
+from netdoctor.capture.tape import Backward, Constant, Entry, Leaf, Slot, walk
+from netdoctor.capture.tree import substitute, tensors
+from netdoctor.errors import CannotReplayError, MisuseError
+from netdoctor.experiments.loss_terms import watched_terms
+from netdoctor.experiments.passes import ROUNDING, Kept, Pass, Subject, differ, first_difference
+from netdoctor.experiments.sandbox import Budget, quiet
+from netdoctor.experiments.tiny_batch import rewrite
+from netdoctor.finding import Location
+from netdoctor.recording import Arm, Recording
+
+SAMPLES, POSITIONS = "leakage/samples", "leakage/positions"
+BATCHES = 3  # captured ones in all of which a target must be the shifted input
+SHIFTED = 0.98  # of the positions: a loader may change a few (masks, noise)
+COPIED = 0.9  # of the positions: a target that is the input as it stands is none to be predicted
+LONG = 4  # positions, and different values in them, under which a shift may be chance
+_IGNORED = -100  # cross_entropy's default ignore_index
+Facts = dict[str, float | str | bool]
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A captured call of a model whose inputs are data alone, by the names of its arguments."""
+
+    model: nn.Module
+    inputs: dict[str, Any]
+    targets: list[Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        return list(tensors(self.inputs))
+
+
+def leakage(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
+    """The arms "leakage/samples" and "leakage/positions", of the model as the training left it, in evaluation mode.
+
+    Samples: all others of the batch become copies of the one that is looked at, whose output must stay. The dimension
+    of the batch is the one along which the targets are counted. Positions: only where the targets are an input shifted
+    by one (no arm otherwise); what comes after one is exchanged, and the outputs up to there must stay. Facts: "leaks", "share"
+    (largest change over the largest output), "dimension", "size", and where the change is born "operation", "module",
+    "file", "line", "text". An arm that cannot tell carries the reason.
+    """
+    try:
+        with quiet():
+            calls = list(_calls(step))
+            shift = _shift(calls)
+    except Exception as error:
+        return {SAMPLES: _failed(SAMPLES, error)}
+    arms = {SAMPLES: _arm(SAMPLES, lambda: _samples(recording, calls[0], shift))}
+    if shift is not None and budget.left > 0:
+        arms[POSITIONS] = _arm(POSITIONS, lambda: _positions(calls[0], shift))
+    return arms
+
+
+def _arm(name: str, ask: Callable[[], Facts]) -> Arm:
+    began = time.perf_counter()
+    try:
+        with quiet():
+            facts = ask()
+    except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault
+        return _failed(name, error)
+    return Arm(name, np.empty(0), time.perf_counter() - began, facts)
+
+
+def _failed(name: str, error: Exception) -> Arm:
+    plain = isinstance(error, MisuseError | CannotReplayError)
+    return Arm(name, np.empty(0), failure=(str(error) if plain else f"{type(error).__name__}: {error}")[:200])
+
+
+# --- the call --------------------------------------------------------------------------------------------------------
+
+
+def _calls(step: TrainingStep) -> Iterator[_Call]:
+    copies = step.copies()
+    for iteration in step.iterations[:BATCHES]:
+        backward = iteration.backwards[0]
+        refuse_overwritten(backward)
+        entry = _entry(backward)
+        _, terms = watched_terms(copies, backward)
+        yield _Call(_module(entry), _bound(entry), [t.target for t in terms if t.target is not None])
+
+
+def _entry(backward: Backward) -> Entry:
+    """The first call of a model that is given data, and nothing that was made from parameters."""
+    for entry in backward.entries:
+        found: list[Any] = []
+        walk((entry.args, entry.kwargs), found.append)
+        given = [item for item in found if isinstance(item, Constant) and item.tensor.dim() > 0]
+        if entry.module is not None and given and not any(isinstance(item, Slot | Leaf) for item in found):
+            return entry
+    raise CannotReplayError("no model is called with data alone")
+
+
+def _module(entry: Entry) -> nn.Module:
+    assert entry.module is not None
+    return entry.module
+
+
+def _bound(entry: Entry) -> dict[str, Any]:
+    args, kwargs = (rewrite(thing, _tensor) for thing in (entry.args, entry.kwargs))
+    signature = inspect.signature(_module(entry).forward)
+    if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+        raise CannotReplayError("the model takes any number of arguments")
+    bound = signature.bind(*args, **kwargs).arguments
+    rest = next((n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD), "")
+    return {**{k: v for k, v in bound.items() if k != rest}, **bound.get(rest, {})}
+
+
+def _tensor(constant: Constant) -> Any:
+    return constant.tensor.detach()
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def _samples(recording: Recording, call: _Call, shift: _Shift | None) -> Facts:
+    if recording.facts.get("several_optimizers"):
+        raise CannotReplayError("models that play against each other may compare samples on purpose")
+    _refuse_relations(call)
+    dimensions = _batch_dimensions(call, shift)
+    found = [_leak_along(call, dimension) for dimension in dimensions]
+    facts = min(
+        found, key=lambda facts: float(facts["share"])
+    )  # where several fit, any that keeps samples apart will do
+    says = (
+        f"a sample's output changes by {100 * float(facts['share']):.2g} %" if facts["leaks"] else "samples stay apart"
+    )
+    return {**facts, "says": says}
+
+
+def _refuse_relations(call: _Call) -> None:
+    """Raise where samples are meant to know of each other (graphs), or normalise over the batch in evaluation as well."""
+    sizes = {size for tensor in call.tensors() for size in tensor.shape[:2]}
+    held = [*call.tensors(), *call.model.buffers()]
+    if any(t.layout is not torch.strided or (t.dim() >= 2 and t.shape[-1] == t.shape[-2] in sizes) for t in held):
+        raise CannotReplayError("a square or sparse matrix may say how the samples are linked")
+    if any(t.dim() == 2 and 2 in t.shape and not t.is_floating_point() and len(call.tensors()) > 1 for t in held):
+        raise CannotReplayError("a list of pairs may say how the samples are linked")
+    if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in call.model.modules()):
+        raise CannotReplayError("a BatchNorm without running statistics mixes the samples at all times")
+
+
+def _batch_dimensions(call: _Call, shift: _Shift | None) -> list[int]:
+    """The dimensions of the first input that may be the batch: along which the targets are counted."""
+    first = call.tensors()[0]
+    if shift is not None and first.dim() > 1:
+        return [1 - shift.dimension]
+    counts = {target.shape[0] for target in call.targets if target.dim() > 0}
+    found = [d for d in (0, 1) if d < first.dim() and first.shape[d] in counts]
+    if not found and first.dim() > 1 and first.shape[0] * first.shape[1] in counts:
+        found = [0, 1]
+    if not found or first.shape[found[0]] < 2:
+        raise MisuseError("no dimension of the input is as long as the targets are many")
+    return found
+
+
+def _leak_along(call: _Call, dim: int) -> Facts:
+    size = int(call.tensors()[0].shape[dim])
+    subject, worst, at = Subject(call.model), 0.0, Location()
+    for kept in (0, size - 1):
+        watched = partial(_one, kept=kept, dim=dim, size=size)
+        one, other = _passes(subject, call, partial(_alone, kept=kept, dim=dim, size=size), watched)
+        share = _largest(one, other, watched)
+        if share > worst:
+            worst, at = share, first_difference(one, other)
+    return _facts(worst, at, dim, size)
+
+
+def _alone(tensor: Tensor, kept: int, dim: int, size: int) -> Tensor:
+    if tensor.dim() <= dim or tensor.shape[dim] != size:
+        return tensor
+    return tensor.narrow(dim, kept, 1).expand_as(tensor).clone()
+
+
+def _one(tensor: Tensor, kept: int, dim: int, size: int) -> Tensor | None:
+    """The sample that is kept; None where the dimension cannot be told (similarities of all with all)."""
+    if tensor.dim() <= dim or tensor.shape[dim] != size or list(tensor.shape).count(size) > 1:
+        return None
+    return tensor.select(dim, kept)
+
+
+# --- positions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Shift:
+    """The targets are the input `name` shifted by one along `dimension`."""
+
+    name: str
+    dimension: int
+
+
+def _positions(call: _Call, shift: _Shift) -> Facts:
+    given = call.inputs[shift.name]
+    length, dim = int(given.shape[shift.dimension]), shift.dimension
+    subject, worst, at = Subject(call.model), 0.0, Location()
+    for last in sorted({0, length // 2 - 1, length - 2}):
+        watched = partial(_early, last=last, dim=dim, length=length)
+        changed = partial(_other_future, last=last, dim=dim, only=given)
+        one, other = _passes(subject, call, changed, watched)
+        share = _largest(one, other, watched)
+        if share > worst:
+            worst, at = share, first_difference(one, other)
+    facts = _facts(worst, at, dim, length)
+    says = (
+        f"early outputs change by {100 * worst:.2g} % with later inputs"
+        if facts["leaks"]
+        else "no position sees later ones"
+    )
+    return {**facts, "says": says}
+
+
+def _shift(calls: list[_Call]) -> _Shift | None:
+    """The input that the targets are, one position on; None unless all of the first batches say the same."""
+    common = set.intersection(*(set(_shifts(call)) for call in calls))
+    return next(iter(common)) if len(common) == 1 else None
+
+
+def _shifts(call: _Call) -> Iterator[_Shift]:
+    for name, given in call.inputs.items():
+        if not isinstance(given, Tensor) or given.dim() < 2 or given.dtype == torch.bool:
+            continue
+        for dim in (0, 1):
+            if any(_is_next(given, target, dim) for target in call.targets):
+                yield _Shift(name, dim)
+
+
+def _is_next(given: Tensor, target: Tensor, dim: int) -> bool:
+    """Whether the target at t is the input at t + 1; the last position is another's, or left out on both sides."""
+    following = given.narrow(dim, 1, given.shape[dim] - 1)
+    if given.shape[dim] < LONG or len(following.unique()) < LONG:
+        return False
+    if target.numel() == given.numel():
+        whole = target.reshape(given.shape)
+        early, same = whole.narrow(dim, 0, given.shape[dim] - 1), (whole == given).float().mean()
+    elif target.numel() == following.numel():
+        early, same = target.reshape(following.shape), torch.tensor(0.0)
+    else:
+        return False
+    counted = early != _IGNORED
+    agreeing = float((early == following)[counted].float().mean()) if bool(counted.any()) else 0.0
+    return agreeing >= SHIFTED and float(counted.float().mean()) >= COPIED and float(same) < COPIED
+
+
+def _other_future(tensor: Tensor, last: int, dim: int, only: Tensor) -> Tensor:
+    """The input with all positions after `last` drawn from all positions of the batch."""
+    if tensor is not only:
+        return tensor
+    rows = tensor.movedim(dim, 1).clone()
+    flat = rows.flatten(0, 1)
+    order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(last)).to(flat.device)
+    rows[:, last + 1 :] = flat[order].reshape(rows.shape)[:, last + 1 :]
+    return rows.movedim(1, dim)
+
+
+def _early(tensor: Tensor, last: int, dim: int, length: int) -> Tensor | None:
+    """The positions up to `last`; convolutions and attention have them along another dimension than the input."""
+    axes = [axis for axis, size in enumerate(tensor.shape) if size == length]
+    if not axes or (len(axes) > 1 and dim not in axes):
+        return None
+    return tensor.narrow(dim if dim in axes else axes[0], 0, last + 1)
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def _passes(subject: Subject, call: _Call, change: Change, keep: Kept) -> tuple[Pass, Pass]:
+    changed: Mapping[str, Any] = substitute(call.inputs, change)
+    return subject.run(call.inputs, keep), subject.run(changed, keep)
+
+
+def _largest(one: Pass, other: Pass, keep: Kept) -> float:
+    pairs = [(keep(a), keep(b)) for a, b in zip(one.outputs, other.outputs, strict=True)]
+    shares = [differ(a, b) for a, b in pairs if a is not None and b is not None]
+    if not shares:
+        raise MisuseError("the model's output has no such dimension, so nothing can be compared")
+    return max(shares)
+
+
+def _facts(share: float, at: Location, dim: int, size: int) -> Facts:
+    facts: Facts = {"leaks": share > ROUNDING, "share": share, "dimension": float(dim), "size": float(size)}
+    facts |= {"operation": at.operation or "", "module": at.module or "", "file": at.file or ""}
+    return facts | {"line": float(at.line or 0), "text": at.text}

@@ -1,0 +1,42 @@
+"""Short looks at a copy of the model, each with one question and an arm of its own; none of them trains for long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from netdoctor.capture.step import TrainingStep
+from netdoctor.experiments import (
+    conflicts,
+    custom_backward,
+    determinism,
+    final,
+    leakage,
+    regularisation,
+    stability,
+    usage,
+)
+from netdoctor.experiments.sandbox import Budget
+from netdoctor.recording import Arm, Recording
+
+Look = Callable[[Recording, TrainingStep, Budget], dict[str, Arm]]
+QUESTIONS: dict[str, Look] = {
+    "the model as trained, on the captured batches": final.outcome,
+    "the same batch twice in evaluation mode": determinism.repeat,
+    "the same sample in other company": leakage.leakage,
+    "steps on their own batch": stability.look,
+    "going on without regularisation": regularisation.look,
+    "what of the inputs is read": usage.usage,
+    "the same input with different targets": conflicts.conflicts,
+    "custom backward passes beside finite differences": custom_backward.compare,
+}
+
+
+def ask(recording: Recording, step: TrainingStep, budget: Budget, say: Callable[[str], None]) -> dict[str, Arm]:
+    """The arms of all questions, as far as the time goes; each may take half of what is left."""
+    arms: dict[str, Arm] = {}
+    for question, look in QUESTIONS.items():
+        if budget.left <= 0:
+            break
+        say(question)
+        arms.update(look(recording, step, budget.share(budget.left / 2)))
+    return arms

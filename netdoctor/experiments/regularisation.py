@@ -1,0 +1,103 @@
+"""Does the training go on where weight decay, or a penalty in the loss, is taken out of it?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from netdoctor.capture.step import Iteration, Replay, TrainingStep, refuse_overwritten
+from netdoctor.checks.training.pull import loss_left, pulls
+from netdoctor.errors import CannotReplayError
+from netdoctor.experiments.sandbox import Budget, Edit, Sandbox, quiet
+from netdoctor.experiments.unblocking import NoDropout, unpenalised
+from netdoctor.recording import Arm, Recording
+
+STEPS = 60
+BATCHES = 12  # of the captured ones: what the loss is measured on
+PENALTY = 0.2  # of the loss: less does not dominate anything
+LEFT = 0.2  # of the loss: under it there is little that regularisation could keep from falling
+PULL = 0.1  # of the gradient's: under it decay is a small correction (over-regularised asks for more)
+Change = Callable[[Sandbox], object]
+
+
+def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
+    """The arms "regularisation/as it is" and "regularisation/without weight decay" or "... penalty": the trained model goes on
+    for some steps on the captured batches, from fresh optimizer states.
+
+    Facts: `data` and `total`, the mean loss afterwards without and with penalties, dropout off; `before`, `data` from before.
+    Only where a good part of the loss is left, and decay pulls about as much as the gradient, or there is a penalty.
+    """
+    if recording.origin is not None or step.lost or not step.iterations:
+        return {}
+    late = replace(step, starts={}, verified=True)  # the copies are of the weights as they are now
+    changes: dict[str, Change] = {"as it is": lambda _: None}
+    arms: dict[str, Arm] = {}
+    try:
+        edit = unpenalised(step.iterations)
+        pull = sorted(pulls(recording).values())
+        if pull and pull[len(pull) // 2] >= PULL and loss_left(recording) >= LEFT:
+            changes["without weight decay"] = _stop_decaying
+        if _penalised(step, late, edit):
+            changes["without penalty"] = lambda sandbox: setattr(sandbox, "edit", edit)
+        for name, change in changes.items() if len(changes) > 1 else ():
+            arms[f"regularisation/{name}"] = _arm(
+                f"regularisation/{name}", late, change, edit, budget.share(budget.left / 2)
+            )
+    except CannotReplayError as error:
+        return {"regularisation/as it is": Arm("regularisation/as it is", np.empty(0), failure=str(error))}
+    return arms
+
+
+def _arm(name: str, step: TrainingStep, change: Change, edit: Edit, budget: Budget) -> Arm:
+    with quiet():
+        sandbox = Sandbox(step)
+        before = _level(sandbox, edit)
+        change(sandbox)
+        run = sandbox.run(
+            [_undecayed(it) for it in step.iterations] if "decay" in name else step.iterations, STEPS, budget
+        )
+        facts = {"data": _level(sandbox, edit), "total": _level(sandbox, None), "before": before, "ended": run.ended}
+    says = f"loss without penalties {before:.3g} → {facts['data']:.3g} in {len(run.losses)} more steps"
+    return Arm(name, np.asarray(run.losses), run.seconds, {**facts, "says": says})
+
+
+def _stop_decaying(sandbox: Sandbox) -> None:
+    for group in (group for optimizer in sandbox.optimizers for group in optimizer.param_groups):
+        group["weight_decay"] = 0.0
+
+
+def _undecayed(iteration: Iteration) -> Iteration:
+    """The iteration without the decay that the script's own steps had, which else is set again by each."""
+    actions = [
+        replace(
+            action,
+            options=tuple({k: v for k, v in options.items() if k != "weight_decay"} for options in action.options),
+        )
+        for action in iteration.actions
+    ]
+    return replace(iteration, actions=actions)
+
+
+def _penalised(step: TrainingStep, late: TrainingStep, edit: Edit) -> bool:
+    """Whether penalties are a good part of the loss by now, and a good part of the rest is left too."""
+    with quiet():
+        now = Sandbox(late)
+        total, data = _level(now, None), _level(now, edit)
+        start = _level(Sandbox(step), edit) if total - data >= PENALTY * abs(total) else math.inf
+    return math.isfinite(total) and data >= LEFT * start
+
+
+@torch.no_grad()
+def _level(sandbox: Sandbox, edit: Edit | None) -> float:
+    """The mean loss of some captured batches, dropout off."""
+    losses = []
+    for iteration in sandbox.step.iterations[:BATCHES]:
+        for backward in iteration.backwards:
+            refuse_overwritten(backward)
+            with NoDropout():
+                losses.append(float(Replay(sandbox.copies).loss(backward, edit).detach()))
+    return float(np.mean(losses)) if losses else math.nan

@@ -1,0 +1,135 @@
+"""conflicting-labels, class-imbalance and constant-feature, at their limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netdoctor.checks.data.class_imbalance import ClassImbalance
+from netdoctor.checks.data.conflicting_labels import ConflictingLabels
+from netdoctor.checks.data.constant_feature import ConstantFeature
+from netdoctor.data import TensorFacts
+from netdoctor.finding import Abstention, Finding, Severity
+from tests.checks.builders import Builder
+from tests.checks.data.facts import facts, learned, reading, rows, stuck
+
+WORKS, FAILS = learned, stuck
+
+
+def severities(check: Any, build: Builder) -> list[Severity]:
+    return [item.severity for item in check.judge(build.done()) if isinstance(item, Finding)]
+
+
+def contradicting(number: float, seen: float = 1000.0, loss: Any = WORKS, **fields: Any) -> Builder:
+    build = reading(facts(rows()), loss=loss)
+    given = {"kind": "classes", "conflicting": number, "seen": seen, "within": 0.0, "samples": "3,5"}
+    return build.arm("labels/conflicts", **{**given, **fields})
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (contradicting(50), [Severity.WARNING]),
+        (contradicting(49), [Severity.ADVICE]),
+        (contradicting(10, loss=FAILS), [Severity.WARNING]),
+        (contradicting(9, loss=FAILS), [Severity.ADVICE]),
+        (contradicting(150, loss=FAILS), [Severity.ERROR]),
+        (contradicting(149, loss=FAILS), [Severity.WARNING]),
+        (contradicting(150), [Severity.WARNING]),
+        (contradicting(3, seen=10.0), []),
+        (contradicting(4, seen=10.0), [Severity.WARNING]),
+        (contradicting(500, natural=True), []),
+        (contradicting(500, kind="regression"), []),
+        (contradicting(0, kind="regression", within=60.0), [Severity.WARNING]),
+    ],
+)
+def test_samples_that_cannot_be_right(build, expected):
+    assert severities(ConflictingLabels(), build) == expected
+
+
+def test_conflicts_name_their_samples_or_abstain():
+    (found,) = ConflictingLabels().judge(contradicting(60).done())
+    assert found.location.samples == (3, 5)
+    (said,) = ConflictingLabels().judge(Builder().arm("labels/conflicts", failure="no copy").done())
+    assert isinstance(said, Abstention)
+    assert list(ConflictingLabels().judge(contradicting(500).facts(moving_target=True).done())) == []
+
+
+def skewed(common: float, rare: float, right: float, steps: int = 60, **extra: Any) -> Builder:
+    counts = {"targets": [common, rare], "predictions": [common + rare, 0.0], "right": [common, right]}
+    return Builder(steps=steps).arm("final/evaluation", [0.3], curves=counts).facts(**extra)
+
+
+@pytest.mark.parametrize(
+    ("build", "fires"),
+    [
+        (skewed(180, 20, 1), True),
+        (skewed(179, 21, 1), False),
+        (skewed(180, 20, 2), False),
+        (skewed(95, 10, 0), True),
+        (skewed(95, 9, 0), False),
+        (skewed(180, 20, 0, steps=29), False),
+        (skewed(180, 20, 0, several_optimizers=True), False),
+        (Builder().arm("final/evaluation", [0.3]), False),
+    ],
+)
+def test_a_majority_that_is_all_that_is_predicted(build, fires):
+    assert severities(ClassImbalance(), build) == ([Severity.WARNING] if fires else [])
+
+
+def test_the_weights_are_those_of_the_classes():
+    (found,) = ClassImbalance().judge(skewed(190, 10, 0).done())
+    assert "[0.526, 10]" in found.fixes[0].code
+    (found,) = ClassImbalance().judge(skewed(190, 10, 0, loss_family="bce").done())
+    assert "pos_weight=torch.tensor(19)" in found.fixes[0].code
+
+
+def table(values: np.ndarray, **fields: Any) -> Builder:
+    build = Builder()
+    build.recording.inputs = [facts(values, **fields)]
+    return build
+
+
+def with_column(value: float, column: int = 1, count: int = 400) -> np.ndarray:
+    values = rows(columns=8, count=count)
+    values[:, column] = value
+    return values
+
+
+def sparse() -> np.ndarray:
+    values = with_column(0.0)
+    values[:, 4:] = np.where(np.random.default_rng(1).random((400, 4)) < 0.8, 0.0, values[:, 4:])
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (with_column(3.9), [Severity.WARNING]),
+        (with_column(0.0), [Severity.WARNING]),
+        (with_column(1.0), [Severity.ADVICE]),
+        (with_column(3.9, count=64), [Severity.WARNING]),
+        (with_column(3.9, count=63), []),
+        (sparse(), [Severity.ADVICE]),
+        (np.round(10 * with_column(3.0)), []),
+        (rows(columns=8), []),
+        (np.full((400, 1), 3.9), []),
+    ],
+)
+def test_a_column_that_never_varies(values, expected):
+    assert severities(ConstantFeature(), table(values)) == expected
+
+
+def test_columns_that_are_constant_with_most_others_are_padding():
+    values = rows(columns=8)
+    values[:, 3:] = 0.25
+    assert severities(ConstantFeature(), table(values)) == []
+
+
+def test_a_channel_is_named_and_the_same_batch_again_says_little():
+    (found,) = ConstantFeature().judge(table(with_column(0.0), axis="channel", shape=(32, 8, 4, 4)).done())
+    assert (found.severity, found.places) == (Severity.WARNING, ("channel 1",))
+    assert severities(ConstantFeature(), table(with_column(3.9), shape=(16, 8), batches=(1, 1, 1))) == []
+    assert isinstance(table(rows()).done().inputs[0], TensorFacts)

@@ -1,0 +1,108 @@
+"""Short of time: a lighter form of the step, and what is tried first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from netdoctor.capture.step import TrainingStep
+from netdoctor.experiments import pace
+from netdoctor.experiments.pace import ARM, is_slow, lighter, seconds_per_step, tiny_pace
+from netdoctor.experiments.plan import FIRST_TRIALS, FOR_TRIALS, NO_TRIALS, conduct, kept_for_trials
+from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
+from netdoctor.experiments.treatments.treatment import Places
+from netdoctor.experiments.trial import try_fixes
+from netdoctor.finding import Finding, Fix, Severity, Verdict
+from netdoctor.recording import Recording
+from netdoctor.report import Report
+from tests.experiments.capturing import fit
+
+ZERO = Fix("zero-bias", "Start the bias at 0.", "torch.nn.init.zeros_(model[0].bias)")
+
+
+def dead(size: int = 64) -> TrainingStep:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
+    nn.init.constant_(model[0].bias, -30.0)
+    x = torch.randn(3 * size, 6)
+    return fit(model, F.cross_entropy, x, (x[:, 0] > 0).long(), lambda p: torch.optim.SGD(p, lr=0.5), size=size)
+
+
+def report(*fixes: Fix, severity: Severity = Severity.ERROR) -> Report:
+    return Report("train.py", "sick", 3, findings=(Finding("dead-relu", "title", severity, "why", fixes=fixes),))
+
+
+def test_a_step_is_timed_once() -> None:
+    step = dead()
+    first = seconds_per_step(step)
+    assert 0 < first < 5
+    assert step.pace == first == seconds_per_step(step)
+
+
+def test_what_cannot_be_run_has_no_pace() -> None:
+    step = dead()
+    step.lost = "nothing was captured"
+    assert seconds_per_step(step) == 0.0
+
+
+def test_slow_is_what_does_not_fit() -> None:
+    assert not is_slow(1.0, 2.0 * ARM)
+    assert is_slow(1.0, 2.0 * ARM - 0.1)
+    assert not is_slow(0.0, 0.1)
+
+
+@pytest.mark.parametrize(("seconds", "samples"), [(100.0, 8), (0.5, 4)])
+def test_the_lighter_step_holds_a_handful_of_samples(seconds: float, samples: int) -> None:
+    few = lighter(dead(), 1.0, seconds)
+    sizes = {c.shape[0] for c in _constants(few)}
+    assert sizes == {samples}
+    with quiet():
+        assert len(Sandbox(few).run(few.iterations, 5, Budget(20)).losses) == 5
+
+
+def _constants(step: TrainingStep) -> list[torch.Tensor]:
+    from netdoctor.capture.tape import Constant, walk
+
+    found: list[torch.Tensor] = []
+    for entry in step.iterations[0].backwards[0].entries:
+        walk(
+            (entry.args, entry.kwargs), lambda item: found.append(item.tensor) if isinstance(item, Constant) else None
+        )
+    return [tensor for tensor in found if tensor.dim() > 0]
+
+
+def test_a_tiny_step_costs_its_share() -> None:
+    assert tiny_pace(dead(64), 8.0) == pytest.approx(1.0)
+    assert tiny_pace(dead(8), 8.0) == pytest.approx(8.0)
+
+
+def test_a_slow_step_is_tried_on_few_samples_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = dead()
+    step.pace = 10.0
+    known = Recording(facts={"loss_lower_bound": 0.0})
+    found = try_fixes(report(ZERO), known, step, Places(step), (), Budget(30), lambda _: None)
+    trial = found.findings[0].fixes[0].trial
+    assert trial is not None and trial.verdict is Verdict.CURED
+    assert len(trial.treated) == len(trial.control) == pace.QUICK
+
+
+def test_the_share_of_the_trials_follows_what_is_known() -> None:
+    quick, slow = dead(), dead()
+    quick.pace, slow.pace = 1e-3, 10.0
+    assert kept_for_trials(quick, 60.0, lambda: report(ZERO)) == FOR_TRIALS
+    assert kept_for_trials(slow, 60.0, lambda: report(ZERO)) == FIRST_TRIALS
+    assert kept_for_trials(slow, 60.0, lambda: report(Fix("look-upstream", ""))) == NO_TRIALS
+    assert kept_for_trials(slow, 60.0, lambda: report(ZERO, severity=Severity.ADVICE)) == NO_TRIALS
+    assert kept_for_trials(slow, 60.0, lambda: Report("t", "healthy", 3)) == NO_TRIALS
+
+
+def test_where_steps_are_slow_rates_come_first_and_overfitting_is_not_begun() -> None:
+    step, said = dead(), []
+    step.pace = 10.0
+    recording = Recording(facts={"loss_lower_bound": 0.0})
+    conduct(recording, step, 6.0, said.append)
+    assert said[0] == "trying learning rates on few samples"
+    assert "do not fit" in recording.arms["overfit/own"].failure
+    assert len(recording.arms["trial/control"].losses) == pace.QUICK
