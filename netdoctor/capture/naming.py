@@ -13,6 +13,7 @@ from netdoctor.capture.source import is_user_file, source_line, user_position, v
 from netdoctor.recording import SourceLine
 
 MOST_ROOTS = 64  # models that are told apart, those that are gone included
+_sources: weakref.WeakKeyDictionary[type, tuple[str, list[str], int]] = weakref.WeakKeyDictionary()
 SEPARATOR = "\x1f"  # between a model's label and a path inside of it; never in a Python name
 
 
@@ -39,7 +40,7 @@ class ModuleNames:
         self._parents: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
         self._built: weakref.WeakKeyDictionary[nn.Module, tuple[str, int]] = weakref.WeakKeyDictionary()
         self._paths: weakref.WeakKeyDictionary[nn.Module, tuple[str, Root]] = weakref.WeakKeyDictionary()
-        self._parameters: dict[int, tuple[weakref.ref[Tensor], str, nn.Module | None]] = {}
+        self._parameters: dict[int, tuple[weakref.ref[Tensor], str, weakref.ref[nn.Module] | None]] = {}
         self.roots: list[Root] = []
         self.version = 0  # goes up whenever a name may have changed
 
@@ -111,7 +112,7 @@ class ModuleNames:
             self._paths[child] = (path, root)
         for name, parameter in module.named_parameters():
             owner = module.get_submodule(name.rpartition(".")[0])
-            self._parameters[id(parameter)] = (weakref.ref(parameter), name, owner)
+            self._parameters[id(parameter)] = (weakref.ref(parameter), name, weakref.ref(owner))
 
     def parameter_name(self, parameter: Tensor) -> str:
         """The parameter's full name, or the user's variable that holds it, or "" when unknown."""
@@ -123,13 +124,13 @@ class ModuleNames:
         found = self._parameters.get(id(parameter))
         if found is None or found[0]() is not parameter:
             return ""
-        owner = found[2]
+        owner = None if found[2] is None else found[2]()
         return found[1] if owner is None else f"{self._locate(owner)[1].label}{SEPARATOR}{found[1]}"
 
     def parameter_owner(self, parameter: Tensor) -> nn.Module | None:
         """The module that holds a parameter directly."""
         found = self._parameters.get(id(parameter))
-        return found[2] if found is not None and found[0]() is parameter else None
+        return found[2]() if found is not None and found[0]() is parameter and found[2] is not None else None
 
     def name_loose(self, parameter: Tensor, fallback: str) -> str:
         """Name a parameter that no module holds, after the user's variable."""
@@ -168,15 +169,20 @@ class ModuleNames:
         return None
 
 
+def _source_of(owner: type) -> tuple[str, list[str], int]:
+    """(file, lines, number of the first) of the user's class; no lines for a library's."""
+    try:
+        file = inspect.getsourcefile(owner) or ""
+        return (file, *inspect.getsourcelines(owner)) if is_user_file(file) else ("", [], 0)
+    except (OSError, TypeError):
+        return "", [], 0
+
+
 def _assignment(owner: type, attribute: str) -> SourceLine | None:
     """The line `self.attribute = ...` in the user's class."""
-    try:
-        lines, first = inspect.getsourcelines(owner)
-        file = inspect.getsourcefile(owner) or ""
-    except (OSError, TypeError):
-        return None
-    if not is_user_file(file):
-        return None
+    if owner not in _sources:  # parsing a file takes long, and a model may have thousands of modules of one class
+        _sources[owner] = _source_of(owner)
+    file, lines, first = _sources[owner]
     pattern = re.compile(rf"\bself\.{re.escape(attribute)}\s*(:[^=]+)?=")
     for offset, text in enumerate(lines):
         if pattern.search(text):

@@ -61,6 +61,7 @@ class Observer:
         self.suspended = 0  # > 0 while our own code runs torch functions
         self.thread = threading.get_ident()
         self.pattern = PlainSteps(self)
+        self.reported: dict[Any, Any] = {}  # functions of torch that report their calls to the pattern → the original ones
         self.light: PlainSteps | None = None  # the running step is like the ones before: only its calls are followed
         self.passing = False  # inside of a model on a step whose layers are not measured: modules run as they are
         self.on_leave: Callable[[list[Event]], None] = lambda seen: (
@@ -178,10 +179,8 @@ class Observer:
 
     def known_function(self, name: str, args: Any, kwargs: Any) -> None:
         """A loss function was called that the pattern of the loop knows."""
-        if self.light is None:
-            return
-        self.light.called(name, args, kwargs)
-        if self.detailed and self.data.wants(name):
+        self.pattern.called(name, args, kwargs)
+        if self.light is not None and self.detailed and self.data.wants(name):
             self.data.see_operation(self.step, name, args, kwargs, user_position(), self._value_of)
 
     def call_layer(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -473,6 +472,7 @@ class _OperationMode(TorchFunctionMode):
         if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)
         observer = self._observer
+        func = observer.reported.get(func, func)
         name = functions.spoken_name(func)
         if not name or observer.suspended or observer.in_backward:
             return func(*args, **kwargs)

@@ -60,24 +60,25 @@ class Pattern:
         self._trace: list[Event] = []
         self._spoiled = False
         self._last: tuple[list[Event], list[Backward]] | None = None
-        self._renewed: set[int] = set()
         self._streak = self._tries = self._misses = 0
         self._template: Template | None = None
+        self._probed: dict[str, int] | None = (
+            None  # calls that were reported in a trial step, before the pattern is relied on
+        )
         self._events: list[Event] = [("end",)]
         self._cursor = 0
         self._counts: dict[int, int] = {}  # calls of each module and function in a step that is watched in full
         self._calls: dict[int | str, list[Call]] = {}  # of each module and function in a step that follows the pattern
         self._built: list[Backward | None] = []
         self._filled: dict[int, Entry | None] = {}
-        self.intercept: Callable[[str], None] = lambda name: (
-            None
-        )  # asked to report calls of a function of torch.nn.functional
+        # Asked to report the calls of a function of torch.nn.functional.
+        self.intercept: Callable[[str], None] = lambda name: None
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
     def note(self, *event: Any) -> None:
         """A call of a step that is watched in full."""
-        if self._template is None:
+        if self._template is None or self._probed is not None:
             self._trace.append(event)
 
     def number(self, of: Any) -> int:
@@ -95,6 +96,8 @@ class Pattern:
         events, self._trace = self._trace, []
         self._counts.clear()
         spoiled, self._spoiled = self._spoiled, False
+        if self._probed is not None:
+            self._try_out(events)
         if self._template is not None or self._tries >= TRIES or self._misses >= MISSES:
             self._last = None
             return
@@ -104,7 +107,7 @@ class Pattern:
         last, self._last = self._last, (events, backwards) if good else None
         renewed: set[int] = set()
         if last is None or not good or last[0] != events or not _same_step(last[1], backwards, renewed):
-            self._streak, self._renewed = 0, set()
+            self._streak = 0
             return
         self._streak += 1
         if self._streak >= ALIKE:
@@ -119,13 +122,28 @@ class Pattern:
         kept = [replace(b, entries=[blank.get(id(e), e) for e in b.entries]) for b in backwards]
         self._template = Template(events, kept, {id(e) for e in blank.values()}, names)
         self._events = [*events, ("end",)]
+        self._probed = dict.fromkeys(names, 0) if names else None
+
+    def _try_out(self, events: list[Event]) -> None:
+        """Whether every known call of a function was reported: a script may hold a function under a name of its own."""
+        probed, self._probed = self._probed, None
+        if self._template is None or probed is None:
+            return
+        wanted = {id(e): e.name for b in self._template.backwards for e in b.entries if id(e) in self._template.renewed}
+        for name in wanted.values():
+            if name in probed:
+                probed[name] -= 1
+        if any(count < 0 for count in probed.values()):
+            self._template, self._misses = None, MISSES
+        elif events != self._template.events:
+            self._template, self._streak = None, 0
 
     # --- following ---------------------------------------------------------------------------------------------------
 
     @property
     def known(self) -> bool:
         """Whether the next step is expected to be like the ones before."""
-        return self._template is not None
+        return self._template is not None and self._probed is None
 
     def begin(self) -> None:
         """A step begins that is expected to be like the ones before."""
@@ -165,6 +183,10 @@ class Pattern:
 
     def called(self, name: str, args: Any, kwargs: Any) -> None:
         """A function of torch.nn.functional was called outside of any model."""
+        if self._probed is not None:
+            if name in self._probed:
+                self._probed[name] += 1
+            return
         first = args[0] if args else next(tensors(kwargs), None)
         if self._template is None or name not in self._template.functions or not torch.is_grad_enabled():
             return
@@ -289,7 +311,8 @@ def _same_entry(old: Entry, new: Entry, numbers: dict[int, int], renewed: set[in
         return False
     if new.module is None and _same((old.args, old.kwargs), (new.args, new.kwargs), numbers):
         return True
-    if new.module is None and vars(F).get(new.name) is not new.call:
+    function = vars(F).get(new.name)
+    if new.module is None and new.call not in (function, getattr(function, "__wrapped__", None)):
         return False
     if new.module is not None and not regular(new.module):
         return False

@@ -17,6 +17,7 @@ from netdoctor.capture.tape import Backward, Leaf, walk
 
 MAX_ITERATIONS = 24
 MAX_BYTES = 256 << 20  # of captured batches
+MAX_MODULES = 256  # outermost ones: more are copies that a loop makes and throws away
 
 
 class Program:
@@ -53,8 +54,8 @@ class Program:
         """
         top = root.module()
         again = idle and not self.begun
-        if not self.keep_start or (id(module) in self._modules and not again):
-            return
+        if not self.capturing or len(self._modules) >= MAX_MODULES or (id(module) in self._modules and not again):
+            return  # what runs only later is in no captured step: it is not held, for it may be a copy made in every step
         top = module if top is None else top
         self._modules[id(module)] = module
         self._modules.setdefault(id(top), top)

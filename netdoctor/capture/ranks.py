@@ -94,7 +94,7 @@ class Ranks:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         if self.size < 2 or not dist.is_gloo_available():
             return
-        store = dist.PrefixStore("netdoctor", dist.distributed_c10d._get_default_store())
+        store = dist.distributed_c10d.PrefixStore("netdoctor", dist.distributed_c10d._get_default_store())
         store.set(f"here {self.rank}", "")
         try:
             store.wait([f"here {rank}" for rank in range(self.size)], LIMIT)

@@ -7,7 +7,7 @@ of a step back at once. Half-precision inputs are reduced in float32, so that a 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ def is_shard(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that lies in this process; any other tensor as it is."""
-    return tensor._local_tensor if is_shard(tensor) else tensor
+    part: Any = tensor
+    return part._local_tensor if is_shard(tensor) else tensor
 
 
 def floats(tensor: Tensor) -> Tensor | None:

@@ -76,7 +76,7 @@ class Taps:
         """Stop observing; torch is left as it was."""
         self._safely("last step", self._observer.settle)()
         self._observer.mode.leave()
-        self._observer.pattern.release()
+        self._observer.containment.run("end of the pattern", self._observer.pattern.release)
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -150,6 +150,8 @@ class Taps:
         if name not in self._intercepted:
             self._intercepted.add(name)
             self._patches.wrap(nn.functional, name, functools.partial(_reporting, weakref.ref(self._observer), name))
+            reporting = vars(nn.functional)[name]
+            self._observer.reported[reporting] = reporting.__wrapped__
 
     def _module_init(self, original: Any) -> Any:
         observed = self._safely("module construction", self._observer.names.constructed)
@@ -223,7 +225,7 @@ class Taps:
             self: Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
         ) -> Any:
             retain = bool(retain_graph or create_graph)
-            light = observer.light
+            light = None if torch.compiler.is_compiling() else observer.light
             if light is not None and light.on and gradient is None and inputs is None and not retain:
                 free = not observer.in_backward and not observer.suspended and get_ident() == observer.thread
                 if free and contained("plain backward", light.backward, self, sys._getframe(1)):
@@ -416,8 +418,8 @@ def _report(observer: Observer, name: str, args: Any, kwargs: Any) -> None:
 def _reporting(watching: weakref.ref[Observer], name: str, original: Any) -> Any:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        observer = watching()
-        if observer is not None and observer.light is not None and not observer.stack and not observer.suspended:
+        observer = None if torch.compiler.is_compiling() else watching()
+        if observer is not None and not observer.stack and not observer.suspended:
             _report(observer, name, args, kwargs)
         return original(*args, **kwargs)
 

@@ -1,0 +1,139 @@
+"""What the script evaluates between training steps, told apart from acting, sampling and teaching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from netdoctor.data import Evaluation
+from tests.capture.observing import observing, seed
+
+X, Y = torch.arange(48.0).reshape(12, 4) / 48, torch.tensor([0, 1] * 6)
+
+
+def model() -> nn.Sequential:
+    seed()
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+
+
+def training(evaluate: Callable[[nn.Module], Any], steps: int = 4, loss: Any = F.cross_entropy) -> list[Evaluation]:
+    """The evaluations of a training that calls `evaluate(net)` after each step."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with observing() as observation:
+        for _ in range(steps):
+            net.train()
+            optimizer.zero_grad()
+            loss(net(X), Y).backward()
+            optimizer.step()
+            evaluate(net)
+    return observation.recording.evaluations
+
+
+def test_losses_are_those_that_the_script_computes():
+    seen: list[float] = []
+
+    @torch.no_grad()
+    def evaluate(net: nn.Module) -> None:
+        net.eval()
+        seen.append(F.cross_entropy(net(X), Y).item())
+
+    (found,) = training(evaluate)
+    assert found.losses.tolist() == pytest.approx(seen)
+    assert found.steps.tolist() == [1, 2, 3, 4]
+    assert (found.phases, found.passes, found.train_mode, found.layers) == (4, 4, 0, ())
+    assert [(given.shape, given.rows) for given in found.inputs] == [((12, 4), 48)]
+
+
+def test_layers_in_training_mode_are_named_and_sums_become_means():
+    @torch.inference_mode()
+    def evaluate(net: nn.Module) -> float:
+        return F.cross_entropy(net(X), Y, reduction="sum").item() / len(Y)
+
+    (found,) = training(evaluate)
+    assert (found.train_mode, found.layers) == (4, ("1", "3"))
+    assert 0.1 < found.losses[0] < 3
+
+
+def test_an_accuracy_alone_has_no_loss():
+    def evaluate(net: nn.Module) -> None:
+        with torch.no_grad():
+            assert (net(X).argmax(1) == Y).float().mean() >= 0
+
+    (found,) = training(evaluate)
+    assert (found.passes, found.losses.size) == (4, 0)
+
+
+def test_evaluation_without_no_grad_counts_in_evaluation_mode():
+    def evaluate(net: nn.Module) -> None:
+        net.eval()
+        assert F.cross_entropy(net(X), Y) > 0
+
+    (found,) = training(evaluate)
+    assert (found.passes, found.losses.size) == (4, 4)
+
+
+def test_a_loss_by_hand_is_known_by_how_the_training_makes_it():
+    def squares(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return ((prediction[:, 0] - target) ** 2).mean()
+
+    @torch.no_grad()
+    def evaluate(net: nn.Module) -> None:
+        output = net(X)
+        assert output.mean() == output.mean()
+        squares(output, Y)
+
+    (found,) = training(evaluate, loss=squares)
+    assert found.losses.size == 4
+
+
+def test_two_calls_of_one_function_are_two_evaluations():
+    @torch.no_grad()
+    def loss(net: nn.Module, rows: slice) -> float:
+        net.eval()
+        return F.cross_entropy(net(X[rows]), Y[rows]).item()
+
+    def evaluate(net: nn.Module) -> tuple[float, float]:
+        return loss(net, slice(0, 6)), loss(net, slice(6, 12))
+
+    assert len(training(evaluate)) == 2
+
+
+@pytest.mark.parametrize("kind", ["acting", "teaching", "sampling again"])
+def test_what_is_no_evaluation(kind):
+    def act(net: nn.Module) -> None:
+        with torch.no_grad():
+            net(X).argmax(1).tolist()
+
+    def teach(net: nn.Module) -> None:
+        with torch.no_grad():
+            target = net(X)
+        F.mse_loss(net(X), target).backward()
+
+    if kind == "sampling again":
+
+        @torch.no_grad()
+        def often(net: nn.Module) -> None:
+            for _ in range(3):
+                assert (net(X).argmax(1) == Y).any() or True
+
+        (found,) = training(often)
+        assert found.repeated == 8
+        return
+    assert training(act if kind == "acting" else teach) == []
+
+
+def test_a_training_in_evaluation_mode_is_no_evaluation():
+    net = model().eval()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with observing() as observation:
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.cross_entropy(net(X), Y).backward()
+            optimizer.step()
+    assert observation.recording.evaluations == []
