@@ -91,3 +91,55 @@ def test_every_room_is_in_its_table() -> None:
     table = README.partition("## Architecture")[2].partition("## Limits")[0]
     named = set(re.findall(r"`(\w+)(?:/[^`]*)?`", table))
     assert set(RANK) - {"__init__"} <= named
+
+
+PRELUDE = """
+import pytest, torch
+from torch import nn
+torch.manual_seed(0)
+loss_fn = nn.CrossEntropyLoss()
+batch = torch.randn(32, 8), torch.arange(32) % 2
+def net(): return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+def sgd(model): return torch.optim.SGD(model.parameters(), lr=0.1)
+model = net(); optimizer = sgd(model); loader = [batch] * 40
+class LanguageModel(nn.Module):
+    def __init__(self):
+        super().__init__(); self.embed = nn.Embedding(9, 4); self.rnn = nn.GRU(4, 9, batch_first=True)
+    def forward(self, tokens): return self.rnn(self.embed(tokens))[0]
+language_model, tokens = LanguageModel(), torch.randint(0, 9, (4, 12))
+def validate(model): return 1.0
+def train(model, optimizer):
+    for x, y in loader:
+        optimizer.zero_grad(); loss_fn(model(x), y).backward(); optimizer.step()
+generator, discriminator = net(), net()
+first_optimizer, second_optimizer = sgd(generator), sgd(discriminator)
+class Writer:
+    def add_scalar(self, *_): pass
+writer = Writer()
+class Trainer:
+    def __init__(self, callbacks): self.callbacks = callbacks
+"""
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [text for text in EXAMPLES if "def test_" not in text], ids=lambda text: text[:30])
+def test_the_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "lightning" in example:
+        pytest.importorskip("lightning")
+    names: dict[str, object] = {}
+    exec(PRELUDE + "import netdoctor\n" + example, names)
+    if "report" in names:
+        assert names["report"].steps >= 30  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_the_tests_in_it_pass(tmp_path: Path) -> None:
+    from tests.doors.commands import python
+    from tests.doors.test_pytest_plugin import LOAD, PLAIN
+
+    (example,) = [text for text in EXAMPLES if "def test_" in text]
+    (tmp_path / "test_it.py").write_text(PRELUDE + example)
+    ended = python("-m", "pytest", *LOAD, *PLAIN, "test_it.py", folder=tmp_path)
+    assert f"{example.count('def test_')} passed" in ended.stdout, ended.stdout

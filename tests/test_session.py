@@ -273,7 +273,7 @@ def watched_things(options):
             optimizer.zero_grad()
             model(batch).square().mean().backward()
             optimizer.step()
-    return doctor, [weakref.ref(thing) for thing in (model, optimizer, batch)]
+    return doctor, [weakref.ref(thing) for thing in (model, optimizer, batch, model[0], model[0].weight)]
 
 
 def test_nothing_is_held_once_the_session_is_gone():
@@ -281,7 +281,7 @@ def test_nothing_is_held_once_the_session_is_gone():
     report = doctor.report()
     del doctor
     gc.collect()
-    assert [ref() for ref in things] == [None, None, None]
+    assert [ref() for ref in things] == [None] * 5
     assert report.steps == 3
 
 
@@ -290,7 +290,7 @@ def test_nothing_is_held_once_the_report_is_made():
     doctor, things = watched_things(PASSIVE)
     doctor.report()
     gc.collect()
-    assert [ref() for ref in things] == [None, None, None]
+    assert [ref() for ref in things] == [None] * 5
 
 
 def test_sessions_one_after_another():

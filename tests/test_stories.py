@@ -23,4 +23,5 @@ def test_the_causes_in_order_and_the_combined_treatment() -> None:
     assert first["trial"]["verdict"] == "cured"
     (row,) = [e for e in report["experiments"] if e["name"] == "combined-treatment"]
     found = re.search(r"([\d.]+) orders of magnitude lower", row["says"])
-    assert found is not None and float(found[1]) >= ORDERS, row["says"]
+    assert found is not None, row["says"]
+    assert float(found[1]) >= ORDERS

@@ -17,6 +17,7 @@ from netdoctor.recording import Kind, Layer, Role, Site, SourceLine, Stat
 
 MAX_CALLS = 8  # of one place within a step: cells called along time are followed this far
 
+_RECTIFIED = frozenset({"relu", "relu6"})  # their outputs are never negative
 _RELU_LIKE = frozenset({"relu", "relu6", "threshold"})
 _KEEPS_UNITS = frozenset({Kind.ACTIVATION, Kind.NORM, Kind.DROPOUT, Kind.OTHER})
 
@@ -148,7 +149,9 @@ class LayerRecorder:
 
     def _measure_units(self, probe: _Probe, values: Tensor) -> None:
         if probe.name in _RELU_LIKE:
-            self._recorder.put(probe.site, Stat.UNIT_ACTIVE, statistics.units_active(values, probe.unit_dim))
+            self._recorder.put(
+                probe.site, Stat.UNIT_ACTIVE, statistics.units_active(values, probe.unit_dim, probe.name in _RECTIFIED)
+            )
         bounded = statistics.saturated(values, probe.name, probe.unit_dim)
         if bounded is not None:
             self._recorder.put(probe.site, Stat.SATURATED_SHARE, bounded[0])
@@ -162,7 +165,7 @@ class LayerRecorder:
                 gradient = gradients[number]
                 values = None if gradient is None else statistics.floats(gradient)
                 if values is not None:
-                    recorder.put_moments_in(rows, values)
+                    recorder.put_moments_in(rows, values, mean=False)
             except (
                 Exception
             ):  # a hook that raises would stop the user's backward; the missing track is seen by every reader

@@ -26,6 +26,7 @@ class _Probe:
     idle_rows: ValueRows
     weight_site: Site
     gradient_site: Site
+    view: Tensor | None = None
 
 
 class ParameterRecorder:
@@ -40,7 +41,7 @@ class ParameterRecorder:
 
     def gradients(self, parameters: list[Tensor]) -> None:
         """Measure the gradients, as they are before they are clipped or used."""
-        recorder = self._recorder
+        recorder, found = self._recorder, []
         for parameter in parameters:
             gradient = parameter.grad
             probe = None if gradient is None else self._probe(parameter)
@@ -49,34 +50,54 @@ class ParameterRecorder:
             values = statistics.floats(gradient)
             if values is None:
                 continue
-            recorder.put_moments_in(probe.gradient, values)
+            found.append((probe.gradient, values))
             if values.dim() >= 2:
                 recorder.put_in(probe.idle_rows, statistics.rows_without_gradient(values))
                 if recorder.step < FIRST_STEPS:
                     recorder.put(probe.gradient_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
+        recorder.put_scales(found)
 
     def weights(self, parameters: list[Tensor]) -> None:
         """Measure the weights before the optimizer moves them, and keep a sample of each."""
-        recorder = self._recorder
+        recorder, found = self._recorder, []
         for parameter in parameters:
             probe, values = self._probe(parameter), statistics.floats(parameter)
             if probe is None or values is None:
                 continue
-            recorder.put_moments_in(probe.weight, values)
-            if values.dim() >= 2 and recorder.step < FIRST_STEPS:  # rows that start alike are seen by then
-                recorder.put(probe.weight_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
+            if values.dim() < 2:  # of a bias its mean matters too
+                recorder.put_moments_in(probe.weight, values)
+            else:
+                found.append((probe.weight, values))
+                if recorder.step < FIRST_STEPS:  # rows that start alike are seen by then
+                    recorder.put(probe.weight_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
             if parameter.grad is not None:
-                self._before.append((probe, statistics.strided_copy(parameter, probe.stride)))
+                self._before.append((probe, self._sample(probe, parameter).to(torch.float32, copy=True)))
+        recorder.put_scales(found)
 
     def updates(self) -> None:
         """Measure how far the kept samples moved, as the root mean square over their entries."""
         before, self._before = self._before, []
-        for probe, old in before:
-            parameter = probe.parameter()
-            if parameter is None:
-                continue
-            change = statistics.strided(parameter, probe.stride) - old
-            self._recorder.put_in(probe.update, torch.linalg.vector_norm(change) / max(1, change.numel()) ** 0.5)
+        pairs = [
+            (p, self._sample(p, tensor).float(), old) for p, old in before if (tensor := p.parameter()) is not None
+        ]
+        if not pairs:
+            return
+        norms = torch._foreach_norm(torch._foreach_sub([new for _, new, _ in pairs], [old for _, _, old in pairs]))
+        for (probe, _, old), norm in zip(pairs, norms, strict=True):
+            scale = max(1, old.numel()) ** 0.5
+            self._recorder.put_in(probe.update, norm.item() / scale if norm.device.type == "cpu" else norm / scale)
+
+    def release(self) -> None:
+        """Let go of all parameters."""
+        self._probes.clear()
+        self._before.clear()
+
+    def _sample(self, probe: _Probe, parameter: Tensor) -> Tensor:
+        """About 1024 entries of a parameter: a view that is kept from step to step while the parameter stays where it is."""
+        view = probe.view
+        if view is None or view.data_ptr() != parameter.data_ptr():
+            view = probe.view = statistics.strided(parameter, probe.stride)
+        return view
 
     def _probe(self, parameter: Tensor) -> _Probe | None:
         if self._names.version != self._version:

@@ -38,10 +38,15 @@ def local(tensor: Tensor) -> Tensor:
     return part._local_tensor if is_shard(tensor) else tensor
 
 
+_USUAL = (Tensor, torch.nn.Parameter)
+
+
 def floats(tensor: Tensor) -> Tensor | None:
     """The tensor as a flat float32/64 view of its values (of a sharded one, of the part that lies here), or None where there is
     nothing to measure."""
     tensor = local(tensor)
+    if tensor.dtype is torch.float32 and type(tensor) in _USUAL and tensor.layout is torch.strided and tensor.numel():
+        return None if tensor.is_meta or tensor.is_nested else tensor.detach()
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         return None
     if torch.nn.parameter.is_lazy(tensor) or tensor.numel() == 0:
@@ -55,7 +60,10 @@ def floats(tensor: Tensor) -> Tensor | None:
 
 
 class Moments(NamedTuple):
-    """Sum, sum of squares divided by `scale`², lowest and highest value of `size` values; NaN wherever one of them is NaN."""
+    """Sum, sum of squares divided by `scale`², lowest and highest value of `size` values; NaN wherever one of them is NaN.
+
+    `known` tells how much was measured: 3 all of it, 2 no extremes, 1 the squares only.
+    """
 
     size: int
     total: float
@@ -63,9 +71,17 @@ class Moments(NamedTuple):
     low: float
     high: float
     scale: float = 1.0
+    known: int = 3
 
     def stats(self) -> dict[Stat, float]:
-        """MEAN, RMS, STD, ABSMAX and NONFINITE (1 where any value is NaN or Inf)."""
+        """MEAN, RMS, STD, ABSMAX and NONFINITE (1 where any value is NaN or Inf), as far as they were measured."""
+        if self.known < 3:
+            rms = math.sqrt(self.squares / self.size)
+            if self.known == 1:
+                return {Stat.RMS: rms, Stat.NONFINITE: 0.0}
+            mean = self.total / self.size
+            spread = math.sqrt(max(rms - abs(mean), 0.0)) * math.sqrt(rms + abs(mean))
+            return {Stat.MEAN: mean, Stat.RMS: rms, Stat.STD: spread, Stat.NONFINITE: 0.0}
         largest = max(abs(self.low), abs(self.high)) if self.low == self.low else math.nan
         mean = self.total / self.size
         rms = self.scale * math.sqrt(self.squares / self.size) if self.squares >= 0 else math.nan
@@ -81,6 +97,7 @@ class Moments(NamedTuple):
 
 
 _SQUARES_OVERFLOW = 1e17  # float32 squares of this, summed a thousand times, come near its largest value of 3e38
+_NORMAL_SQUARES = (1e-24, 1e34)  # sums of squares that neither vanished nor overflowed in float32
 _SQUARES_VANISH = 1e-15  # and squares of this come near its smallest; what is far below the largest value may vanish
 
 
@@ -100,6 +117,29 @@ def quick_moments(values: Tensor) -> tuple[float, float, float, float, float]:
     return flat.sum().item() * largest, torch.dot(flat, flat).item(), low, high, largest
 
 
+def brief_moments(values: Tensor, mean: bool) -> Moments:
+    """The moments of a float tensor on the CPU without its extremes, and without its sum unless `mean`: one kernel for each.
+
+    Where the squares are neither overflowing nor vanishing nothing else could be wrong; else everything is measured.
+    """
+    flat = values.reshape(-1)
+    squares = torch.dot(flat, flat).item()
+    if _NORMAL_SQUARES[0] < squares < _NORMAL_SQUARES[1]:
+        return Moments(flat.numel(), flat.sum().item() if mean else 0.0, squares, 0.0, 0.0, 1.0, 2 if mean else 1)
+    return Moments(flat.numel(), *quick_moments(flat))
+
+
+def scales(tensors: list[Tensor]) -> list[Moments]:
+    """The moments of many float tensors on the CPU without sums and extremes, in one fused pass."""
+    found = []
+    for tensor, norm in zip(tensors, torch.stack(torch._foreach_norm(tensors)).tolist(), strict=True):
+        if _NORMAL_SQUARES[0] < norm * norm < _NORMAL_SQUARES[1]:
+            found.append(Moments(tensor.numel(), 0.0, norm * norm, 0.0, 0.0, 1.0, 1))
+        else:
+            found.append(Moments(tensor.numel(), *quick_moments(tensor)))
+    return found
+
+
 def raw_moments(values: Tensor) -> Tensor:
     """The same as a tensor of shape (5,) on the device of `values`, without waiting for it: it is always scaled."""
     flat = values.reshape(-1)
@@ -116,7 +156,7 @@ def moments(values: Tensor) -> Moments:
     return Moments(values.numel(), *row)
 
 
-def batch_spread(values: Tensor) -> Tensor | None:
+def batch_spread(values: Tensor) -> Tensor | float | None:
     """Root mean square over entries of each entry's standard deviation over the batch (dimension 0), from at most 64 samples."""
     if values.dim() < 2 or values.shape[0] < 2:
         return None
@@ -124,10 +164,12 @@ def batch_spread(values: Tensor) -> Tensor | None:
     stride = max(1, math.ceil(rows.shape[1] / _FEATURES))
     # From the first sample, not from the mean: exact where all samples are alike. `var` along dimension 0 costs 20 times as much.
     apart = (rows[:, ::stride] if stride > 1 else rows) - rows[:1, ::stride]
-    mean = apart.sum(0) / len(apart)
-    flat = apart.reshape(-1)
-    squares = torch.dot(flat, flat) / len(apart) - torch.dot(mean, mean)
-    return (squares / len(mean)).clamp_min(0.0).sqrt()
+    total, flat = apart.sum(0), apart.reshape(-1)
+    squares = torch.dot(flat, flat), torch.dot(total, total)
+    if values.device.type == "cpu":
+        found = squares[0].item() / len(rows) - squares[1].item() / len(rows) ** 2
+        return math.sqrt(max(0.0, found) / len(total)) if found == found else math.nan
+    return ((squares[0] / len(rows) - squares[1] / len(rows) ** 2) / len(total)).clamp_min(0.0).sqrt()
 
 
 def per_unit(values: Tensor, unit_dim: int) -> Tensor:
@@ -135,13 +177,16 @@ def per_unit(values: Tensor, unit_dim: int) -> Tensor:
     return values.movedim(unit_dim, 0).reshape(values.shape[unit_dim], -1)[:MAX_UNITS]
 
 
-def units_active(values: Tensor, unit_dim: int) -> Tensor:
-    """1 for each unit that is not exactly zero for every sample and position. Shape (units,)."""
+def units_active(values: Tensor, unit_dim: int, rectified: bool = False) -> Tensor:
+    """1 for each unit that is not exactly zero for every sample and position. Shape (units,). `rectified`: none is negative."""
     dims = [dim for dim in range(values.dim()) if dim != unit_dim % values.dim()]
     if not dims:
         return (values != 0).to(values.dtype)[:MAX_UNITS]
     # `amax` and `amin` over the batch cost a tenth of `aminmax`, which takes one dimension only.
-    return ((values.amax(dims) != 0) | (values.amin(dims) != 0)).to(values.dtype)[:MAX_UNITS]
+    active = values.amax(dims) != 0
+    if not rectified:
+        active |= values.amin(dims) != 0
+    return active.to(values.dtype)[:MAX_UNITS]
 
 
 def saturated(values: Tensor, kind: str, unit_dim: int) -> tuple[Tensor, Tensor] | None:
@@ -165,8 +210,7 @@ def saturated(values: Tensor, kind: str, unit_dim: int) -> tuple[Tensor, Tensor]
 
 def rows_without_gradient(gradient: Tensor) -> Tensor:
     """1 for each row (unit) of a weight's gradient that is exactly zero. Shape (units,)."""
-    rows = gradient.reshape(gradient.shape[0], -1)[:MAX_UNITS]
-    return ((rows.amax(1) == 0) & (rows.amin(1) == 0)).to(gradient.dtype)
+    return (gradient.reshape(gradient.shape[0], -1)[:MAX_UNITS].abs().amax(1) == 0).to(gradient.dtype)
 
 
 def distinct_rows(weight: Tensor) -> Tensor:
@@ -200,8 +244,3 @@ def strided(parameter: Tensor, stride: int) -> Tensor:
     values = local(parameter).detach()
     values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
     return values.reshape(-1)[::stride]
-
-
-def strided_copy(parameter: Tensor, stride: int) -> Tensor:
-    """The same, copied: what the size of an update is measured on."""
-    return strided(parameter, stride).to(torch.float32, copy=True)

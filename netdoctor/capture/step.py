@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from netdoctor.capture.room import refuse_without_room
 from netdoctor.capture.tape import Backward, Constant, Context, Entry, Leaf, Slot, walk
 from netdoctor.capture.tree import tensors
 from netdoctor.errors import CannotReplayError
@@ -298,6 +299,7 @@ class TrainingStep:
             raise CannotReplayError(f"the first step gives another loss when it is run again on a copy, {was}: {why}")
 
     def _fresh_copies(self) -> Copies:
+        refuse_without_room(self.modules, self.leaves)
         copies = Copies(self.modules, self.leaves)
         copies.kept = {key: start for key, (_, start) in self.starts.items()}
         with torch.no_grad():

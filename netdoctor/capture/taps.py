@@ -77,6 +77,7 @@ class Taps:
         self._safely("last step", self._observer.settle)()
         self._observer.mode.leave()
         self._observer.containment.run("end of the pattern", self._observer.pattern.release)
+        self._observer.containment.run("end of the parameters", self.training.release)
         for handle in self._handles:
             handle.remove()
         self._handles = []

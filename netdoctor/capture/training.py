@@ -402,6 +402,10 @@ class TrainingTaps:
         observer.tape.clear()
         self._backwards = 0
 
+    def release(self) -> None:
+        """Let go of all parameters."""
+        self._parameters.release()
+
     @property
     def steps(self) -> tuple[int, ...]:
         """How many steps each optimizer took."""

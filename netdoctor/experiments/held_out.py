@@ -14,7 +14,7 @@ from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm
 
 STEPS, EVERY = 240, 20  # training steps, and how often the held-out batches are asked
-RATES = (3e-3, 1e-3)  # of Adam: the better one counts, so that neither arm wins by its learning rate
+RATES = (2e-3, 1e-2)  # of Adam: the better one counts, so that neither arm wins by its learning rate
 FEWEST = 6  # captured batches: a third of them is held out
 Change = Callable[[Sandbox], None]
 

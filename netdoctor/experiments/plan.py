@@ -8,7 +8,19 @@ import numpy as np
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.data.harm import State, harm
-from netdoctor.experiments import batchnorm, learning_rate, overfit, pairing, questions, range_test, scaling
+from netdoctor.experiments import (
+    batchnorm,
+    blanking,
+    learning_rate,
+    noise,
+    overfit,
+    pairing,
+    positions,
+    questions,
+    range_test,
+    scaling,
+    width,
+)
 from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step, tiny_pace
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.experiments.treatments import TREATMENTS
@@ -20,6 +32,7 @@ from netdoctor.trend import judge
 FOR_TRIALS = 0.25  # of the budget: kept for the trials of the fixes, however slow the experiments are
 FIRST_TRIALS = 0.75  # of it, where steps are slow and what was only watched names a cause with a fix to be tried
 NO_TRIALS = 0.1  # of it, where steps are slow and there is no such cause: then the experiments look for one
+_ARMS = 3  # that must fit: the script as it is, and the two nearest learning rates
 Say = Callable[[str], None]
 
 
@@ -29,7 +42,7 @@ def kept_for_trials(step: TrainingStep, seconds: float, so_far: Callable[[], Rep
     The most promising comes first: where time is short, and the recording alone names a cause (`so_far` is what it
     shows), the trial of that cause's fix; else the search for a cause.
     """
-    if not is_slow(seconds_per_step(step), (1 - FOR_TRIALS) * seconds):
+    if not is_slow(seconds_per_step(step), (1 - FOR_TRIALS) * seconds, _ARMS):
         return FOR_TRIALS
     grave = [f for f in so_far().findings if f.severity is not Severity.ADVICE]
     return FIRST_TRIALS if any(fix.treatment in TREATMENTS for f in grave[:1] for fix in f.fixes) else NO_TRIALS
@@ -44,7 +57,7 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) 
     """
     budget, pace = Budget(seconds), seconds_per_step(step)
     learning = judge(recording).learning
-    slow = is_slow(pace, 0.4 * seconds, 1 + len(learning_rate.FACTORS))
+    slow = is_slow(pace, seconds, _ARMS)
     if slow and not learning:
         few, limit = lighter(step, pace, budget.left, 3), budget.share(0.8 * budget.left)
         _add(
@@ -59,14 +72,24 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) 
         _add(
             recording, lambda: questions.ask(recording, step, budget.share(seconds * 0.1), say), say, "asking the model"
         )
+    if not slow:
+        part = budget.share(seconds * 0.2)
+        _add(recording, lambda: positions.order(recording, step, part), say, "permuting the positions")
+    if not slow and harm(recording).state in {State.HURT, State.SLOW}:
+        third = budget.share(seconds * 0.2)
+        _add(recording, lambda: width.widen(recording, step, third), say, "widening the model")
     if not slow and not learning:
-        part = budget.share(seconds * 0.4)
-        _add(recording, lambda: learning_rate.trials(step, part, say), say, "trying learning rates")
+        tenths = budget.share(seconds * 0.4)
+        _add(recording, lambda: learning_rate.trials(step, tenths, say), say, "trying learning rates")
         _add(recording, lambda: range_test.sweep(step, budget.share(seconds * 0.1)), say, "a learning-rate range test")
     if not learning or harm(recording).state is not State.WORKS:
         rest = budget.share(seconds * 0.2)
         _add(recording, lambda: scaling.trials(recording, step, rest, say), say, "standardising the data")
     if harm(recording).state in {State.HURT, State.SLOW}:
+        _add(recording, lambda: blanking.compare(step, budget.share(seconds * 0.1), say), say, "blanking the inputs")
+        _add(
+            recording, lambda: noise.measure(recording, step, budget.share(seconds * 0.05)), say, "comparing gradients"
+        )
         fifth = budget.share(seconds * 0.2)
         _add(recording, lambda: pairing.trials(recording, step, fifth, say), say, "shuffling the targets")
     if not slow or budget.left > 3 * pace:  # a profile costs a step, and there is no short form of it

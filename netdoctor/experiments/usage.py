@@ -1,4 +1,4 @@
-"""Which parts of its inputs does the trained model read? Shuffled over the batch, what it ignores changes nothing."""
+"""Which parts of its inputs does the trained model read? Taken from other samples, what it ignores changes nothing."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _look(copies: Copies, backwards: list[Backward], number: int) -> Arm:
     shape = trials[0].constant.tensor.shape
     trials = [trial for trial in trials if trial.constant.tensor.shape == shape]
     varying = [trial for trial in trials if _varies(trial.constant.tensor)]
-    whole = bool(varying) and not any(trial.changes(_shuffled(trial.constant.tensor)) for trial in varying)
+    whole = bool(varying) and not any(trial.changes(_exchanged(trial.constant.tensor)) for trial in varying)
     facts: dict[str, float | str | bool] = {"axes": float(len(shape)), "whole": whole}
     facts["argument"] = _argument(trials[0])
     curves = {}
@@ -119,7 +119,7 @@ def _slices(trials: list[_Trial], axis: int) -> np.ndarray[Any, np.dtype[np.floa
         silent = moving & torch.stack([_silent(trial, axis) for trial in trials]).all(0)
     else:
         silent = moving & _tried(trials, axis, moving)
-    if bool(silent.any()) and any(trial.changes(_shuffled(trial.constant.tensor, axis, silent)) for trial in trials):
+    if bool(silent.any()) and any(trial.changes(_exchanged(trial.constant.tensor, axis, silent)) for trial in trials):
         silent = torch.zeros_like(silent)  # read in a way that has no gradient
     result: np.ndarray[Any, np.dtype[np.float64]] = silent.double().cpu().numpy()
     result[~moving.cpu().numpy()] = np.nan
@@ -155,7 +155,7 @@ def _tried(trials: list[_Trial], axis: int, moving: Tensor) -> Tensor:
     for index in range(0, size, stride):
         one = torch.zeros_like(moving)
         one[index] = True
-        if bool(moving[index]) and not any(t.changes(_shuffled(t.constant.tensor, axis, one)) for t in trials):
+        if bool(moving[index]) and not any(t.changes(_exchanged(t.constant.tensor, axis, one)) for t in trials):
             silent[index : index + stride] = True
     return silent
 
@@ -164,16 +164,21 @@ def _varies(tensor: Tensor) -> bool:
     return tensor.shape[0] > 1 and bool((tensor != tensor[:1]).any())
 
 
-def _shuffled(tensor: Tensor, axis: int = 0, which: Tensor | None = None) -> Tensor:
-    """The tensor with its samples rolled by half a batch (so that none keeps its place), or only some slices of them."""
-    rolled = tensor.detach().roll(max(1, tensor.shape[0] // 2), 0)
-    if bool((rolled == tensor).all()):
-        rolled = tensor.detach().roll(1, 0)
+def _exchanged(tensor: Tensor, axis: int = 0, which: Tensor | None = None) -> Tensor:
+    """The tensor with the second half of its samples replaced by the first, or only some slices of them.
+
+    A permutation would not do: a loss that compares nothing (a critic's, a likelihood) is the same in any order.
+    """
+    old = tensor.detach()
+    places = torch.arange(len(old), device=old.device)
+    rolled = old[places % max(1, len(old) // 2)]
+    if bool((rolled == old).all()):
+        rolled = old[(places - 1).clamp_min(0)]
     if which is None:
         return rolled
     shape = [1] * tensor.dim()
     shape[axis] = len(which)
-    return torch.where(which.view(shape), rolled, tensor.detach())
+    return torch.where(which.view(shape), rolled, old)
 
 
 def _with(backward: Backward, constant: Constant, new: Tensor) -> Backward:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,6 +35,7 @@ WIDE, HALF = 8.2, 3.9  # inches: the page's column, and half of it (also a phone
 MARKED = 4  # changes of the learning rate that are marked one by one; a schedule with more gets a panel
 LABELS = 14  # layer names that fit under a wide figure
 SPIKES = 5  # that are marked on one loss
+APART = frozenset({"lr-range-test", "final"})  # arms whose losses are no training of their own, or are drawn elsewhere
 CURVES = 8  # arms of one kind, or losses, in one panel
 
 
@@ -325,7 +326,7 @@ def trial(trial: Trial, width: float = HALF, height: float = 2.2, name: str = "t
         figure, (axes,) = blank(width, height)
         log = wants_log(*(np.array(losses) for _, losses, _ in pairs))
         for label, losses, colour in pairs:
-            steps, wider = np.arange(len(losses), dtype=np.float64), 3.2 if label == "without it" else 1.4
+            steps, wider = np.arange(len(losses), dtype=np.float64), 2.6 if label == "without it" else 1.4
             curve(axes, steps, np.array(losses), log, colour, label, linewidth=wider)  # seen even beneath the other
         scale(axes, log)
         whole_steps(axes)
@@ -338,41 +339,11 @@ def arms(recording: Recording, width: float = HALF, height: float = 2.6, name: s
     """One figure per experiment ("overfit", "trial", ...): the loss of each of its arms."""
     groups: dict[str, list[Arm]] = {}
     for arm in recording.arms.values():
-        if len(arm.losses) and arm.curves.get("lr") is None:
-            groups.setdefault(arm.name.partition("/")[0], []).append(arm)
+        group = arm.name.partition("/")[0]
+        if len(arm.losses) and group not in APART:
+            groups.setdefault(group, []).append(arm)
     drawn = enumerate(groups.items())
-    ranges = [arm for arm in recording.arms.values() if len(arm.losses) and arm.curves.get("lr") is not None]
-    return [
-        *(_arm_group(group, members[:CURVES], width, height, f"{name}{at}") for at, (group, members) in drawn),
-        *(range_test(arm, width, height, f"{name}r{at}") for at, arm in enumerate(ranges)),
-    ]
-
-
-def range_test(arm: Arm, width: float = HALF, height: float = 2.6, name: str = "range") -> Drawing:
-    """The loss against the learning rate, both as they were step by step; the rates that were read from it are marked."""
-    with drawing_style():
-        figure, (axes,) = blank(width, height)
-        rates, log = arm.curves["lr"][: len(arm.losses)], wants_log(arm.losses)
-        curve(axes, rates, arm.losses, log, palette.apart(0))
-        axes.set_xscale("log")
-        scale(axes, log)
-        marks = {"steepest": ("falls fastest", GOOD), "divergence": ("diverges", ALARM), "lr": ("the script's", INK)}
-        said = []
-        for at, (fact, (words, colour)) in enumerate(marks.items()):
-            rate = float(arm.facts.get(fact, np.nan))
-            if rate > 0:
-                axes.axvline(rate, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
-                at_top: dict[str, Any] = {
-                    "xycoords": axes.get_xaxis_transform(),
-                    "textcoords": "offset points",
-                    "va": "top",
-                }
-                axes.annotate(words, (rate, 0.98 - 0.1 * at), (3, 0), color=colour, fontsize=8, **at_top)
-                said.append(f"{words} {wording.number(rate)}")
-        axes.set_title("learning-rate range test", loc="left")
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("loss")
-        return finish(figure, name, f"Loss against the learning rate: {', '.join(said) or 'nothing could be read'}")
+    return [_arm_group(group, members[:CURVES], width, height, f"{name}{at}") for at, (group, members) in drawn]
 
 
 def _arm_group(group: str, members: list[Arm], width: float, height: float, name: str) -> Drawing:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from netdoctor.finding import Finding
-from netdoctor.recording import Arm, Array, Recording, Role, Stat, Track
+from netdoctor.recording import Array, Recording, Role, Stat, Track
 from netdoctor.render import palette, wording
 from netdoctor.render.palette import ALARM, GOOD, INK
 from netdoctor.render.sheet import Drawing, blank, drawing_style, finish, in_bounds, scale, whole_steps
@@ -83,6 +83,14 @@ def _flat(track: Track) -> Array:
     return in_bounds(track.values, log=False)
 
 
+_MARKS = {
+    "lr": ("the script's", INK),
+    "suggested": ("suggested", GOOD),
+    "steepest": ("falls fastest", palette.APART[0]),
+    "divergence": ("diverges", ALARM),
+}
+
+
 def lr_range(recording: Recording, width: float, height: float = 2.4, name: str = "range") -> Drawing | None:
     """The loss while the rate of a copy grows step by step, with the script's own rate."""
     arm = recording.arms.get(RANGE_TEST)
@@ -96,15 +104,26 @@ def lr_range(recording: Recording, width: float, height: float = 2.4, name: str 
         figure, (axes,) = blank(width, height)
         shown = np.where(losses > 4 * finite[0], np.nan, losses) if finite.size and finite[0] > 0 else losses
         axes.plot(rates, in_bounds(shown, log=False), color=palette.APART[0])
-        axes.set_xscale("log")
+        _log_rates(axes)
         scale(axes, log=False)
         axes.set_xlabel("learning rate")
         axes.set_ylabel("loss")
-        _mark_rate(axes, rates, _own_rate(recording, arm), "the script's", INK, 0.98)
-        _mark_rate(axes, rates, float(arm.facts.get("suggested", float("nan"))), "suggested", GOOD, 0.86)
+        own = recording.optimizers[0].lr if recording.optimizers else float("nan")
+        for at, (fact, (label, colour)) in enumerate(_MARKS.items()):
+            rate = float(arm.facts.get(fact, own if fact == "lr" else float("nan")))
+            _mark_rate(axes, rates, rate, label, colour, 0.98 - 0.11 * at)
         says = wording.clean(str(arm.facts.get("says", "")), 200)
         ends = f"from {wording.number(float(rates[0]))} to {wording.number(float(rates[-1]))}"
         return finish(figure, name, f"Loss while the learning rate grows {ends}. {says}".strip())
+
+
+def _log_rates(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.number(value)))
 
 
 def _mark_rate(axes: Axes, rates: Array, rate: float, label: str, colour: str, height: float) -> None:
@@ -116,7 +135,3 @@ def _mark_rate(axes: Axes, rates: Array, rate: float, label: str, colour: str, h
         f"{label} {wording.number(rate)}", (rate, height), (-4 if late else 4, 0), xycoords=axes.get_xaxis_transform(),
         textcoords="offset points", va="top", ha="right" if late else "left", color=colour, fontsize=8,
     )  # fmt: skip
-
-
-def _own_rate(recording: Recording, arm: Arm) -> float:
-    return float(arm.facts.get("lr", recording.optimizers[0].lr if recording.optimizers else float("nan")))

@@ -27,11 +27,11 @@ class Line:
 def context(location: Location, recording: Recording | None) -> list[Line]:
     """The lines around a location, its own marked OLD, without common indentation; only its own where no more is known."""
     if not location.file or not location.line:
-        return [Line(None, wording.clean_code(location.text, 400), OLD)] if location.text else []
+        return [Line(None, wording.clean(location.text, 400), OLD)] if location.text else []
     near = range(location.line - AROUND, location.line + AROUND + 1)
     known = _lines(recording, location.file)
     if location.line not in known:
-        return [Line(location.line, wording.clean_code(location.text, 400), OLD)] if location.text else []
+        return [Line(location.line, wording.clean(location.text, 400), OLD)] if location.text else []
     numbers = [number for number in near if number in known]
     numbers = _without_blank_ends(numbers, known)
     text = wording.clean_code("\n".join(known[number] or " " for number in numbers), 400)

@@ -185,16 +185,26 @@ def _summary(page: Page, report: Report, verbose: bool, advice: bool) -> None:
     if report.ignored:
         names = wording.listed(dict.fromkeys(f.check for f in report.ignored))
         page.line((f"Ignored, as asked: {wording.count(len(report.ignored), 'finding')} ({names}).", ""), hanging=2)
-    for experiment in report.experiments:
-        style = {"failed": "yellow", "passed": "green"}.get(experiment.verdict, "dim")
-        said = f" ({wording.clean(experiment.says, 300)})" if experiment.says else ""
-        name = wording.clean(experiment.name, wording.NAME_LIMIT)
-        page.line(("Experiment ", ""), (f"{name}: {experiment.verdict}", style), (said, "dim"), hanging=2)
+    _experiments(page, report, verbose)
     _not_looked_at(page, report, verbose)
     for crash in report.crashes:
         said = f"A fault of netdoctor's own in {wording.clean(crash.where, 120)}: {wording.clean(crash.error, 300)}"
         page.line((f"{said}. The rest of the report stands.", "yellow"), hanging=2)
     page.line((f"Cost: {wording.cost(report)}.", "dim"), hanging=2)
+
+
+def _experiments(page: Page, report: Report, verbose: bool) -> None:
+    """What failed, and the first of all, in full; the others by name, unless verbose."""
+    told = [e for at, e in enumerate(report.experiments) if verbose or at == 0 or e.verdict == "failed"]
+    for experiment in told:
+        style = {"failed": "yellow", "passed": "green"}.get(experiment.verdict, "dim")
+        said = f" ({wording.clean(experiment.says, 300)})" if experiment.says else ""
+        name = wording.clean(experiment.name, wording.NAME_LIMIT)
+        page.line(("Experiment ", ""), (f"{name}: {experiment.verdict}", style), (said, "dim"), hanging=2)
+    rest = [e for e in report.experiments if e not in told]
+    for verdict in dict.fromkeys(e.verdict for e in rest):
+        names = wording.listed((e.name for e in rest if e.verdict == verdict), 8)
+        page.line((f"Other experiments that {verdict}: ", ""), (f"{names}.", "dim"), hanging=2)
 
 
 def _names(report: Report, verbose: bool) -> str:

@@ -170,19 +170,35 @@ def test_the_sample_of_a_parameter_sees_every_column(shape):
     """A stride that divides the row length would look at a few inputs only, which may be the border of an image: always zero."""
     columns = math.prod(shape[1:])
     numbers = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
-    sample = statistics.strided_copy(numbers, statistics.sample_stride(numbers))
+    sample = statistics.strided(numbers, statistics.sample_stride(numbers))
     assert min(numbers.numel(), 900) <= len(sample) <= 2048
     if columns > 1:
         seen = {int(n) % columns for n in torch.arange(numbers.numel())[:: max(1, int(sample[1]))]}
         assert len(seen) >= min(columns, 500)
 
 
-def test_the_sample_is_a_copy():
-    parameter = torch.nn.Parameter(torch.ones(4))
-    sample = statistics.strided_copy(parameter, statistics.sample_stride(parameter))
-    parameter.data.zero_()
-    assert sample.tolist() == [1, 1, 1, 1]
-    assert not sample.requires_grad
+@pytest.mark.parametrize("mean", [True, False])
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    st.integers(0, 99),
+    st.sampled_from([1e-20, 1e-10, 1.0, 1e10, 1e20]),
+)
+@settings(max_examples=60, deadline=None)
+def test_brief_moments_agree_with_the_whole_ones(mean, shape, seed, scale):
+    values = made(shape, seed, scale)
+    whole, (fused,) = statistics.moments(values).stats(), statistics.scales([values])
+    for found in (statistics.brief_moments(values, mean).stats(), fused.stats()):
+        assert {Stat.RMS, Stat.NONFINITE} <= found.keys() <= whole.keys()
+        for stat, value in found.items():
+            assert value == pytest.approx(whole[stat], rel=1e-3, abs=1e-3 * whole[Stat.RMS])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_brief_moments_see_what_is_not_finite(bad):
+    values = torch.ones(4, 5)
+    values[2, 3] = bad
+    assert statistics.brief_moments(values, False).stats()[Stat.NONFINITE] == 1
+    assert statistics.scales([torch.ones(3), values])[1].stats()[Stat.NONFINITE] == 1
 
 
 def nested():

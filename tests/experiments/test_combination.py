@@ -61,15 +61,20 @@ def test_what_no_single_fix_cures_two_together_do() -> None:
     first, second = report.findings
     assert [fix.treatment for fix in first.fixes] == ["zero-bias + slower-decay", "zero-bias"]
     verdicts = [fix.trial.verdict for fix in first.fixes if fix.trial is not None]
-    assert verdicts[0] is Verdict.CURED and Verdict.CURED not in verdicts[1:]
+    assert verdicts[0] is Verdict.CURED
+    assert Verdict.CURED not in verdicts[1:]
     assert [f.certainty for f in report.findings] == [Certainty.PROVEN] * 2
-    assert second.fixes[0].trial is not None and second.fixes[0].trial.verdict is not Verdict.CURED
-    assert "Start the bias at 0." in first.fixes[0].says and "Decay more slowly." in first.fixes[0].says
+    assert second.fixes[0].trial is not None
+    assert second.fixes[0].trial.verdict is not Verdict.CURED
+    assert "Start the bias at 0." in first.fixes[0].says
+    assert "Decay more slowly." in first.fixes[0].says
     assert INIT.code in first.fixes[0].code
 
 
 def test_a_part_that_adds_nothing_is_left_out() -> None:
-    report = tried(finding("dead-relu", INIT), finding("poor-initialization", IDLE), finding("lr-decays-too-fast", RATE))
+    report = tried(
+        finding("dead-relu", INIT), finding("poor-initialization", IDLE), finding("lr-decays-too-fast", RATE)
+    )
     by_name = {f.check: f for f in report.findings}
     assert by_name["dead-relu"].fixes[0].treatment == "zero-bias + slower-decay"
     assert not by_name["poor-initialization"].apart
@@ -114,7 +119,8 @@ def test_the_tiny_batch_tells_orders_of_magnitude() -> None:
     report = tried(finding("dead-relu", INIT), finding("lr-decays-too-fast", RATE))
     (row,) = [row for row in report.experiments if row.name == "combined-treatment"]
     assert row.verdict == "passed"
-    assert "orders of magnitude lower" in row.says and "zero-bias + slower-decay" in row.says
+    assert "orders of magnitude lower" in row.says
+    assert "zero-bias + slower-decay" in row.says
 
 
 def test_the_tiny_batch_sees_the_scripts_own_rates() -> None:
@@ -123,7 +129,8 @@ def test_the_tiny_batch_sees_the_scripts_own_rates() -> None:
     with quiet():
         row = on_tiny_batch(step, recording, Treatment(), "nothing", Budget(60))
     losses = recording.arms["combination/untreated"].losses
-    assert row is not None and row.verdict == "failed"
+    assert row is not None
+    assert row.verdict == "failed"
     assert len(losses) == STEPS
     assert losses[-1] == pytest.approx(losses[STEPS // 2], rel=1e-4)
     assert losses.tolist() == recording.arms["combination/treated"].losses.tolist()
@@ -140,7 +147,9 @@ def other_copy(step: TrainingStep) -> Sandbox:
 def test_treatments_that_each_want_a_copy_of_their_own_do_not_go_together() -> None:
     assert combined([part(Treatment(sandbox=other_copy)), part(Treatment(sandbox=other_copy))]) is None
     one = combined([part(Treatment(sandbox=other_copy, unit=2.0)), part(Treatment(unit=3.0))])
-    assert one is not None and one.sandbox is other_copy and one.unit == 6.0
+    assert one is not None
+    assert one.sandbox is other_copy
+    assert one.unit == 6.0
 
 
 def test_changes_are_made_in_turn_and_batchnorm_stays() -> None:

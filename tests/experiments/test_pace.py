@@ -67,9 +67,7 @@ def _constants(step: TrainingStep) -> list[torch.Tensor]:
 
     found: list[torch.Tensor] = []
     for entry in step.iterations[0].backwards[0].entries:
-        walk(
-            (entry.args, entry.kwargs), lambda item: found.append(item.tensor) if isinstance(item, Constant) else None
-        )
+        walk((entry.args, entry.kwargs), lambda item: found.append(item.tensor) if isinstance(item, Constant) else None)
     return [tensor for tensor in found if tensor.dim() > 0]
 
 
@@ -84,7 +82,8 @@ def test_a_slow_step_is_tried_on_few_samples_in_few_steps(monkeypatch: pytest.Mo
     known = Recording(facts={"loss_lower_bound": 0.0})
     found = try_fixes(report(ZERO), known, step, Places(step), (), Budget(30), lambda _: None)
     trial = found.findings[0].fixes[0].trial
-    assert trial is not None and trial.verdict is Verdict.CURED
+    assert trial is not None
+    assert trial.verdict is Verdict.CURED
     assert len(trial.treated) == len(trial.control) == pace.QUICK
 
 

@@ -74,7 +74,8 @@ def test_a_known_curve() -> None:
 
 def test_a_loss_that_no_rate_lowers() -> None:
     arm = told(Run([1.0] * STEPS), RATES, 0.1)
-    assert math.isnan(float(arm.facts["suggested"])) and math.isnan(float(arm.facts["steepest"]))
+    assert math.isnan(float(arm.facts["suggested"]))
+    assert math.isnan(float(arm.facts["steepest"]))
     assert math.isnan(float(arm.facts["divergence"]))
     assert arm.facts["says"] == "no rate lowers the loss; it never diverges; the script's own is 0.1"
 
@@ -88,7 +89,8 @@ def test_a_nan_ends_the_curve_and_is_the_divergence() -> None:
 @pytest.mark.parametrize(("steps", "says"), [(LEAST - 1, "steps ran"), (LEAST, "")])
 def test_too_few_steps_say_nothing(steps: int, says: str) -> None:
     arm = told(Run(np.linspace(2.0, 1.0, steps).tolist(), "out of time"), RATES[:steps], 0.1)
-    assert bool(arm.failure) is bool(says) and says in arm.failure
+    assert bool(arm.failure) is bool(says)
+    assert says in arm.failure
 
 
 def test_a_script_without_a_rate_is_left_alone() -> None:

@@ -11,7 +11,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from netdoctor.recording import Recording
+from netdoctor.finding import Fix, Location
+from netdoctor.recording import Excerpt, Recording
 from netdoctor.render import figures, html
 from netdoctor.render.layertable import layer_rows
 from netdoctor.report import Report
@@ -151,3 +152,46 @@ def test_layers_say_their_health() -> None:
     assert rows[0].source == "train.py:14"
     broken = layer_rows(builders.recording(nan_at=2), ())
     assert {row.health for row in broken} == {"not a number"}
+
+
+def _luminance(colour: str) -> float:
+    """Source: WCAG 2.2, relative luminance."""
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "print"])
+def test_text_can_be_read_on_every_ground(theme: str) -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    style = re.search(r"(?s)<style>(.*?)</style>", page_of("unseen"))
+    assert style is not None
+    blocks = {"light": style[1].split("@media")[0], "dark": style[1].split("@media (prefers-color-scheme: dark)")[1]}
+    blocks["print"] = style[1].split("@media print")[1]
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6})\b", blocks[theme].split("}")[0]))
+    colours = {name: c if len(c) == 7 else "#" + "".join(2 * x for x in c[1:]) for name, c in colours.items()}
+    assert len(colours) >= 13
+    grounds = ["ground", "raised", "sunken"]
+    pairs = [(text, on) for text in ("ink", "soft", "accent", "error", "warning", "advice", "good") for on in grounds]
+    pairs += [("ink", on) for on in ("marked", "new", "old")] + [("figure-ink", "ground")]
+    for text, on in pairs:
+        bright, dim = sorted((_luminance(colours[text]), _luminance(colours[on])), reverse=True)
+        assert (bright + 0.05) / (dim + 0.05) >= 4.5, (text, on)
+
+
+def test_source_lines_and_changes_stand_in_the_page_escaped() -> None:
+    made = builders.recording()
+    lines = ("class Net:", "    def __init__(self):", "        self.a = nn.ReLU(), <b>", "        pass")
+    made.excerpts = [Excerpt("train.py", 13, lines)]
+    finding = replace(builders.dead(made), location=Location("body.1", file="train.py", line=15, text=lines[2].strip()))
+    finding = replace(finding, fixes=(Fix("f", "s", "self.a = nn.LeakyReLU(), <b>"),))
+    text = html.render(builders.sick(made, findings=(finding,)), made)
+    assert '<mark><span class="number">15</span>        self.a = nn.ReLU(), &lt;b&gt;\n</mark>' in text
+    assert (
+        '<del><span class="number">15</span><span class="sign">-</span>        self.a = nn.ReLU(), &lt;b&gt;\n' in text
+    )
+    assert (
+        '<ins><span class="number"></span><span class="sign">+</span>        self.a = nn.LeakyReLU(), &lt;b&gt;\n'
+        in text
+    )
+    assert '<code class="paste" hidden>self.a = nn.LeakyReLU(), &lt;b&gt;</code>' in text

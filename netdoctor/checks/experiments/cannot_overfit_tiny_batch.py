@@ -74,7 +74,9 @@ class CannotOverfitTinyBatch(Check):
             return
         if trend.learning and (left < self.poor or causes or trend.kind == "converged" or trend.drop >= self.half):
             return
-        title = f"a tiny batch cannot be fitted: {100 * left:.0f} % of the loss is left at best"
+        least, floor = overfit.number(best, "best"), overfit.number(best, "floor")
+        little = f"its loss stays at {least:.2g}, above the {floor:.2g} that it can reach"
+        title = f"a tiny batch cannot be fitted: {f'{100 * left:.0f} % of the loss is left at best' if left >= 0.01 else little}"
         grade = Severity.WARNING if trend.learning else Severity.ERROR
         says = MEANINGS[overfit.course(best)]
         if causes:

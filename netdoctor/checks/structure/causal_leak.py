@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.structure.cross_sample_leakage import ATTENTION, RECURRENT, place
+from netdoctor.checks.structure.cross_sample_leakage import ATTENTION, RECURRENT, changes, place
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Reach, Severity
 from netdoctor.recording import Arm, Recording
 
@@ -53,7 +53,7 @@ class CausalLeak(Check):
         where = f"{operation} in {arm.facts['module'] or 'the model'}" if operation else "an operation of the model"
         return Finding(
             self.name,
-            f"the outputs of early positions change by {100 * share:.2g} % when only later inputs change",
+            f"the output of early positions {changes(share)} when only later inputs change",
             Severity.ERROR,
             f"The targets are the input shifted by one, and {where} lets a position see those after it: the model can "
             "copy what it is to predict.",

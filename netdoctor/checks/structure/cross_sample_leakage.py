@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ class CrossSampleLeakage(Check):
         where = f"{operation} in {arm.facts['module'] or 'the model'}" if operation else "an operation of the model"
         return Finding(
             self.name,
-            f"a sample's output changes by {100 * share:.2g} % when only the others of its batch change",
+            f"a sample's output {changes(share)} when only the others of its batch change",
             Severity.ERROR,
             f"{where} mixes the {float(size):.0f} samples along dimension {float(dim):.0f}.",
             place(arm),
@@ -63,6 +64,11 @@ class CrossSampleLeakage(Check):
             first_step=0,
             share=1.0,
         )
+
+
+def changes(share: float) -> str:
+    """By how much, in words."""
+    return f"changes by {100 * share:.2g} %" if math.isfinite(share) else "becomes NaN or Inf"
 
 
 def place(arm: Arm) -> Location:

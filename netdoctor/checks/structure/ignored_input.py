@@ -20,7 +20,7 @@ class IgnoredInput(Check):
     What it is: an argument of `forward` that is not used, a slice that is too short (`x[:, :6]`), the same slice twice,
     `states[:, 0]` of a recurrent network in place of `states[:, -1]`, a mask that is not passed on.
     Why it hurts: what the targets depend on may lie in just that part; padding that is not masked counts as data.
-    How it is decided: on a copy of the trained model, on up to 3 captured batches, the part is shuffled over the samples
+    How it is decided: on a copy of the trained model, on up to 3 captured batches, the part is taken from other samples
     and the loss stays the same to the last bit. Only parts that vary over the samples are asked. A warning for a whole
     tensor, a feature, a channel, or half of the positions; an error where a whole tensor is ignored and training does
     not work.
@@ -71,7 +71,7 @@ class IgnoredInput(Check):
         subject = f"{what} of {name}" if what else name
         return Finding(
             self.name,
-            f"the model ignores {subject}: shuffled over the samples, the loss stays the same",
+            f"the model ignores {subject}: taken from other samples, the loss stays the same",
             Severity.ERROR if grave else Severity.WARNING,
             "Nothing that the loss is made of depends on it, in the model as it was trained.",
             Location.at(at, step=0),

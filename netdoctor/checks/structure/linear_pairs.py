@@ -43,7 +43,7 @@ def _layer(graph: StepGraph, operation: Operation) -> bool:
 def _width(graph: StepGraph, operation: Operation) -> tuple[int, int]:
     """Inputs and outputs of a layer, in channels."""
     shape = graph.values[operation.inputs[1]].shape
-    return shape[1], shape[0]
+    return (shape[1], shape[0]) if len(shape) > 1 else (max((*shape, 1)), 1)  # a product with a vector
 
 
 def all_linear(graph: StepGraph) -> bool:

@@ -22,7 +22,8 @@ class MissingPositionalEncoding(Check):
     How it is decided: on a copy in evaluation mode all sequences of a captured batch are permuted alike; the output
     stays the same, or is permuted in the same way. Then two copies learn from two thirds of the captured batches, one
     of them with sinusoidal positions added to its first embedding: a warning when that one's loss on the other third is
-    lower by 15 % or more, an error when in addition the script's training does not work.
+    lower by 15 % or more, and the other one's is still a quarter of where it began; an error when in addition the
+    script's training does not work.
     When it stays silent: recurrences, convolutions, causal masks and all else that tells positions apart; sets, graphs
     and bags of words, which are predicted no better with positions; fewer than 4 positions.
     Fix: add a positional encoding to the embedding.
@@ -34,6 +35,7 @@ class MissingPositionalEncoding(Check):
     explains = frozenset({"loss-not-decreasing", "label-input-mismatch", "underfitting", "no-gradient", "overfitting"})
 
     lower: float = 0.15  # of the held-out loss: twins of one model differ by a few percent
+    left: float = 0.25  # of its start, in the copy without positions: near its floor a loss is mostly chance
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         order = recording.arms.get("positions/order")
@@ -47,7 +49,7 @@ class MissingPositionalEncoding(Check):
             return
         before, after = float(without.facts["best"]), float(given.facts["best"])
         saved = (before - after) / before if before > 0 else 0.0
-        if saved >= self.lower:
+        if saved >= self.lower and before >= self.left * float(without.losses[0]):
             yield self._finding(recording, order, (without, given), saved)
 
     def _finding(self, recording: Recording, order: Arm, pair: tuple[Arm, Arm], saved: float) -> Finding:

@@ -82,7 +82,6 @@ def _penalty(recording: Recording) -> SourceLine | None:
     """The line that adds what is made of weights alone to the loss."""
     graph = recording.graph
     for operation in graph.loss_operations() if graph is not None else ():
-        if graph is not None and operation.name in ("add", "iadd") and not operation.inside:
-            if operation.file and len(operation.inputs) > 1:
-                return SourceLine(operation.file, operation.line, operation.text)
+        if operation.name in ("add", "iadd") and operation.file and len(operation.inputs) > 1 and not operation.inside:
+            return SourceLine(operation.file, operation.line, operation.text)
     return None

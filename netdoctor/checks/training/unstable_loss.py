@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.training.jumps import late_noise, rising_steps
 from netdoctor.checks.training.optimizer_line import with_lr
+from netdoctor.checks.training.pull import loss_left
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
 from netdoctor.trend import judge
@@ -21,28 +22,30 @@ class UnstableLoss(Check):
 
     What it is: training that falls on the whole, but a part of its steps does the opposite of what a step is for.
     Why it hurts: progress is undone as it is made; where the run ends is chance, and a little more is divergence.
-    How it is decided: late in the run the loss jumps by 30 % of its level or more. A copy then takes the first captured
+    How it is decided: late in the run the loss jumps by 30 % of its level or more, and 5 % of it are left. A copy then takes the first captured
     steps again, and looks at each batch once more after its own step, with the same random numbers, so that no noise
-    of batches or dropout comes in: at least 1 step in 10 made its own batch's loss larger by 5 % or more, and a tenth
-    of the learning rate brings that to a quarter of it or less.
+    of batches or dropout comes in: at least 10 % of the later steps made their own batch's loss larger by 5 % or more,
+    and a tenth of the learning rate brings that to a quarter of it or less.
     When it stays silent: small batches, which jump and still gain with each step; GAN, RL and other moving targets;
     several losses; training that fails altogether (`learning-rate-too-high`, `loss-diverging` speak of it).
     Fix: a third of the learning rate, or a warm-up.
-    Sources: the descent lemma (Nesterov 2004, 1.2.3); measured on 28 healthy programs: no step in 24 did; advice B-6.
+    Sources: the descent lemma (Nesterov 2004, 1.2.3); measured on 28 healthy programs: none in 24 did; advice B-6.
     """
 
     name = "unstable-loss"
     arms = frozenset({OWN, LOWER})
+    explains = frozenset({"dead-relu", "constant-layer", "saturated-activation", "exploding-gradients"})
 
     noise: float = 0.3  # of the loss, from step to step: small batches do that as well, so it accuses nobody by itself
-    rises: float = 0.1  # of the steps: healthy programs had none
+    left: float = 0.05  # of a constant prediction's loss: near zero the loss jumps by its own size, and nobody minds
+    rises: float = 0.1  # of the steps: healthy programs had none, but one with SGD, momentum and a loss near zero
     less: float = 0.25  # of the rises may be left at a tenth of the rate
     steps: int = 16  # looked at: a share of fewer is chance
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         own, lower = recording.arms.get(OWN), recording.arms.get(LOWER)
         noise, trend = late_noise(recording), judge(recording)
-        if noise < self.noise or trend.failing or own is None:
+        if noise < self.noise or trend.failing or own is None or not loss_left(recording) >= self.left:
             return
         if own.failure:
             yield Abstention(self.name, own.failure)

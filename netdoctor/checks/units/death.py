@@ -64,7 +64,7 @@ def _at_start(recording: Recording, first: Liveness) -> str:
     mean, std = entering_at(recording, first.layer, 0)
     if math.isfinite(mean) and mean < -NEGATIVE * std:
         offset = (
-            f"; the bias of {first.feeder.path} starts at {bias:.3g}"
+            f"; the bias of {first.feeder.name} starts at {bias:.3g}"
             if first.feeder and _by_bias(recording, first)
             else ""
         )
@@ -72,7 +72,7 @@ def _at_start(recording: Recording, first: Liveness) -> str:
             f"They never fired: what goes into the ReLU has mean {mean:.3g} and standard deviation {std:.3g}{offset}."
         )
     if _by_bias(recording, first) and first.feeder is not None:
-        return f"They never fired: the bias of {first.feeder.path} starts at {bias:.3g}."
+        return f"They never fired: the bias of {first.feeder.name} starts at {bias:.3g}."
     return "They never fired: initialisation, or the scale of the input, keeps what goes into the ReLU below 0."
 
 

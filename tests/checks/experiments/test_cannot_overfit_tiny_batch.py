@@ -40,6 +40,11 @@ def test_no_setting_fits():
     assert "16 samples, 4 settings of 100 steps" in found.explanation
 
 
+def test_next_to_nothing_left_is_not_said_to_be_nothing():
+    (found,) = judged(tried(best=0.03, accuracy=0.2))
+    assert found.title == "a tiny batch cannot be fitted: its loss stays at 0.03, above the 0.02 that it can reach"
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [

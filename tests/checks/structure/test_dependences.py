@@ -1,0 +1,136 @@
+"""cross-sample-leakage, causal-leak and input-independent-output, on hand-made arms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netdoctor.checks.structure.causal_leak import CausalLeak
+from netdoctor.checks.structure.cross_sample_leakage import CrossSampleLeakage
+from netdoctor.checks.structure.input_independent_output import InputIndependentOutput
+from netdoctor.finding import Abstention, Certainty, Finding, Severity
+from netdoctor.recording import Arm, Recording, Series
+
+STEPS = np.arange(100)
+STUCK = 2.3 + 0.01 * np.sin(7.0 * STEPS)
+LEARNS = 2.3 * 0.95**STEPS
+BORN = {"operation": "lstm", "module": "rnn", "file": "train.py", "line": 12.0, "text": "h = self.rnn(x)"}
+
+
+def leak(name: str, share: float, **facts: Any) -> Recording:
+    known = {"leaks": share > 1e-4, "share": share, "dimension": 0.0, "size": 32.0, **BORN, **facts}
+    return Recording(arms={name: Arm(name, np.empty(0), facts=known)})
+
+
+def findings(check: Any, recording: Recording) -> list[Finding]:
+    return [item for item in check.judge(recording) if isinstance(item, Finding)]
+
+
+CHECKS = [(CrossSampleLeakage(), "leakage/samples"), (CausalLeak(), "leakage/positions")]
+
+
+@pytest.mark.parametrize(("check", "arm"), CHECKS)
+@pytest.mark.parametrize(
+    ("share", "fires"), [(0.0, False), (1e-3, False), (1.001e-3, True), (0.5, True), (math.inf, True)]
+)
+def test_a_change_beyond_rounding(check: Any, arm: str, share: float, fires: bool) -> None:
+    found = findings(check, leak(arm, share))
+    assert len(found) == fires
+    if fires:
+        assert (found[0].severity, found[0].certainty) == (Severity.ERROR, Certainty.PROVEN)
+        assert (found[0].location.module, found[0].location.line) == ("rnn", 12)
+        assert "inf" not in found[0].title.replace("Inf", "")
+
+
+@pytest.mark.parametrize(("check", "arm"), CHECKS)
+def test_what_could_not_run_is_told(check: Any, arm: str) -> None:
+    failed = Recording(arms={arm: Arm(arm, np.empty(0), failure="no model is called with data alone")})
+    (said,) = check.judge(failed)
+    assert isinstance(said, Abstention)
+    assert said.reason == "no model is called with data alone"
+    (said,) = check.judge(Recording())
+    assert isinstance(said, Abstention)
+    assert "experiments were off" in said.reason
+
+
+def test_other_targets_pass_without_a_word() -> None:
+    assert list(CausalLeak().judge(leak("leakage/samples", 0.0))) == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "dimension", "code"),
+    [
+        ("gru", 0.0, "batch_first=True"),
+        ("gru", 1.0, "batch_first=False"),
+        ("scaled_dot_product_attention", 0.0, "batch_first=True"),
+        ("view", 0.0, "x = x.flatten(1)"),
+        ("softmax", 0.0, ""),
+    ],
+)
+def test_the_fix_for_mixed_samples(operation: str, dimension: float, code: str) -> None:
+    (found,) = findings(CrossSampleLeakage(), leak("leakage/samples", 0.5, operation=operation, dimension=dimension))
+    assert found.fixes[0].code == code
+
+
+@pytest.mark.parametrize(
+    ("operation", "treatment"),
+    [
+        ("lstm", "one-direction"),
+        ("conv1d", "pad-left"),
+        ("scaled_dot_product_attention", "causal-mask"),
+        ("matmul", "causal-mask"),
+    ],
+)
+def test_the_fix_for_seen_futures(operation: str, treatment: str) -> None:
+    (found,) = findings(CausalLeak(), leak("leakage/positions", 0.5, operation=operation))
+    assert found.fixes[0].treatment == treatment
+
+
+# --- input-independent-output ----------------------------------------------------------------------------------------
+
+
+def blind(
+    losses: Any = STUCK,
+    whole: tuple[bool, ...] = (True,),
+    ignored: bool = False,
+    ends: tuple[float, float] | None = None,
+) -> Recording:
+    arms = {f"usage/{n}": Arm(f"usage/{n}", np.empty(0), facts={"whole": w}) for n, w in enumerate(whole)}
+    arms["overfit/own"] = Arm("overfit/own", np.ones(60), facts={"input_ignored": ignored})
+    for name, end in zip(("inputs/given", "inputs/blanked"), ends or (), strict=False):
+        arms[name] = Arm(name, np.full(60, end))
+    made = Recording(arms=arms, steps=100, losses={"loss": Series(STEPS, losses)})
+    made.facts["loss_lower_bound"] = 0.0
+    return made
+
+
+@pytest.mark.parametrize(
+    ("recording", "fires"),
+    [
+        (blind(), True),
+        (blind(whole=(True, True)), True),
+        (blind(whole=(True, False)), False),
+        (blind(whole=()), False),
+        (blind(whole=(False,), ignored=True), True),
+        (blind(losses=LEARNS), False),
+        (blind(ends=(2.0, 2.0)), True),
+        (blind(ends=(1.91, 2.0)), True),
+        (blind(ends=(1.89, 2.0)), False),
+    ],
+)
+def test_nothing_is_read_and_nothing_is_learned(recording: Recording, fires: bool) -> None:
+    found = findings(InputIndependentOutput(), recording)
+    assert [f.severity for f in found] == ([Severity.ERROR] if fires else [])
+
+
+def test_without_experiments_nothing_is_said_of_inputs() -> None:
+    (said,) = InputIndependentOutput().judge(Recording())
+    assert isinstance(said, Abstention)
+
+
+def test_the_blanked_arm_is_told() -> None:
+    (found,) = findings(InputIndependentOutput(), blind(ends=(2.0, 2.01)))
+    assert "a copy ends at 2.01, with the inputs at 2" in found.explanation

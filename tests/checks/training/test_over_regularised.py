@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from netdoctor.checks.training.over_regularised import OverRegularised
+from netdoctor.finding import Abstention, Certainty, Finding
+from tests.checks.builders import Builder
+
+
+def recording(pull: float = 0.5, type_: str = "SGD", decay: float = 0.1, update: float = 0.0) -> Builder:
+    """A weight of scale 1 whose gradient is so small that its decay pulls with `pull` of it."""
+    build = Builder(steps=60).linear("0", weight_rms=1.0, weight_gradient=decay / pull, update=update)
+    return build.optimizer(type_, lr=0.1, weight_decay=decay, line=9).loss(1.0)
+
+
+def arms(build: Builder, without: str = "weight decay", data: float = 0.5) -> Builder:
+    build.arm("regularisation/as it is", [1.0] * 60, data=1.0, total=1.0, before=1.0)
+    return build.arm(f"regularisation/without {without}", [1.0] * 60, data=data, total=1.0, before=1.0)
+
+
+def judged(build: Builder) -> list[Finding]:
+    return [found for found in OverRegularised().judge(build.done()) if isinstance(found, Finding)]
+
+
+def test_decay_is_named_with_its_optimizer() -> None:
+    (finding,) = judged(arms(recording()))
+    assert "weight decay of 0.1" in finding.title
+    assert (finding.location.line, finding.certainty) == (9, Certainty.PROVEN)
+    assert finding.fixes[0].code == "weight_decay=0.001"
+
+
+@pytest.mark.parametrize(("pull", "fires"), [(0.19, False), (0.21, True)])
+def test_the_pull(pull: float, fires: bool) -> None:
+    assert bool(judged(arms(recording(pull)))) is fires
+
+
+@pytest.mark.parametrize(("update", "fires"), [(0.06, False), (0.04, True)])
+def test_decoupled_decay_is_compared_with_the_update(update: float, fires: bool) -> None:
+    # lr 0.1 x decay 0.1 x weight 1 = 0.01 of the weight per step
+    assert bool(judged(arms(recording(1e-3, "AdamW", update=update)))) is fires
+
+
+@pytest.mark.parametrize(("data", "fires"), [(0.72, False), (0.68, True)])
+def test_what_is_gained_without(data: float, fires: bool) -> None:
+    assert bool(judged(arms(recording(), data=data))) is fires
+
+
+def test_a_penalty_needs_no_decay_and_is_named_by_its_line() -> None:
+    build = Builder(steps=60).linear("0", weight_rms=1.0).optimizer("Adam", lr=0.1)
+    data = build.operation("cross_entropy", build.weight("0.weight"), build.value((8,), "int64"), shape=())
+    penalty = build.operation("sum", build.weight("0.weight"), shape=())
+    build.backward(build.operation("add", data, penalty, line=14, text="loss = ce + 0.1 * l1"))
+    (finding,) = judged(arms(build, "penalty"))
+    assert (finding.location.line, finding.fixes[0].treatment) == (14, "less-penalty")
+
+
+def test_it_abstains_where_the_copy_could_not_run_and_is_silent_without_it() -> None:
+    build = recording().arm("regularisation/as it is", failure="no copy")
+    assert list(OverRegularised().judge(build.done())) == [Abstention("over-regularised", "no copy")]
+    assert judged(recording()) == []
