@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from netdoctor.finding import Abstention, Evidence, Finding, Fix, Location, Severity, Trial
@@ -59,6 +60,12 @@ class Report:
         """The findings of this severity or a graver one."""
         return tuple(f for f in self.findings if f.severity.rank <= severity.rank)
 
+    def _repr_html_(self) -> str:
+        """The findings in short, for a notebook; `watch` shows the whole page with its figures there."""
+        rows = "".join(map(_row, self.findings))
+        said = f"{escape(self.verdict)}, {self.steps} steps, {len(self.passed)} checks found nothing wrong"
+        return f"<p><strong>netdoctor</strong>: {said}</p><ol>{rows}</ol>"
+
     def to_json(self) -> str:
         """Strict JSON, format 1: NaN and infinities become the strings "NaN", "Infinity" and "-Infinity"."""
         return json.dumps(_strict(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False)
@@ -83,6 +90,14 @@ class Report:
             "blind_spots": list(self.blind_spots),
             "cost": {"observing_s": self.observing_s, "experiments_s": self.experiments_s},
         }
+
+
+def _row(finding: Finding) -> str:
+    at = finding.location
+    place = " · ".join(filter(None, (f"{at.file}:{at.line}" if at.file else "", at.module)))
+    fixes = "".join(f"<p>{escape(fix.says)}</p><pre>{escape(fix.code)}</pre>" for fix in finding.fixes[:1])
+    head = f"<strong>{escape(finding.title)}</strong> ({finding.severity.value}, {escape(finding.check)})"
+    return f"<li>{head}<br>{escape(place)}{fixes}</li>"
 
 
 def _finding(finding: Finding, rank: int) -> dict[str, Any]:

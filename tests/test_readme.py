@@ -98,8 +98,8 @@ import pytest, torch
 from torch import nn
 torch.manual_seed(0)
 loss_fn = nn.CrossEntropyLoss()
-batch = torch.randn(32, 8), torch.arange(32) % 2
-def net(): return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+batch = 4 * torch.randn(16, 8), torch.arange(16) % 2
+def net(): return nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 2))
 def sgd(model): return torch.optim.SGD(model.parameters(), lr=0.1)
 model = net(); optimizer = sgd(model); loader = [batch] * 40
 class LanguageModel(nn.Module):

@@ -140,7 +140,7 @@ class Recorder:
             for rows, values in found:
                 self.put_moments_in(rows, values)
         elif found:
-            for (rows, values), moments in zip(found, statistics.scales([t for _, t in found]), strict=True):
+            for (rows, _), moments in zip(found, statistics.scales([t for _, t in found]), strict=True):
                 if not rows or rows[-1][0] != self.step:
                     rows.append((self.step, moments))
 

@@ -48,7 +48,11 @@ class StepWatch:
                 continue
             stride = statistics.sample_stride(parameter)
             wanted = statistics.strided(gradient, stride) != 0
-            self._kept.append(_Kept(parameter, site, stride, statistics.strided_copy(parameter, stride), wanted))
+            self._kept.append(
+                _Kept(
+                    parameter, site, stride, statistics.strided(parameter, stride).to(torch.float32, copy=True), wanted
+                )
+            )
 
     def after(self) -> None:
         """It stepped. FROZEN_UPDATE: rms change of a frozen parameter. ROUNDED_AWAY: of the entries of a half-precision parameter

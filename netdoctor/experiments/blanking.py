@@ -25,7 +25,7 @@ def compare(step: TrainingStep, budget: Budget, say: Callable[[str], None]) -> d
 
     Numbers are replaced by their mean over the batch, tokens by those of the first sample, in what the models are
     given; targets stay. Where both lose the same, the model learns nothing from its inputs (Karpathy, A Recipe for
-    Training Neural Networks, 2019: the input-independent baseline).
+    Training Neural Networks, 2019: the input-independent baseline). Inputs that do not vary make a failure.
     """
     arms: dict[str, Arm] = {}
     for name, blank in ((GIVEN, False), (BLANKED, True)):
@@ -43,24 +43,28 @@ def _arm(name: str, step: TrainingStep, budget: Budget, blank: bool) -> Arm:
         with quiet():
             bench = Bench(Sandbox(step), step.iterations)
             if blank:
-                bench.rewrite(_blank)
+                changed = [0]
+                bench.rewrite(partial(_blank, changed))
+                if not changed[0]:
+                    return Arm(name, np.empty(0), failure="no input of a model varies over the batch")
             run = bench.sandbox.run(bench.iterations, STEPS, budget)
     except Exception as error:  # the user's code failed on the copy: an answer, not a fault
         return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
     return Arm(name, np.asarray(run.losses), run.seconds, {"ended": run.ended})
 
 
-def _blank(entry: Entry) -> Entry:
+def _blank(changed: list[int], entry: Entry) -> Entry:
     if entry.module is None:
         return entry
     found: list[Any] = []
     walk((entry.args, entry.kwargs), found.append)
     sizes = [item.tensor.shape[0] for item in found if isinstance(item, Constant) and item.tensor.dim() > 1]
-    return with_constants(entry, partial(_averaged, size=sizes[0])) if sizes else entry
+    return with_constants(entry, partial(_averaged, changed, sizes[0])) if sizes else entry
 
 
-def _averaged(tensor: Tensor, size: int) -> Tensor:
+def _averaged(changed: list[int], size: int, tensor: Tensor) -> Tensor:
     if tensor.dim() == 0 or tensor.shape[0] != size or tensor.dtype == torch.bool or tensor.layout is not torch.strided:
         return tensor
     one = tensor.mean(0, keepdim=True) if tensor.is_floating_point() else tensor[:1]
+    changed[0] += not torch.allclose(one.expand_as(tensor), tensor)
     return one.expand_as(tensor).clone()

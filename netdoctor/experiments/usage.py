@@ -28,7 +28,8 @@ def usage(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str,
 
     Facts: "argument" (its name in `forward`), "axes" (number of dimensions), "whole" (True: the whole tensor varies over
     the batch and has no influence on the loss). Curves "axis <a>": one entry per index along dimension a, 1 where that
-    slice varies and has no influence, 0 where it has, NaN where it does not vary. A float tensor is asked by its gradient first, then by shuffling.
+    slice varies and has no influence, 0 where it has, NaN where it does not vary. A float tensor is asked by its
+    gradient first, then by taking the slices from other samples.
     """
     arms: dict[str, Arm] = {}
     try:
@@ -148,7 +149,7 @@ def _silent(trial: _Trial, axis: int) -> Tensor:
 
 
 def _tried(trials: list[_Trial], axis: int, moving: Tensor) -> Tensor:
-    """Which slices of an integer input change nothing when they are shuffled, one by one; of long ones every n-th is asked."""
+    """Which slices of an integer input change nothing when they are exchanged, one by one; of long ones every n-th is asked."""
     size = len(moving)
     silent = torch.zeros_like(moving)
     stride = max(1, -(-size // POSITIONS))

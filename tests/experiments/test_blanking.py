@@ -53,6 +53,11 @@ def test_tokens_become_those_of_the_first_sample() -> None:
     assert float(arms[BLANKED].losses[0]) == F.cross_entropy(copied(first), target).item()
 
 
+def test_inputs_that_do_not_vary_are_a_failure() -> None:
+    step = fit(mlp(), F.cross_entropy, torch.ones(96, 6), torch.randint(0, 3, (96,)))
+    assert "varies" in compare(step, Budget(60), lambda _: None)[BLANKED].failure
+
+
 def test_without_time_there_is_no_arm() -> None:
     step = fit(mlp(), F.cross_entropy, torch.randn(96, 6), torch.randint(0, 3, (96,)))
     assert compare(step, Budget(0), lambda _: None) == {}

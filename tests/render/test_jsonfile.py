@@ -177,3 +177,11 @@ def test_writing_follows_links_and_does_not_replace_devices(tmp_path: Path) -> N
 def test_writing_into_no_folder_is_misuse(tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="cannot write"):
         write_text(tmp_path / "none" / "x", "")
+
+
+def test_a_notebook_shows_a_report_in_short_and_escaped() -> None:
+    shown = builders.sick()._repr_html_()
+    assert "The weights of 3 layers start 16 times larger" in shown
+    assert "train.py:14 · body.0" in shown
+    assert "nn.init.kaiming_normal_(module.weight, nonlinearity=&quot;relu&quot;)" in shown
+    assert "<script" not in builders.evil()._repr_html_()

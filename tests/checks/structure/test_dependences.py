@@ -92,18 +92,11 @@ def test_the_fix_for_seen_futures(operation: str, treatment: str) -> None:
 # --- input-independent-output ----------------------------------------------------------------------------------------
 
 
-def blind(
-    losses: Any = STUCK,
-    whole: tuple[bool, ...] = (True,),
-    ignored: bool = False,
-    ends: tuple[float, float] | None = None,
-) -> Recording:
-    arms = {f"usage/{n}": Arm(f"usage/{n}", np.empty(0), facts={"whole": w}) for n, w in enumerate(whole)}
-    arms["overfit/own"] = Arm("overfit/own", np.ones(60), facts={"input_ignored": ignored})
-    for name, end in zip(("inputs/given", "inputs/blanked"), ends or (), strict=False):
-        arms[name] = Arm(name, np.full(60, end))
-    made = Recording(arms=arms, steps=100, losses={"loss": Series(STEPS, losses)})
+def blind(losses: Any = STUCK, given: Any = (2.3, 2.2), blanked: Any = (2.3, 2.2), steps: int = 8) -> Recording:
+    made = Recording(steps=100, losses={"loss": Series(STEPS, losses)})
     made.facts["loss_lower_bound"] = 0.0
+    for name, ends in (("inputs/given", given), ("inputs/blanked", blanked)):
+        made.arms[name] = Arm(name, np.linspace(*ends, steps))
     return made
 
 
@@ -111,14 +104,11 @@ def blind(
     ("recording", "fires"),
     [
         (blind(), True),
-        (blind(whole=(True, True)), True),
-        (blind(whole=(True, False)), False),
-        (blind(whole=()), False),
-        (blind(whole=(False,), ignored=True), True),
+        (blind(blanked=(2.3, 2.2 + 0.9e-5 * 2.3)), True),
+        (blind(blanked=(2.3, 2.2 + 1.1e-5 * 2.3)), False),
+        (blind(steps=7), False),
         (blind(losses=LEARNS), False),
-        (blind(ends=(2.0, 2.0)), True),
-        (blind(ends=(1.91, 2.0)), True),
-        (blind(ends=(1.89, 2.0)), False),
+        (blind(given=(2.3, math.nan), blanked=(2.3, math.nan)), False),
     ],
 )
 def test_nothing_is_read_and_nothing_is_learned(recording: Recording, fires: bool) -> None:
@@ -126,11 +116,22 @@ def test_nothing_is_read_and_nothing_is_learned(recording: Recording, fires: boo
     assert [f.severity for f in found] == ([Severity.ERROR] if fires else [])
 
 
+def test_a_game_of_two_has_no_such_harm() -> None:
+    made = blind()
+    made.facts["several_optimizers"] = True
+    assert list(InputIndependentOutput().judge(made)) == []
+
+
 def test_without_experiments_nothing_is_said_of_inputs() -> None:
-    (said,) = InputIndependentOutput().judge(Recording())
+    made = blind()
+    made.arms.clear()
+    (said,) = InputIndependentOutput().judge(made)
     assert isinstance(said, Abstention)
 
 
-def test_the_blanked_arm_is_told() -> None:
-    (found,) = findings(InputIndependentOutput(), blind(ends=(2.0, 2.01)))
-    assert "a copy ends at 2.01, with the inputs at 2" in found.explanation
+def test_inputs_that_do_not_vary_cannot_tell() -> None:
+    made = blind()
+    made.arms["inputs/blanked"] = Arm("inputs/blanked", np.empty(0), failure="no input of a model varies")
+    (said,) = InputIndependentOutput().judge(made)
+    assert isinstance(said, Abstention)
+    assert said.reason == "no input of a model varies"

@@ -1,0 +1,266 @@
+"""What the short questions answer, on small models whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netdoctor.capture.naming import SEPARATOR
+from netdoctor.capture.step import TrainingStep
+from netdoctor.experiments import conflicts, custom_backward, determinism, final, positions, usage, width
+from netdoctor.experiments.sandbox import Budget
+from netdoctor.recording import Arm, Recording
+from tests.experiments.capturing import captured, fit, mlp, watched
+
+torch.manual_seed(0)
+X, Y = torch.randn(96, 6), torch.randint(0, 3, (96,))
+
+
+def asked(look: Callable[..., dict[str, Arm]], step: TrainingStep, recording: Recording | None = None) -> dict[str, Arm]:
+    """The arms; nothing of the user's may have changed, and no random state."""
+    weights = [p.detach().clone() for module in step.modules for p in (*module.parameters(), *module.buffers())]
+    state = torch.get_rng_state()
+    arms = look(recording or Recording(), step, Budget(30))
+    now = [p for module in step.modules for p in (*module.parameters(), *module.buffers())]
+    assert all(torch.equal(a, b) for a, b in zip(weights, now, strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+    assert [arm.failure for arm in arms.values() if arm.failure] == []
+    return arms
+
+
+class Model(nn.Module):
+    """A dense network around a function."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], inputs: int = 6) -> None:
+        super().__init__()
+        self.body, self.head, self.drop = nn.Linear(inputs, 16), nn.Linear(16, 3), nn.Dropout(0.5)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(self, torch.relu(self.body(x))))
+
+
+@pytest.mark.parametrize(
+    ("function", "differs", "registered"),
+    [
+        (lambda model, x: F.dropout(x, 0.3), True, False),
+        (lambda model, x: F.dropout(x, 0.3, model.training), False, None),
+        (lambda model, x: nn.Dropout(0.3)(x), True, False),
+        (lambda model, x: model.drop(x), False, None),
+        (lambda model, x: x + torch.randn_like(x), True, None),
+        (lambda model, x: x, False, None),
+    ],
+)
+def test_two_passes_in_evaluation_mode(function, differs, registered):
+    (arm,) = asked(determinism.repeat, fit(Model(function), F.cross_entropy, X, Y)).values()
+    assert (arm.facts["differs"], arm.facts.get("registered")) == (differs, registered)
+
+
+def test_the_trained_model_is_asked_with_running_statistics_and_those_of_the_batch():
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=1e-6), nn.Linear(8, 3))
+    step = fit(net, F.cross_entropy, 5 + 3 * X, Y)
+    arms = asked(final.outcome, step)
+    net.eval()
+    with torch.no_grad():
+        wanted = [F.cross_entropy(net(5 + 3 * X[i : i + 32]), Y[i : i + 32]).item() for i in (0, 32, 64)]
+    assert arms["final/evaluation"].losses.tolist() == pytest.approx(wanted)
+    assert arms["final/batch statistics"].losses.mean() < 0.9 * np.mean(wanted)
+    counts = arms["final/evaluation"].curves
+    assert counts["targets"].tolist() == torch.bincount(Y).tolist()
+    assert (counts["right"] <= counts["targets"]).all()
+    assert counts["predictions"].sum() == len(Y)
+
+
+def test_a_frozen_norm_with_loaded_statistics_is_seen_to_move():
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    net[1].running_mean.fill_(4.0)
+    for parameter in net[1].parameters():
+        parameter.requires_grad_(False)
+    arm = asked(final.outcome, fit(net, F.cross_entropy, X, Y))["final/batch statistics"]
+    assert float(arm.facts["frozen_drift"]) > 0.5
+    assert arm.facts["frozen_module"] == "1"
+
+
+class Reader(nn.Module):
+    """Reads some of what it is given."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor], width: int) -> None:
+        super().__init__()
+        self.net, self.read = mlp(width, 3), read
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.net(self.read(x, other))
+
+
+def reading(read: Callable[[Tensor, Tensor], Tensor], width: int, x: Tensor = X) -> dict[str, Arm]:
+    other = torch.randint(0, 5, (96, 4))
+
+    def train() -> None:
+        model = Reader(read, width)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for number in range(3):
+            rows = slice(32 * number, 32 * number + 32)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rows], other[rows]), Y[rows]).backward()
+            optimizer.step()
+
+    return asked(usage.usage, captured(train))
+
+
+def ignored(arm: Arm) -> Any:
+    """True for a whole tensor, else the ignored indices per axis."""
+    return True if arm.facts["whole"] else [np.flatnonzero(c == 1).tolist() for c in arm.curves.values()]
+
+
+def test_what_is_read_and_what_is_not():
+    arms = reading(lambda x, other: torch.cat([x, other.float()], 1), 10)
+    assert [ignored(arm) for arm in arms.values()] == [[[]], [[]]]
+    assert [arm.facts["argument"] for arm in arms.values()] == ["x", "other"]
+    assert ignored(reading(lambda x, other: x, 6)["usage/1"]) is True
+    assert ignored(reading(lambda x, other: x[:, [0, 1, 4]], 3)["usage/0"]) == [[2, 3, 5]]
+    assert ignored(reading(lambda x, other: other[:, 1:].float(), 3)["usage/1"]) == [[0]]
+
+
+def test_constant_columns_are_not_asked_and_signs_are_read_without_a_gradient():
+    fixed = X.clone()
+    fixed[:, 2] = 1.0
+    arm = reading(lambda x, other: x, 6, fixed)["usage/0"]
+    assert np.isnan(arm.curves["axis 1"][2])
+    assert ignored(reading(lambda x, other: (x > 0).float(), 6)["usage/0"]) == [[]]
+
+
+def test_a_loss_that_is_the_same_in_any_order_reads_its_input_all_the_same():
+    arms = asked(usage.usage, fit(mlp(6, 1), lambda output, _: output.mean() ** 2, X, Y))
+    assert [ignored(arm) for arm in arms.values()] == [[[]]]
+
+
+@pytest.mark.parametrize(("wrong", "natural"), [(0, False), (12, False), (12, True)])
+def test_inputs_with_several_targets(wrong, natural):
+    x = X[:48].repeat(2, 1)
+    x = (x > 0).float() if natural else x
+    y = Y[:48].repeat(2)
+    y[48 : 48 + wrong] = (y[48 : 48 + wrong] + 1) % 3
+    arm = asked(conflicts.conflicts, fit(mlp(), F.cross_entropy, x, y))["labels/conflicts"]
+    assert (arm.facts["seen"], arm.facts["natural"], arm.facts["kind"]) == (96.0, natural, "classes")
+    assert natural or arm.facts["conflicting"] == wrong
+
+
+class Cube(torch.autograd.Function):
+    factor = 3.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @classmethod
+    def backward(cls, ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * cls.factor * x**2
+
+
+class WrongCube(Cube):
+    factor = 2.0
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(4 * x.clamp(-1, 1)) / 4
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+@pytest.mark.parametrize(
+    ("function", "off", "facts"),
+    [
+        (Cube, 0.0, {"identity": False}),
+        (WrongCube, 1 / 3, {"passes": False, "identity": False, "stops": False}),
+        (Rounded, 1.0, {"passes": True}),
+        (Reversed, 1.0, {"identity": True}),
+    ],
+)
+def test_custom_functions_beside_finite_differences(function, off, facts):
+    step = fit(Model(lambda model, x: function.apply(x)), F.cross_entropy, X, Y)
+    (arm,) = asked(custom_backward.compare, step).values()
+    assert arm.name == f"custom backward/{function.__name__}"
+    assert float(arm.facts["off"]) == pytest.approx(off, abs=1e-5) or (off == 1.0 and float(arm.facts["off"]) >= 1.0)
+    assert {key: arm.facts[key] for key in facts} == facts
+    if function is WrongCube:
+        assert float(arm.facts["factor"]) == pytest.approx(2 / 3, abs=1e-5)
+
+
+def test_no_function_of_ones_own_is_no_arm():
+    assert asked(custom_backward.compare, fit(mlp(), F.cross_entropy, X, Y)) == {}
+
+
+class Pooled(nn.Module):
+    """A mean over positions, of embeddings with or without positions; or a recurrence."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.embedding, self.position = kind, nn.Embedding(5, 16), nn.Embedding(6, 16)
+        self.gru, self.mix, self.head = nn.GRU(16, 16, batch_first=True), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        x = x + self.position(torch.arange(6)) if self.kind == "positions" else x
+        x = self.gru(x)[0] if self.kind == "recurrence" else x
+        return self.head(torch.relu(self.mix(x)).mean(1))
+
+
+@pytest.mark.parametrize(("kind", "blind"), [("bag", True), ("positions", False), ("recurrence", False)])
+def test_who_is_blind_to_the_order(kind, blind, monkeypatch):
+    monkeypatch.setattr("netdoctor.experiments.held_out.STEPS", 120)
+    tokens = torch.randint(0, 5, (384, 6))
+    step = fit(Pooled(kind), F.cross_entropy, tokens, (tokens[:, 0] > 2).long(), steps=12)
+    arms = asked(positions.order, step)
+    assert arms["positions/order"].facts["blind"] is blind
+    assert list(arms)[1:] == (["positions/without", "positions/with"] if blind else [])
+    if blind:
+        assert arms["positions/with"].facts["best"] < 0.85 * float(arms["positions/without"].facts["best"])
+        assert arms["positions/order"].facts["unused"] == "position"
+
+
+def test_a_wider_copy_learns_what_a_bottleneck_cannot():
+    x = torch.rand(384, 2) * 4 - 2
+    y = torch.sin(2 * x[:, :1]) + torch.cos(2 * x[:, 1:])
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
+
+    def train() -> None:
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        for number in range(12):
+            rows = slice(32 * number, 32 * number + 32)
+            optimizer.zero_grad()
+            F.mse_loss(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+
+    step, graph = watched(train)
+    graph.operations = [o if not o.module else _shown(o) for o in graph.operations]
+    arms = asked(width.widen, step, Recording(graph=graph))
+    assert [pair.units for pair in width.pairs(graph)] == [2]
+    assert float(arms["width/wider"].facts["best"]) < 0.5 * float(arms["width/as it is"].facts["best"])
+
+
+def _shown(operation: Any) -> Any:
+    """With the reader's path in place of the internal key, as a recording has it."""
+    return replace(operation, module=operation.module.rpartition(SEPARATOR)[2])
