@@ -188,7 +188,8 @@ class Pattern:
                 self._probed[name] += 1
             return
         first = args[0] if args else next(tensors(kwargs), None)
-        if self._template is None or name not in self._template.functions or not torch.is_grad_enabled():
+        known = self._template is not None and name in self._template.functions
+        if not known or self._observer.light is None or not torch.is_grad_enabled():
             return
         if isinstance(first, Tensor) and first.requires_grad:
             self._keep(name, args, kwargs)

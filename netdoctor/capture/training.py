@@ -176,6 +176,8 @@ class TrainingTaps:
     def scaled(self, scaled: Any, original: Any) -> None:
         """The loss scaler made `scaled` out of `original`."""
         if isinstance(scaled, Tensor) and isinstance(original, Tensor):
+            if scaled is not original:  # a scaler that is switched off gives the loss back
+                self._observer.facts["loss_scaler"] = True
             if len(self._unscaled) > 8:  # scaled and never used
                 self._unscaled.clear()
             self._unscaled[id(scaled)] = weakref.ref(scaled), original  # nobody else may hold it until backward
@@ -356,7 +358,7 @@ class TrainingTaps:
         if gradients:
             norm = gradient_norm(gradients)
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
-            if not math.isfinite(norm) and self._backwards:
+            if not math.isfinite(norm) and (self._backwards or light is not None):
                 observer.trip(observer.program.current.backwards if light is None else light.backwards(), "backward")
         if observer.detailed:
             self._parameters.gradients(parameters)

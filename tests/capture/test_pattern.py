@@ -1,0 +1,185 @@
+"""Loops that repeat themselves are followed by their calls alone, and nothing is lost by it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from netdoctor.capture.origin import find_origin
+from netdoctor.capture.step import Replay, preserved_random_state
+from tests.capture.observing import observing, seed
+
+STEPS = 40
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(F.dropout(torch.relu(self.body(x)), 0.1, self.training))
+
+
+def run(change=lambda step, x, y: None, loss=None, steps=STEPS, model=None, between=lambda step, model: None):
+    """A plain loop, observed; `change` may spoil a batch. Gives (observation, steps that were plain, losses)."""
+    seed()
+    model = model or Net()
+    loss = loss or (lambda out, y: F.cross_entropy(out, y))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    plain, losses = [], []
+    with observing() as observation:
+        observation.observer.find_origin = find_origin
+        for step in range(steps):
+            x, y = torch.randn(6, 5), torch.randint(0, 3, (6,))
+            change(step, x, y)
+            plain.append(observation.observer.pattern.on and observation.observer.light is not None)
+            optimizer.zero_grad()
+            value = loss(model(x), y)
+            value.backward()
+            optimizer.step()
+            losses.append(value.item())
+            between(step, model)
+    return observation, plain, losses
+
+
+def test_a_loop_that_repeats_itself_has_plain_steps():
+    observation, plain, losses = run()
+    assert sum(plain) >= 10
+    assert not any(plain[:4])
+    series = next(iter(observation.recording.losses.values()))
+    assert series.steps.tolist() == list(range(STEPS))
+    assert series.values.tolist() == pytest.approx(losses)
+    counts = observation.recording.counts
+    assert [counts[kind] for kind in ("zero_grad", "backward", "step")] == [STEPS] * 3
+    assert "graphs retained" not in counts
+    assert len(observation.recording.scalars["gradient norm"].values) == STEPS
+
+
+def test_the_captured_steps_are_those_of_the_loop():
+    """Also those that were put together from the pattern: each gives the loss that the user's run had, dropout and all."""
+    observation, _, losses = run()
+    step = observation.step
+    assert len(step.iterations) == 24
+    copies = step.copies()
+    optimizer = torch.optim.SGD(copies.of(step.modules[0]).parameters(), lr=0.05)
+    with preserved_random_state():
+        for iteration, expected in zip(step.iterations, losses, strict=False):
+            assert [action.kind for action in iteration.actions] == ["zero", "backward", "step"]
+            optimizer.zero_grad()
+            found = Replay(copies).loss(iteration.backwards[0])
+            assert found.item() == expected
+            found.backward()
+            optimizer.step()
+
+
+def test_a_nan_in_a_plain_step_is_traced():
+    def change(step, x, y):
+        if step == 35:
+            x[4, 2] = math.nan
+
+    observation, plain, _ = run(change, steps=36)
+    assert plain[35]
+    origin = observation.observer.origin
+    assert (origin.phase, origin.step, origin.samples, origin.columns) == ("input", 35, (4,), (2,))
+    assert origin.reproduced
+
+
+class Root(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return torch.sqrt(self.lin(x).square() * x[:, :1].square())
+
+
+def test_a_gradient_of_a_plain_step_is_traced():
+    def change(step, x, y):
+        if step == 35:
+            x[1, 0] = 0.0
+
+    observation, plain, _ = run(change, model=Root(), steps=36)
+    assert plain[35]
+    origin = observation.observer.origin
+    assert (origin.phase, origin.operation, origin.step) == ("backward", "sqrt", 35)
+
+
+def test_another_call_ends_the_pattern_and_nothing_is_missed():
+    extra = []
+
+    def between(step, model):
+        if step == 30:
+            F.mse_loss(model(torch.randn(4, 5)), torch.zeros(4, 3)).backward()
+            extra.append(step)
+
+    observation, plain, _ = run(between=between)
+    assert extra == [30]
+    assert plain[30]
+    assert not plain[31]
+    assert not plain[32]
+    assert observation.recording.counts["backward"] == STEPS + 1
+    assert len(observation.recording.losses) == 2
+
+
+def test_evaluations_do_not_end_the_pattern():
+    def between(step, model):
+        model.eval()
+        with torch.no_grad():
+            model(torch.randn(3, 5))
+        model.train()
+
+    observation, plain, _ = run(between=between)
+    assert sum(plain) >= 10
+    assert observation.recording.counts["evaluation"] == STEPS
+
+
+def test_a_function_under_a_name_of_its_own_is_not_relied_on():
+    held = F.cross_entropy
+    observation, plain, _ = run(loss=lambda out, y: held(out, y))
+    assert not any(plain)
+    assert len(observation.step.iterations) == 24
+
+
+def test_targets_that_an_operator_takes_are_not_relied_on():
+    observation, plain, losses = run(loss=lambda out, y: (out - F.one_hot(y, 3)).square().mean())
+    assert not any(plain)
+    with preserved_random_state():
+        assert Replay(observation.step.copies()).loss(observation.step.iterations[0].backwards[0]).item() == losses[0]
+
+
+def test_a_number_that_changes_is_not_relied_on():
+    count = iter(range(1, 1000))
+    _, plain, _ = run(loss=lambda out, y: F.cross_entropy(out, y) * (1 / next(count)))
+    assert not any(plain)
+
+
+def test_two_models_in_turn():
+    seed()
+    made, judge = nn.Linear(4, 5), nn.Linear(5, 1)
+    first, second = torch.optim.Adam(judge.parameters()), torch.optim.Adam(made.parameters())
+    values = []
+    with observing() as observation:
+        for _ in range(STEPS):
+            first.zero_grad()
+            fake = made(torch.randn(6, 4))
+            value = F.softplus(judge(fake.detach())).mean() + F.softplus(-judge(torch.randn(6, 5))).mean()
+            value.backward()
+            first.step()
+            second.zero_grad()
+            other = F.softplus(-judge(fake)).mean()
+            other.backward()
+            second.step()
+            values += [value.item(), other.item()]
+    assert observation.observer.containment.faults == []
+    found = [s.values.tolist() for s in observation.recording.losses.values()]
+    assert found == [pytest.approx(values[::2]), pytest.approx(values[1::2])]
+    step = observation.step
+    copies = step.copies()
+    with preserved_random_state():
+        replay = Replay(copies)
+        assert replay.loss(step.iterations[0].backwards[0]).item() == values[0]
