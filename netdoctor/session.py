@@ -127,10 +127,10 @@ class Session:
     def stop(self, ended: str = "finished") -> None:
         """Stop observing; every hook and patch is removed."""
         self._taps.remove()
-        if self._journal is not None:
-            self._journal.close()
         self._ended = ended
         contained = self._observer.containment
+        if self._journal is not None:
+            contained.run("journal", self._journal.close)
         contained.run("comparison of ranks", self._ranks.close)
         contained.run("last read-back", self._observer.recorder.flush, self._observer.step)
         self._step = contained.run("captured step", self._observer.program.training_step)

@@ -42,14 +42,14 @@ _FAMILIES = {
 
 def assemble(observer: Observer, training: TrainingTaps, target: str, version: str, ended: str) -> Recording:
     """Everything that was observed so far, under the names that the reader knows."""
-    training.register_all()
+    training.register_all(observer.containment)
     recording = Recording(header=_header(observer, target, version, ended), steps=observer.step)
     observer.recorder.write(recording)
     recording.layers = list(observer.layers.layers.values())
     display, labels = _names(observer, recording)
     recording.optimizers = [
         replace(o, parameters=tuple(display.get(p, p) for p in o.parameters), steps=steps)
-        for o, steps in zip(training.optimizers, training.steps, strict=True)
+        for o, steps in zip(training.optimizers.facts, training.steps, strict=True)
     ]
     recording.parameters = _parameters(observer, training, display, labels)
     _note_twins(observer, recording.parameters, display)
@@ -123,8 +123,8 @@ def _names(observer: Observer, recording: Recording) -> tuple[dict[str, str], di
 def _parameters(
     observer: Observer, training: TrainingTaps, display: dict[str, str], labels: dict[str, str]
 ) -> dict[str, Parameter]:
-    owners = {name: index for index, facts in enumerate(training.optimizers) for name in facts.parameters}
-    eps = {o.index: float(o.groups[0].get("eps", 0.0)) if o.groups else 0.0 for o in training.optimizers}
+    owners = {name: index for index, facts in enumerate(training.optimizers.facts) for name in facts.parameters}
+    eps = {o.index: float(o.groups[0].get("eps", 0.0)) if o.groups else 0.0 for o in training.optimizers.facts}
     found: dict[str, Parameter] = {}
     for root in observer.names.roots:
         module = root.module()

@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._device import DeviceContext
 
 from netdoctor.capture import functions, unseen
 from netdoctor.capture.containment import Containment
@@ -20,6 +18,7 @@ from netdoctor.capture.evaluation import EvaluationRecorder
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
 from netdoctor.capture.layers import LayerRecorder
 from netdoctor.capture.naming import ModuleNames, unwrapped
+from netdoctor.capture.operations import OperationMode
 from netdoctor.capture.pattern import Event, regular
 from netdoctor.capture.plain import PlainSteps
 from netdoctor.capture.program import Program
@@ -70,12 +69,12 @@ class Observer:
             None
         )  # told what a step did before it left the pattern
         self.schedule = Schedule(every)
-        self.mode = _OperationMode(self)
+        self.mode = OperationMode(self)
         self.started = time.perf_counter()
         self.stack: list[nn.Module] = []  # modules that are running, outermost first
         self._unit: Entry | None = None  # the outermost module with state that is running
-        self._measured: set[int] = set()  # models whose first pass of this step was measured
-        self._measuring = False
+        self.measured: set[int] = set()  # models whose first pass of this step was measured
+        self.measuring = False
         self.evaluating = False
         self.over = False  # the loop seems to update its weights itself: the step ends when the next one begins
         self._stateful: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules known to have parameters or buffers
@@ -101,7 +100,7 @@ class Observer:
     def _begin(self, detailed: bool) -> None:
         self.detailed = detailed
         self.recorder.step = self.step
-        self._measured.clear()
+        self.measured.clear()
         self.layers.new_step()
         self.passing = False
         fits = self.pattern.known and self.graph is None and (not self.detailed or self.layers.modules_suffice)
@@ -145,53 +144,6 @@ class Observer:
 
     # --- modules -----------------------------------------------------------------------------------------------------
 
-    def call_known(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run a call of an outermost module that the pattern of the loop knows. The stack tells that we are inside."""
-        self.evaluating = False
-        if self.mode.on:  # an evaluation was watched
-            self.mode.leave()
-        self.stack.append(module)
-        self.passing = not self.detailed
-        if self.detailed:
-            self.ours("module call", self._enter_known, module, args, kwargs)
-        try:
-            return call(module, *args, **kwargs)
-        finally:
-            self.passing = self._measuring = False
-            self.stack.clear()
-
-    def call_plain(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """The same in a plain step: nothing inside of the model is looked at."""
-        self.evaluating = False
-        if self.mode.on:  # an evaluation was watched
-            self.mode.leave()
-        self.stack.append(module)
-        self.passing = True
-        try:
-            return call(module, *args, **kwargs)
-        finally:
-            self.passing = False
-            self.stack.clear()
-
-    def _enter_known(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._measuring = id(module) not in self._measured
-        self._measured.add(id(module))
-        position = user_position()
-        self.data.see_inputs(self.step, id(module), (args, kwargs), position, self._made, self._value_of)
-
-    def known_function(self, name: str, args: Any, kwargs: Any) -> None:
-        """A loss function was called that the pattern of the loop knows."""
-        self.pattern.called(name, args, kwargs)
-        if self.light is not None and self.detailed and self.data.wants(name):
-            self.data.see_operation(self.step, name, args, kwargs, user_position(), self._value_of)
-
-    def call_layer(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run a module inside of a model whose layers are measured by their modules alone."""
-        result = call(module, *args, **kwargs)
-        if self._measuring:
-            self.ours("layer", self.layers.module_result, module, result)
-        return result
-
     def call_module(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call for the user, and look at it before and after."""
         unit = self._unit is None and bool(self.containment.run("module state", self._has_state, module))
@@ -204,7 +156,7 @@ class Observer:
         except BaseException:
             self._leave(module, unit)
             raise
-        if self._measuring:
+        if self.measuring:
             self.containment.run("layer of a module", self.layers.confirm, module, result)
         self._leave(module, unit)
         if entry is not None:
@@ -269,17 +221,17 @@ class Observer:
         entry.position = user_position()
         entry.name, entry.nth = type(module).__name__, self.pattern.number(module) if grad else 0
         self._unit = entry
-        self._measuring = self.detailed and grad and id(module) not in self._measured
-        if self._measuring:
-            self._measured.add(id(module))
+        self.measuring = self.detailed and grad and id(module) not in self.measured
+        if self.measuring:
+            self.measured.add(id(module))
             unseen.see_model(self, module)
-            self.data.see_inputs(self.step, id(module), (args, kwargs), entry.position, self._made, self._value_of)
+            self.data.see_inputs(self.step, id(module), (args, kwargs), entry.position, self.made, self.value_of)
         if not grad and not self.evaluating:
             self.recorder.count(
                 "evaluation", self.step, detail="train" if module.training else "eval", source=user_line()
             )
         self.evaluating = not grad
-        self.evaluation.enter(module, grad, self.step, (args, kwargs), self._made)
+        self.evaluation.enter(module, grad, self.step, (args, kwargs), self.made)
         if self.detailed:
             self.mode.enter()
         else:
@@ -291,7 +243,7 @@ class Observer:
             pass
         if unit:
             self._unit = None
-            self._measuring = False
+            self.measuring = False
 
     def _left(self, entry: Entry, module: nn.Module, result: Any) -> None:
         self.tape.add(entry, result)
@@ -324,17 +276,17 @@ class Observer:
             inputs = self.graph.reading(tensors((args, kwargs)), self.names.parameter_key)
         if self.detailed and torch.is_grad_enabled():
             if self.data.wants(name):
-                self.data.see_operation(self.step, name, args, kwargs, user_position(), self._value_of)
+                self.data.see_operation(self.step, name, args, kwargs, user_position(), self.value_of)
             elif self._unit is None and name in PRODUCTS:  # a model of loose weights
                 self.data.see_inputs(
-                    self.step, -user_position()[1], args[:2], user_position(), self._made, self._value_of
+                    self.step, -user_position()[1], args[:2], user_position(), self.made, self.value_of
                 )
         return (entry, inputs) if entry is not None or self.detailed else None
 
-    def _made(self, tensor: Tensor) -> bool:
+    def made(self, tensor: Tensor) -> bool:
         return self.tape.slot(tensor) is not None
 
-    def _value_of(self, tensor: Tensor) -> int | None:
+    def value_of(self, tensor: Tensor) -> int | None:
         """The index of a tensor in the captured graph, which it enters here if it is new."""
         graph = self.graph
         if graph is None or not self.detailed:
@@ -372,7 +324,7 @@ class Observer:
         plain = functions.plain(name)
         if self.graph is not None:
             self._add_to_graph(plain, inputs, scalar_attributes(args, kwargs), made, user_position())
-        if self._measuring or (self._unit is None and entry is not None and torch.is_grad_enabled()):
+        if self.measuring or (self._unit is None and entry is not None and torch.is_grad_enabled()):
             module = self.stack[-1] if self.stack else None
             self.layers.operation(
                 plain, args, kwargs, made, module, self._path(module), self._describe, lambda: self._source(module)
@@ -429,57 +381,3 @@ class Observer:
 def _is_trained_leaf(args: Any, kwargs: Any) -> bool:
     first = next(tensors((args, kwargs)), None)
     return first is not None and first.is_leaf and first.requires_grad
-
-
-def _popped(last: Callable[[Any], bool]) -> list[Any]:
-    """The function modes above the first one that `last` knows, or all of them, taken from the stack."""
-    modes = []
-    while depth := torch._C._len_torch_function_stack():
-        if last(torch._C._get_function_stack_at(depth - 1)):
-            break
-        modes.append(torch._C._pop_torch_function_stack())
-    return modes
-
-
-class _OperationMode(TorchFunctionMode):
-    """Shows every torch function call of this thread to the observer while it is pushed."""
-
-    def __init__(self, observer: Observer) -> None:
-        super().__init__()
-        self._observer = observer
-        self.on = False
-
-    def enter(self) -> None:
-        """Start watching, below all modes of the user's: they end in any order with ours. May be called when already on."""
-        if not self.on:
-            above = _popped(lambda mode: isinstance(mode, DeviceContext))  # which insists on being the lowest
-            torch._C._push_on_torch_function_stack(self)
-            for mode in reversed(above):
-                torch._C._push_on_torch_function_stack(mode)
-            self.on = True
-
-    def leave(self) -> None:
-        """Stop watching."""
-        if self.on:
-            above = _popped(lambda mode: mode is self)
-            if torch._C._len_torch_function_stack():
-                torch._C._pop_torch_function_stack()
-                self.on = False
-            for mode in reversed(above):
-                torch._C._push_on_torch_function_stack(mode)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # The compiler traces through here, and must find nothing of ours; inside of torch.func tensors have no values to read.
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-            return func(*args, **kwargs)
-        observer = self._observer
-        func = observer.reported.get(func, func)
-        name = functions.spoken_name(func)
-        if not name or observer.suspended or observer.in_backward:
-            return func(*args, **kwargs)
-        noted = observer.containment.run("operation", observer.before_operation, name, func, args, kwargs)
-        result = func(*args, **kwargs)
-        if noted is not None:
-            observer.containment.run("operation result", observer.after_operation, noted, name, args, kwargs, result)
-        return result

@@ -328,9 +328,11 @@ def _same(a: Any, b: Any, numbers: dict[int, int]) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Slot):
-        return numbers.get(a.number) == b.number
-    if isinstance(a, Leaf | Constant):
-        return bool(a.tensor is b.tensor and getattr(a, "version", 0) == getattr(b, "version", 0))
+        return bool(numbers.get(a.number) == b.number)
+    if isinstance(a, Leaf):
+        return bool(a.tensor is b.tensor)
+    if isinstance(a, Constant):
+        return bool(a.tensor is b.tensor and a.version == b.version)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_same(x, y, numbers) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import sys
 import threading
 import weakref
@@ -17,10 +16,14 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from netdoctor.capture import statistics, unseen
+from netdoctor.capture import clipping, unseen
+from netdoctor.capture.calls import call_known, call_layer, call_plain
+from netdoctor.capture.checkpoints import Checkpoints
+from netdoctor.capture.customs import watched_apply
 from netdoctor.capture.observer import Observer
-from netdoctor.capture.patching import FUNCTIONS, Patches, torch_apply
+from netdoctor.capture.patching import FUNCTIONS, Patches
 from netdoctor.capture.pattern import call_site
+from netdoctor.capture.reporting import reporting
 from netdoctor.capture.source import user_line
 from netdoctor.capture.training import TrainingTaps
 
@@ -49,17 +52,18 @@ class Taps:
         wrap(nn.Module, "train", self._mode_change)
         wrap(Tensor, "backward", self._tensor_backward)
         wrap(torch.autograd, "backward", self._autograd_backward)
-        wrap(FUNCTIONS, "apply", self._function_apply)
+        wrap(FUNCTIONS, "apply", lambda original: watched_apply(self._observer, original))
         wrap(Optimizer, "__init__", self._optimizer_init)
         wrap(Optimizer, "zero_grad", self._zero_grad)
         wrap(nn.Module, "zero_grad", self._zero_grad)
-        wrap(clip_grad, "_clip_grads_with_norm_", self._clip_norm)
-        wrap(clip_grad, "clip_grad_value_", self._clip_value)
-        wrap(nn.utils, "clip_grad_value_", self._clip_value)
+        wrap(clip_grad, "_clip_grads_with_norm_", clipping.by_norm(self.training, self._safely))
+        wrap(clip_grad, "clip_grad_value_", clipping.by_value(self.training, self._safely))
+        wrap(nn.utils, "clip_grad_value_", clipping.by_value(self.training, self._safely))
         wrap(LRScheduler, "__init__", self._scheduler_init)
         for kind in vars(lr_scheduler).values():
             if isinstance(kind, type) and issubclass(kind, LRScheduler) and "step" in vars(kind):
                 wrap(kind, "step", self._scheduler_step)
+        Checkpoints(self._observer.facts, self._observer.containment).install(wrap)
         wrap(torch.amp.GradScaler, "scale", self._scale)
         wrap(torch.amp.GradScaler, "step", self._scaler_step)
         wrap(torch, "compile", self._unseen("compiled function"))
@@ -136,11 +140,11 @@ class Taps:
                 return original(module, *args, **kwargs)
             light = observer.light
             if light is not None and observer.stack:
-                return observer.call_layer(original, module, args, kwargs)
+                return call_layer(observer, original, module, args, kwargs)
             if light is not None and light.on and contained("plain call", light.enter, module, args, kwargs):
-                return observer.call_plain(original, module, args, kwargs)
+                return call_plain(observer, original, module, args, kwargs)
             if light is not None and observer.ours("known call", light.entering, module, args, kwargs):
-                return observer.call_known(original, module, args, kwargs)
+                return call_known(observer, original, module, args, kwargs)
             return observer.call_module(original, module, args, kwargs)
 
         return __call__
@@ -150,9 +154,9 @@ class Taps:
         may keep the wrapper, and must not keep the observation with it."""
         if name not in self._intercepted:
             self._intercepted.add(name)
-            self._patches.wrap(nn.functional, name, functools.partial(_reporting, weakref.ref(self._observer), name))
-            reporting = vars(nn.functional)[name]
-            self._observer.reported[reporting] = reporting.__wrapped__
+            self._patches.wrap(nn.functional, name, functools.partial(reporting, weakref.ref(self._observer), name))
+            replaced = vars(nn.functional)[name]
+            self._observer.reported[replaced] = replaced.__wrapped__
 
     def _module_init(self, original: Any) -> Any:
         observed = self._safely("module construction", self._observer.names.constructed)
@@ -287,33 +291,6 @@ class Taps:
             observer.mode.enter()
         return result
 
-    def _function_apply(self, original: Any) -> Any:
-        observer = self._observer
-
-        def inner(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            bound = isinstance(original, classmethod)  # of another session; else torch's own, further up
-            return original.__func__(cls, *args, **kwargs) if bound else torch_apply(cls)(*args, **kwargs)
-
-        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            library = cls.__module__.startswith("torch.")
-            hidden = observer.suspended or observer.in_backward or threading.get_ident() != observer.thread
-            if library or hidden or not (observer.mode.on):
-                return inner(cls, *args, **kwargs)
-            name = f"{cls.__name__}.apply"
-            noted = observer.containment.run(
-                "custom function", observer.before_operation, name, functools.partial(_applied, cls), args, kwargs
-            )
-            observer.suspended += 1
-            try:
-                result = inner(cls, *args, **kwargs)
-            finally:
-                observer.suspended -= 1
-            if noted is not None:
-                observer.containment.run("custom function", observer.after_operation, noted, name, args, kwargs, result)
-            return result
-
-        return classmethod(apply)
-
     def _optimizer_init(self, original: Any) -> Any:
         seen = self._observer
         observed = self._safely("optimizer construction", lambda o: unseen.but_meta(seen, o, self.training.made))
@@ -342,40 +319,6 @@ class Taps:
                 observer.mode.enter()
 
         return zero_grad
-
-    def _clip_norm(self, original: Any) -> Any:
-        def clip(parameters: Any, limit: Any, norm: Any, norm_type: Any) -> None:
-            held = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-            whole = math.nan if statistics.is_shard(norm) else float(norm)
-            self.training.clip(held, float(limit), whole, by_value=False, norm_type=float(norm_type))
-
-        observed = self._safely("clipping", clip)
-
-        @functools.wraps(original)
-        def wrapper(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
-            parameters = parameters if isinstance(parameters, Tensor) else list(parameters)
-            kind = sys._getframe(1).f_locals.get(
-                "norm_type", 2.0
-            )  # clip_grad_norm_ calls this, and does not pass it on
-            observed(parameters, max_norm, total_norm, kind)
-            return original(parameters, max_norm, total_norm, *args, **kwargs)
-
-        return wrapper
-
-    def _clip_value(self, original: Any) -> Any:
-        def clip(parameters: Any, limit: Any) -> None:
-            held = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-            self.training.clip(held, float(limit), float("nan"), by_value=True)
-
-        observed = self._safely("clipping", clip)
-
-        @functools.wraps(original)
-        def wrapper(parameters: Any, clip_value: Any, *args: Any, **kwargs: Any) -> Any:
-            parameters = parameters if isinstance(parameters, Tensor) else list(parameters)
-            observed(parameters, clip_value)
-            return original(parameters, clip_value, *args, **kwargs)
-
-        return wrapper
 
     def _scaler_step(self, original: Any) -> Any:
         skipped = self._safely("skipped step", self.training.skipped)
@@ -409,24 +352,3 @@ def _announced(original: Any, note: Any) -> Any:
         return original(*args, **kwargs)
 
     return wrapper
-
-
-def _report(observer: Observer, name: str, args: Any, kwargs: Any) -> None:
-    if threading.get_ident() == observer.thread:
-        observer.containment.run("known function", observer.known_function, name, args, kwargs)
-
-
-def _reporting(watching: weakref.ref[Observer], name: str, original: Any) -> Any:
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        observer = None if torch.compiler.is_compiling() else watching()
-        if observer is not None and not observer.stack and not observer.suspended:
-            _report(observer, name, args, kwargs)
-        return original(*args, **kwargs)
-
-    return wrapper
-
-
-def _applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
-    """A custom function, looked up when it is called: a replay may be watching it by then."""
-    return cls.apply(*args, **kwargs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netdoctor.capture import statistics, unseen
+from netdoctor.capture.containment import Containment
 from netdoctor.capture.observer import Observer
+from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.parameters import ParameterRecorder
 from netdoctor.capture.pattern import Event
 from netdoctor.capture.recorder import SeriesRecorder
@@ -20,7 +21,6 @@ from netdoctor.capture.retention import Retention
 from netdoctor.capture.source import source_line, user_line, user_position
 from netdoctor.capture.step import Action, Iteration
 from netdoctor.capture.stepped import StepWatch
-from netdoctor.recording import Optimizer as OptimizerFacts
 from netdoctor.recording import SourceLine
 
 _SCHEDULED = ("momentum", "betas", "weight_decay")  # options that schedules move beside the learning rate
@@ -35,10 +35,7 @@ class TrainingTaps:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._alive: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._sources: weakref.WeakKeyDictionary[Optimizer, SourceLine] = weakref.WeakKeyDictionary()
-        self._indices: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self.optimizers: list[OptimizerFacts] = []
+        self.optimizers = Optimizers(observer.names)
         self._steps: list[int] = []
         self._stepped: set[int] = set()  # optimizers that stepped since this step began
         self._expected: set[int] | None = None  # those that stepped in the one before
@@ -188,7 +185,7 @@ class TrainingTaps:
             return  # this step is kept only until it is over, and asked at most for a NaN
         held = [
             p.grad
-            for optimizer in self._alive
+            for optimizer in self.optimizers.alive
             for group in optimizer.param_groups
             for p in group["params"]
             if p.grad is not None
@@ -198,13 +195,18 @@ class TrainingTaps:
             self._fresh = not any(bool(statistics.local(g.detach()).any()) for g in held if g.layout is torch.strided)
         elif held:
             self._fresh = self._zeroed
-        if self._backwards == 0 and self._observer.step > 0 and self._observer.detailed and len(self._alive) < 2:
+        if (
+            self._backwards == 0
+            and self._observer.step > 0
+            and self._observer.detailed
+            and len(self.optimizers.alive) < 2
+        ):
             self._observer.recorder.count("clean start" if self._fresh else "stale start", self._observer.step)
 
     def after_backward(self) -> None:
         """A backward call is done."""
         self._zeroed = self._lost = False
-        waiting = self._alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
+        waiting = self.optimizers.alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
         stepping = any(self._steps) or self._stepping
         self._by_itself = not stepping and (self._by_itself or not waiting)
         self._observer.over = self._by_itself
@@ -246,7 +248,10 @@ class TrainingTaps:
 
     def _gradients_alive(self) -> bool:
         return any(
-            p.grad is not None for optimizer in self._alive for group in optimizer.param_groups for p in group["params"]
+            p.grad is not None
+            for optimizer in self.optimizers.alive
+            for group in optimizer.param_groups
+            for p in group["params"]
         )
 
     def clip(self, parameters: list[Tensor], limit: float, norm: float, by_value: bool, norm_type: float = 2.0) -> None:
@@ -267,56 +272,24 @@ class TrainingTaps:
 
     def made(self, optimizer: Optimizer) -> None:
         """An optimizer was constructed."""
-        self._alive.add(optimizer)
-        line = user_line()
-        if line is not None:
-            self._sources[optimizer] = line
-        for number, group in enumerate(optimizer.param_groups):
-            for position, parameter in enumerate(group["params"]):
-                if not isinstance(parameter, nn.Parameter) and not self._observer.names.parameter_name(parameter):
-                    self._observer.names.name_loose(parameter, f"parameter {number}.{position}")
+        self.optimizers.made(optimizer)
 
-    def index_of(self, optimizer: Optimizer) -> int:
-        """The optimizer's number, given at its first step."""
-        index = self._indices.get(optimizer)
-        if index is None:
-            index = self._indices[optimizer] = len(self.optimizers)
-            self._alive.add(optimizer)
-            names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
-            groups = tuple(
-                {k: v for k, v in group.items() if isinstance(v, int | float | str | bool)}
-                | (
-                    {"beta1": group["betas"][0], "beta2": group["betas"][1]}
-                    if isinstance(group.get("betas"), tuple)
-                    else {}
-                )
-                for group in optimizer.param_groups
-            )
-            self.optimizers.append(
-                OptimizerFacts(index, type(optimizer).__name__, groups, names, self._sources.get(optimizer))
-            )
+    def _index_of(self, optimizer: Optimizer) -> int:
+        index = self.optimizers.index_of(optimizer)
+        if index == len(self._steps):
             self._steps.append(0)
         return index
 
-    def register_all(self) -> None:
-        """Give a number to optimizers that were built and never stepped, too; and to all parameters the names that are known
-        by now: of models that ran after the optimizer began its first step, of groups that were added later."""
-        for optimizer in list(self._alive):
-            self._observer.containment.run("optimizer names", self._register, optimizer)
-
-    def _register(self, optimizer: Optimizer) -> None:
-        index = self.index_of(optimizer)
-        names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
-        self.optimizers[index] = replace(self.optimizers[index], parameters=names)
-
-    def _key(self, parameter: Tensor) -> str:
-        names = self._observer.names
-        return names.parameter_key(parameter) or names.name_loose(parameter, f"parameter{len(self.optimizers)}")
+    def register_all(self, containment: Containment) -> None:
+        """Bring the facts of all optimizers up to date, those that never stepped with them."""
+        for optimizer in list(self.optimizers.alive):
+            containment.run("optimizer names", self.optimizers.register, optimizer)
+            self._index_of(optimizer)
 
     def plain_before_step(self, optimizer: Optimizer) -> bool:
         """The short way through `before_step`; False when something is not as expected."""
         light = self._observer.light
-        if light is None or not light.gradients(optimizer, self.index_of(optimizer)):
+        if light is None or not light.gradients(optimizer, self._index_of(optimizer)):
             return False
         self._stepping = True
         return True
@@ -326,7 +299,7 @@ class TrainingTaps:
         light = self._observer.light
         if light is None or not self._stepping:
             return False
-        index = self.index_of(optimizer)
+        index = self._index_of(optimizer)
         self._stepping = False
         self._steps[index] += 1
         self._observer.recorder.tick("step")
@@ -340,7 +313,7 @@ class TrainingTaps:
         """An optimizer is about to step: the last look at gradients while the weights are untouched."""
         observer = self._observer
         self._stepping, observer.over = True, False
-        index = self.index_of(optimizer)
+        index = self._index_of(optimizer)
         observer.mode.leave()
         if index in self._stepped:
             self._close()
@@ -372,7 +345,7 @@ class TrainingTaps:
         """An optimizer stepped."""
         observer = self._observer
         self._stepping = False
-        index = self.index_of(optimizer)
+        index = self._index_of(optimizer)
         self._steps[index] += 1
         self._parameters.updates()
         self._stepped_on.after()
@@ -383,7 +356,7 @@ class TrainingTaps:
         observer.recorder.count("step" if self._backwards else "step without backward", observer.step)
         self._stepped.add(index)
         self._backwards, self._zeroed = 0, False
-        expected = self._expected if self._expected is not None else {self._indices.get(o, -1) for o in self._alive}
+        expected = self._expected if self._expected is not None else self.optimizers.numbers()
         if expected <= self._stepped:
             self._close()
         elif observer.program.functional:

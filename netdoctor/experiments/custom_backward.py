@@ -87,10 +87,10 @@ def _calls(step: TrainingStep) -> dict[str, _Call]:
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             if not cls.__module__.startswith("torch.") and cls.__name__ not in found:
-                kept = substitute((args, kwargs), _doubled)
+                positional, named = substitute((args, kwargs), _doubled)
                 position = user_position(Replay.run_entry.__code__)
                 at = position if position[0] or replay.entry is None else replay.entry.position
-                found[cls.__name__] = _Call(cls, *kept, at)
+                found[cls.__name__] = _Call(cls, positional, named, at)
             return inner(cls, *args, **kwargs)
 
         return classmethod(apply)
@@ -130,7 +130,9 @@ def _judge(call: _Call) -> dict[str, float | str | bool]:
     worst: dict[str, float | str | bool] = {"off": 0.0, "identity": _identity(call, inputs)}
     for number, given in enumerate(inputs):
         slopes = [_slopes(call, given, seed) for seed in range(DIRECTIONS)]
-        flat = all(abs(s.finer) <= FLAT * abs(s.backward) and abs(s.difference) <= FLAT * abs(s.backward) for s in slopes)
+        flat = all(
+            abs(s.finer) <= FLAT * abs(s.backward) and abs(s.difference) <= FLAT * abs(s.backward) for s in slopes
+        )
         smooth = [slope.off for slope in slopes if slope.smooth or flat]
         off = float(np.median(smooth)) if smooth else 0.0
         if off > float(worst["off"]):
@@ -174,7 +176,9 @@ def _slopes(call: _Call, given: Tensor, seed: int) -> _Slopes:
     backward = 0.0 if gradient is None else float((gradient.double() * direction).sum())
     scale = STEP * max(1.0, float(given.detach().abs().mean()))
     return _Slopes(
-        _quotient(call, given, direction, weights, scale), _quotient(call, given, direction, weights, scale / 2), backward
+        _quotient(call, given, direction, weights, scale),
+        _quotient(call, given, direction, weights, scale / 2),
+        backward,
     )
 
 

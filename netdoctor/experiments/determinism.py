@@ -25,7 +25,8 @@ from netdoctor.recording import Arm, Recording
 
 SEEDS = (1, 2)
 SAME = 1e-5  # of the largest output: the rounding of another order of summation
-_DROPOUTS = frozenset("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split())
+_DROPOUT_NAMES = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
+_DROPOUTS = frozenset(_DROPOUT_NAMES.split())
 _ATTENTION = "scaled_dot_product_attention"
 
 

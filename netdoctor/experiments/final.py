@@ -19,6 +19,7 @@ from netdoctor.recording import Arm, Recording
 
 BATCHES = 12  # of the captured ones, from all over: enough for a mean
 MAX_CLASSES = 1024
+USUAL = 0.02, 0.5  # momentum of BatchNorm: PyTorch's 0.1, TensorFlow's 0.01 is rare
 DEFAULT = (0.0, 1.0)  # running mean and variance of a new BatchNorm: nothing was loaded
 
 
@@ -28,7 +29,7 @@ def outcome(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
     Dropout is off in both; in the second one BatchNorm normalises by the batch, as in training. Curves of the first,
     where one class per sample is predicted: "targets", "predictions" and "right", counts per class. Facts of the
     second: "frozen_drift", the largest median (over channels) move of a frozen BatchNorm's running mean in standard
-    deviations, and "frozen_module" its path, where it was loaded with statistics of its own.
+    deviations, and "frozen_module" its path, where it was loaded with statistics of its own; "usual_momentum".
     """
     modes = {"final/evaluation": False}
     if any(_trains(child) for module in step.modules for child in module.modules()):
@@ -43,6 +44,11 @@ def outcome(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
 
 def _trains(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None
+
+
+def _usual(module: nn.Module) -> bool:
+    low, high = USUAL
+    return not isinstance(module, _BatchNorm) or module.momentum is None or low <= module.momentum <= high
 
 
 def _arm(name: str, step: TrainingStep, normed: bool, budget: Budget) -> Arm:
@@ -66,6 +72,7 @@ def _arm(name: str, step: TrainingStep, normed: bool, budget: Budget) -> Arm:
     facts: dict[str, float | str | bool] = {"says": f"mean loss {np.mean(losses):.4g} on {len(losses)} batches"}
     if normed:
         facts.update(_frozen_drift(step))
+        facts["usual_momentum"] = all(map(_usual, (child for module in step.modules for child in module.modules())))
     curves = {key: value.double().cpu().numpy() for key, value in counts.items()}
     return Arm(name, np.asarray(losses), time.perf_counter() - began, facts, {}, curves)
 
@@ -124,7 +131,7 @@ def _classes(term: Term, prediction: Tensor, target: Tensor) -> tuple[Tensor, Te
 
 def _frozen_drift(step: TrainingStep) -> dict[str, float | str | bool]:
     """How far running means of frozen BatchNorms in training mode moved since the start; nothing where there are none."""
-    worst = {"frozen_drift": 0.0, "frozen_module": ""}
+    worst, where = 0.0, ""
     for top in step.modules:
         for path, norm in top.named_modules():
             if not (_trains(norm) and isinstance(norm, _BatchNorm) and norm.weight is not None and norm.training):
@@ -136,6 +143,6 @@ def _frozen_drift(step: TrainingStep) -> dict[str, float | str | bool]:
             if bool((mean == DEFAULT[0]).all()) and bool((variance == DEFAULT[1]).all()):
                 continue
             moved = float(((norm.running_mean - mean).abs() / (variance + norm.eps).sqrt()).median())
-            if moved > worst["frozen_drift"]:
-                worst = {"frozen_drift": moved, "frozen_module": path}
-    return worst
+            if moved > worst:
+                worst, where = moved, path
+    return {"frozen_drift": worst, "frozen_module": where}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from netdoctor.capture.step import Copies, Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Entry
@@ -27,7 +28,9 @@ def learn(name: str, step: TrainingStep, change: Change, budget: Budget) -> Arm:
     """
     if len(step.iterations) < FEWEST:
         return Arm(name, np.empty(0), failure=f"fewer than {FEWEST} batches were captured")
-    runs = [_run(name, step, change, rate, budget.share(budget.left / (len(RATES) - n))) for n, rate in enumerate(RATES)]
+    runs = [
+        _run(name, step, change, rate, budget.share(budget.left / (len(RATES) - n))) for n, rate in enumerate(RATES)
+    ]
     done = [arm for arm in runs if not arm.failure]
     return min(done, key=lambda arm: float(arm.facts["best"])) if done else runs[0]
 
@@ -63,7 +66,7 @@ def _run(name: str, step: TrainingStep, change: Change, rate: float, budget: Bud
 
 def _adam(sandbox: Sandbox, rate: float) -> torch.optim.Optimizer:
     """Adam over what trains now, whatever the change put in place of the old parameters included."""
-    held = {id(p): p for module in sandbox.modules() for p in module.parameters() if p.requires_grad}
+    held: dict[int, Tensor] = {id(p): p for module in sandbox.modules() for p in module.parameters() if p.requires_grad}
     held |= {id(p): p for p in sandbox.trainable()}
     sandbox.optimizers = [torch.optim.Adam(held.values(), lr=rate)]
     return sandbox.optimizers[0]

@@ -295,5 +295,6 @@ def _largest(one: Pass, other: Pass, keep: Kept) -> float:
 
 def _facts(share: float, at: Location, dim: int, size: int) -> Facts:
     facts: Facts = {"leaks": share > ROUNDING, "share": share, "dimension": float(dim), "size": float(size)}
+    facts["verdict"] = "failed" if share > ROUNDING else "passed"
     facts |= {"operation": at.operation or "", "module": at.module or "", "file": at.file or ""}
     return facts | {"line": float(at.line or 0), "text": at.text}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -69,31 +70,29 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) 
     else:
         recording.arms["overfit/own"] = _no_time(overfit.LEAST_STEPS, pace)
     if not slow:
-        _add(
-            recording, lambda: questions.ask(recording, step, budget.share(seconds * 0.1), say), say, "asking the model"
-        )
-    if not slow:
-        part = budget.share(seconds * 0.2)
-        _add(recording, lambda: positions.order(recording, step, part), say, "permuting the positions")
-    if not slow and harm(recording).state in {State.HURT, State.SLOW}:
-        third = budget.share(seconds * 0.2)
-        _add(recording, lambda: width.widen(recording, step, third), say, "widening the model")
-    if not slow and not learning:
-        tenths = budget.share(seconds * 0.4)
-        _add(recording, lambda: learning_rate.trials(step, tenths, say), say, "trying learning rates")
-        _add(recording, lambda: range_test.sweep(step, budget.share(seconds * 0.1)), say, "a learning-rate range test")
-    if not learning or harm(recording).state is not State.WORKS:
-        rest = budget.share(seconds * 0.2)
-        _add(recording, lambda: scaling.trials(recording, step, rest, say), say, "standardising the data")
-    if harm(recording).state in {State.HURT, State.SLOW}:
-        _add(recording, lambda: blanking.compare(step, budget.share(seconds * 0.1), say), say, "blanking the inputs")
-        _add(
-            recording, lambda: noise.measure(recording, step, budget.share(seconds * 0.05)), say, "comparing gradients"
-        )
-        fifth = budget.share(seconds * 0.2)
-        _add(recording, lambda: pairing.trials(recording, step, fifth, say), say, "shuffling the targets")
+        _ask(recording, step, budget, seconds, say)
     if not slow or budget.left > 3 * pace:  # a profile costs a step, and there is no short form of it
         _add(recording, lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm")
+
+
+def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: float, say: Say) -> None:
+    """What needs whole batches, and so more time than there is where steps are slow."""
+    learning = judge(recording).learning
+    tenth, fifth = partial(budget.share, seconds * 0.1), partial(budget.share, seconds * 0.2)
+    _add(recording, lambda: questions.ask(recording, step, tenth(), say), say, "asking the model")
+    _add(recording, lambda: positions.order(recording, step, fifth()), say, "permuting the positions")
+    if harm(recording).state in {State.HURT, State.SLOW}:
+        _add(recording, lambda: width.widen(recording, step, fifth()), say, "widening the model")
+    if not learning:
+        share = budget.share(seconds * 0.4)
+        _add(recording, lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
+        _add(recording, lambda: range_test.sweep(step, tenth()), say, "a learning-rate range test")
+    if not learning or harm(recording).state is not State.WORKS:
+        _add(recording, lambda: scaling.trials(recording, step, fifth(), say), say, "standardising the data")
+    if harm(recording).state in {State.HURT, State.SLOW}:
+        _add(recording, lambda: blanking.compare(step, tenth(), say), say, "blanking the inputs")
+        _add(recording, lambda: noise.measure(recording, step, tenth()), say, "comparing gradients")
+        _add(recording, lambda: pairing.trials(recording, step, fifth(), say), say, "shuffling the targets")
 
 
 def _no_time(steps: int, pace: float) -> Arm:

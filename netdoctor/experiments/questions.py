@@ -11,8 +11,10 @@ from netdoctor.experiments import (
     determinism,
     final,
     leakage,
+    redundancy,
     regularisation,
     stability,
+    underflow,
     usage,
 )
 from netdoctor.experiments.sandbox import Budget
@@ -25,9 +27,11 @@ QUESTIONS: dict[str, Look] = {
     "the same sample in other company": leakage.leakage,
     "steps on their own batch": stability.look,
     "going on without regularisation": regularisation.look,
+    "gradients of a scaled loss": underflow.look,
     "what of the inputs is read": usage.usage,
     "the same input with different targets": conflicts.conflicts,
     "custom backward passes beside finite differences": custom_backward.compare,
+    "how many directions wide layers use": redundancy.look,
 }
 
 

@@ -60,8 +60,13 @@ def _arm(name: str, step: TrainingStep, change: Change, edit: Edit, budget: Budg
         run = sandbox.run(
             [_undecayed(it) for it in step.iterations] if "decay" in name else step.iterations, STEPS, budget
         )
-        facts = {"data": _level(sandbox, edit), "total": _level(sandbox, None), "before": before, "ended": run.ended}
-    says = f"loss without penalties {before:.3g} → {facts['data']:.3g} in {len(run.losses)} more steps"
+        facts: dict[str, float | str | bool] = {
+            "data": _level(sandbox, edit),
+            "total": _level(sandbox, None),
+            "before": before,
+            "ended": run.ended,
+        }
+    says = f"loss without penalties {before:.3g} → {float(facts['data']):.3g} in {len(run.losses)} more steps"
     return Arm(name, np.asarray(run.losses), run.seconds, {**facts, "says": says})
 
 

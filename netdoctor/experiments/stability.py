@@ -55,7 +55,7 @@ def _arm(step: TrainingStep, name: str, factor: float, budget: Budget) -> Arm:
     except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault
         return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
     share = float(np.mean(np.asarray(after) > np.asarray(before))) if after else 0.0
-    facts = {
+    facts: dict[str, float | str | bool] = {
         "factor": factor,
         "says": f"{100 * share:.0f} % of {len(after)} steps made the loss on their own batch larger",
     }

@@ -26,14 +26,16 @@ PREFIX = "usage/"
 def usage(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
     """One arm "usage/<n>" per tensor that the first model call is given, as the training left the model.
 
-    Facts: "argument" (its name in `forward`), "axes" (number of dimensions), "whole" (True: the whole tensor varies over
-    the batch and has no influence on the loss). Curves "axis <a>": one entry per index along dimension a, 1 where that
+    Facts: "argument" (its name in `forward`), "axes" (number of dimensions), "tokens" (no floats), "whole" (True: the
+    whole tensor varies over the batch and has no influence on the loss). Curves "axis <a>": one entry per index along dimension a, 1 where that
     slice varies and has no influence, 0 where it has, NaN where it does not vary. A float tensor is asked by its
     gradient first, then by taking the slices from other samples.
     """
     arms: dict[str, Arm] = {}
     try:
         with quiet():
+            if any(len({b.position for b in iteration.backwards}) > 1 for iteration in step.iterations[:BATCHES]):
+                return {}  # what one loss ignores another may read
             backwards = [iteration.backwards[0] for iteration in step.iterations[:BATCHES]]
             for backward in backwards:
                 refuse_overwritten(backward)
@@ -91,7 +93,7 @@ def _look(copies: Copies, backwards: list[Backward], number: int) -> Arm:
     varying = [trial for trial in trials if _varies(trial.constant.tensor)]
     whole = bool(varying) and not any(trial.changes(_exchanged(trial.constant.tensor)) for trial in varying)
     facts: dict[str, float | str | bool] = {"axes": float(len(shape)), "whole": whole}
-    facts["argument"] = _argument(trials[0])
+    facts["argument"], facts["tokens"] = _argument(trials[0]), not trials[0].constant.tensor.is_floating_point()
     curves = {}
     for axis in range(1, len(shape)) if varying and not whole and shape.numel() else ():
         if shape[axis] > 1 and shape[axis] <= MAX_SLICES:
@@ -139,7 +141,7 @@ def _silent(trial: _Trial, axis: int) -> Tensor:
     try:
         with torch.enable_grad():
             loss = Replay(trial.copies).loss(_with(trial.backward, trial.constant, asked))
-        (gradient,) = torch.autograd.grad(loss, [asked], allow_unused=True)
+        gradient: Tensor | None = torch.autograd.grad(loss, [asked], allow_unused=True)[0]
     except Exception:
         return torch.zeros(asked.shape[axis], dtype=torch.bool, device=asked.device)
     if gradient is None:

@@ -17,10 +17,11 @@ NARROW, WIDE = "width/as it is", "width/wider"
 WIDER = 64  # units at least, and at least `TIMES` as many as there are
 TIMES = 4
 MOST = 256  # units: wider layers are no bottleneck of what is captured here
-_ALONG = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardsigmoid hardswish softplus softsign"
-    " dropout alpha_dropout identity".split()
-)
+_ALONG_NAMES = """
+relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardsigmoid hardswish softplus softsign
+    dropout alpha_dropout identity
+"""
+_ALONG = frozenset(_ALONG_NAMES.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,12 @@ def widen(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str,
     narrow = learn(NARROW, step, lambda sandbox: _rebuild(sandbox, found, 1), budget.share(budget.left / 2))
     wide = learn(WIDE, step, lambda sandbox: _rebuild(sandbox, found, TIMES), budget.share(budget.left))
     least = min(pair.units for pair in found)
-    facts = {**wide.facts, "layers": ",".join(p.first for p in found), "units": float(least), "wider": float(_wider(least))}
+    facts = {
+        **wide.facts,
+        "layers": ",".join(p.first for p in found),
+        "units": float(least),
+        "wider": float(_wider(least)),
+    }
     return {NARROW: narrow, WIDE: Arm(WIDE, np.asarray(wide.losses), wide.seconds, facts, failure=wide.failure)}
 
 

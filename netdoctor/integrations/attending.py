@@ -59,9 +59,17 @@ class Attending:
         if not self.running:
             return
         self.running = False
-        self.doctor.stop(ended)
-        if self.doctor.follows:
+        try:
+            self.doctor.stop(ended)
+            if not self.doctor.follows:
+                self._tell()
+        except Exception as fault:  # ours, and no reason to lose a training over it
+            _say(f"a fault of netdoctor itself, please report it: {type(fault).__name__}: {fault}")
             return
+        if not self.doctor.follows:
+            self.doctor.conclude()
+
+    def _tell(self) -> None:
         report = self.doctor.report()
         if not self._quiet:
             with contextlib.suppress(OSError, ValueError):
@@ -70,8 +78,7 @@ class Attending:
             try:
                 file.write(report, self.doctor.recording, False)
             except NetdoctorError as error:
-                sys.stderr.write(f"netdoctor: {error}\n")
-        self.doctor.conclude()
+                _say(str(error))
 
     @property
     def report(self) -> Report:
@@ -87,3 +94,8 @@ def _bare(optimizer: Any) -> Any:
             break
         optimizer = inner
     return optimizer
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"netdoctor: {text}\n")

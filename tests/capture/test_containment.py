@@ -82,7 +82,7 @@ OWNERS = [
     naming.ModuleNames,
 ]
 # What only hands the user's call on: not work of ours that could fail, but the way to the user's own.
-CALLS = ("call_module", "call_known", "call_plain", "call_layer", "ours", "_leave")
+CALLS = ("call_module", "ours", "_leave")
 HANDS_ON = {*((Observer, name) for name in CALLS), (Tape, "__len__")}
 ENTRIES = [(o, name) for o in OWNERS for name in methods(o) if (o, name) not in HANDS_ON]
 

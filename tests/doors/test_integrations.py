@@ -139,6 +139,16 @@ def test_a_path_that_cannot_be_written_is_said_before_the_training(framework: st
         callback(framework, html=str(tmp_path / "none" / "r.html"))
 
 
+def test_a_fault_of_netdoctor_does_not_cost_the_training(tmp_path: Path, capsys: Any) -> None:
+    from netdoctor.integrations.attending import Attending
+
+    attending = Attending(PASSIVE, "ignore", None, True, {"html": str(tmp_path / "r.html")})
+    attending.begin([body(False)], [])
+    attending.doctor.report = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    attending.end()
+    assert "netdoctor: a fault of netdoctor itself, please report it: ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_importing_netdoctor_imports_neither(tmp_path: Path) -> None:
     code = "import netdoctor, netdoctor.integrations, sys; print({'lightning', 'transformers'} & set(sys.modules))"
     assert python("-c", code, folder=tmp_path).stdout == "set()\n"

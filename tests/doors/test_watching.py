@@ -141,7 +141,6 @@ def test_what_a_callback_raises_stops_the_training() -> None:
         (lambda: watch(made()[0], writer=3), "int is no writer: it needs add_scalar"),
         (lambda: watch(made()[0]).report(), "nothing was watched yet"),
         (lambda: watch(made()[0]).log(a=1.0), "nothing was watched yet"),
-        (lambda: watch(options=PASSIVE).__enter__().start(), "this watch is running already"),
     ],
 )
 def test_misuse_is_said(call: Any, says: str) -> None:
@@ -149,15 +148,10 @@ def test_misuse_is_said(call: Any, says: str) -> None:
         call()
 
 
-@pytest.fixture(autouse=True)
-def _nothing_runs_on() -> Any:
-    """The last case above leaves a watch running."""
-    import gc
-
-    yield
-    for thing in gc.get_objects():
-        if type(thing) is watch:
-            thing.stop()
+def test_one_watch_runs_once_at_a_time() -> None:
+    with watch(options=PASSIVE) as doctor, pytest.raises(MisuseError, match="this watch is running already"):
+        doctor.start()
+    doctor.start().stop()
 
 
 def test_stopping_twice_or_before_is_nothing() -> None:

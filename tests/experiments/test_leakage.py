@@ -66,6 +66,7 @@ def test_samples(function: Callable[[Tensor], Tensor], leaks: bool) -> None:
     arm = arms(trained(Wrapped(function), labelled(12, 5), F.cross_entropy))[SAMPLES]
     assert arm.failure == ""
     assert arm.facts["leaks"] is leaks
+    assert arm.facts["verdict"] == ("failed" if leaks else "passed")
     assert (arm.facts["dimension"], arm.facts["size"]) == (0.0, 12.0)
 
 

@@ -105,3 +105,12 @@ def test_where_steps_are_slow_rates_come_first_and_overfitting_is_not_begun() ->
     assert said[0] == "trying learning rates on few samples"
     assert "do not fit" in recording.arms["overfit/own"].failure
     assert len(recording.arms["trial/control"].losses) == pace.QUICK
+
+
+def test_where_steps_are_slow_nothing_else_is_begun() -> None:
+    """Everything else needs whole batches, and a single step of those would overdraw the budget."""
+    step = dead()
+    step.pace = 10.0
+    recording = Recording(facts={"loss_lower_bound": 0.0})
+    conduct(recording, step, 6.0, lambda _: None)
+    assert {name.partition("/")[0] for name in recording.arms} == {"trial", "overfit"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.step import TrainingStep
-from netdoctor.experiments import conflicts, custom_backward, determinism, final, positions, usage, width
+from netdoctor.experiments import conflicts, custom_backward, determinism, final, positions, redundancy, usage, width
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.recording import Arm, Recording
 from tests.experiments.capturing import captured, fit, mlp, watched
@@ -23,7 +23,9 @@ torch.manual_seed(0)
 X, Y = torch.randn(96, 6), torch.randint(0, 3, (96,))
 
 
-def asked(look: Callable[..., dict[str, Arm]], step: TrainingStep, recording: Recording | None = None) -> dict[str, Arm]:
+def asked(
+    look: Callable[..., dict[str, Arm]], step: TrainingStep, recording: Recording | None = None
+) -> dict[str, Arm]:
     """The arms; nothing of the user's may have changed, and no random state."""
     weights = [p.detach().clone() for module in step.modules for p in (*module.parameters(), *module.buffers())]
     state = torch.get_rng_state()
@@ -264,3 +266,20 @@ def test_a_wider_copy_learns_what_a_bottleneck_cannot():
 def _shown(operation: Any) -> Any:
     """With the reader's path in place of the internal key, as a recording has it."""
     return replace(operation, module=operation.module.rpartition(SEPARATOR)[2])
+
+
+def test_the_effective_rank_is_that_of_what_comes_in():
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 64), nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x))
+
+    x, y = torch.randn(384, 6), torch.randint(0, 3, (384,))
+    x[:, 2:] = 0
+    (arm,) = asked(redundancy.look, fit(Wide(), F.cross_entropy, x, y, steps=12)).values()
+    rank, units = arm.curves["body"]
+    assert units == 64
+    assert 1.5 < rank <= 2.0001

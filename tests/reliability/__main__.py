@@ -27,6 +27,7 @@ import pytest
 from tests.benchmarks import memory
 from tests.scripts import FIXTURES, run_observed, run_plain
 
+INJECTED = ("tests/capture/test_containment.py", "tests/capture/test_injected.py")
 RANDOM, KILLS, FUZZED = 200, 12, 1000
 _BYTES = b'{}[]",:0123456789truefalsn-e\n\\u\xff\x00'
 
@@ -159,7 +160,7 @@ FIGURES: dict[str, tuple[str, Callable[[], str]]] = {
     "hazards": ("hazards of hooking handled", lambda: tested("tests/capture/test_hazards.py")),
     "faults": (
         "injected internal faults survived",
-        lambda: tested("tests/capture/test_containment.py", "-k", "broken"),
+        lambda: tested(*INJECTED, "-k", "broken"),
     ),
     "random": ("random architectures with random faults survived", randoms),
     "kills": ("kill points survived", kills),

@@ -28,7 +28,8 @@ class ConflictingLabels(Check):
     with the very same input. Any model must get these wrong. From 5 % of all samples on, or 1 % where training does not
     work or is slow, a warning; an error from 15 % on where it is so; else advice. Of regressions only contradictions
     within one batch count, for targets may be drawn anew.
-    When it stays silent: inputs of fewer than 3 numbers, or with few different rows of few values (states, codes), which come again by themselves; models that are given more than the sample (states, graphs); moving targets.
+    When it stays silent: inputs of fewer than 3 numbers, or with few different rows of few values (states, codes),
+    which come again by themselves; models that are given more than the sample (states, graphs); moving targets.
     Fix: look at the pairs listed; clean them, or give all of them the same soft label.
     Sources: Northcutt et al., Confident Learning, 2021; advice E4.
     """
@@ -68,7 +69,11 @@ class ConflictingLabels(Check):
             severity if warned else Severity.ADVICE,
             f"{number:.0f} of {total:.0f} samples seen have another label than most with the same input.{named}",
             where,
-            (Evidence("samples with another label than most of the same input", 100 * share, "≥", 100 * self.much, "%"),),
+            (
+                Evidence(
+                    "samples with another label than most of the same input", 100 * share, "≥", 100 * self.much, "%"
+                ),
+            ),
             (Fix("clean-labels", "Look at these samples; keep one label per input.", "", Reach.RUN),),
             Certainty.MEASURED,
             0,

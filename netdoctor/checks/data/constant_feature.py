@@ -49,19 +49,19 @@ class ConstantFeature(Check):
                 yield self._finding(facts, constant)
                 return
 
-    def _wrong(self, facts: TensorFacts, constant: Array) -> Array:
+    def _wrong(self, facts: TensorFacts, constant: Array) -> list[int]:
         """The constant columns that are not explained by sparseness."""
         columns = facts.columns
         if facts.axis == "channel":
-            return np.flatnonzero(constant)
+            return list(map(int, np.flatnonzero(constant)))
         other = ~constant.astype(bool)
         dense = float(np.mean((columns.spread > 0)[other] & (columns.zeros[other] < 1 - self.dense))) >= self.dense
-        return np.flatnonzero(constant.astype(bool) & (columns.low != ONES)) if dense else np.empty(0, np.int64)
+        return list(map(int, np.flatnonzero(constant.astype(bool) & (columns.low != ONES)))) if dense else []
 
     def _finding(self, facts: TensorFacts, constant: Array) -> Finding:
         wrong = self._wrong(facts, constant)
-        found = wrong if wrong.size else np.flatnonzero(constant)
-        numbers = [int(index) * facts.stride for index in found]
+        found = wrong or list(map(int, np.flatnonzero(constant)))
+        numbers = [index * facts.stride for index in found]
         values = sorted({float(facts.columns.low[index]) for index in found})
         shown = f"{facts.axis} {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} {facts.axis}s"
         value = f"always {values[0]:g}" if len(values) == 1 else "always the same"
@@ -70,12 +70,12 @@ class ConstantFeature(Check):
         return Finding(
             self.name,
             f"{shown} of the input {'is' if len(numbers) == 1 else 'are'} {value}",
-            Severity.WARNING if wrong.size else Severity.ADVICE,
+            Severity.WARNING if wrong else Severity.ADVICE,
             f"{facts.rows} rows of {len(facts.steps)} batches were looked at; the other {facts.axis}s vary.",
             location(facts),
             (Evidence("different values", 1, "=", 1),),
             (Fix("drop-feature", "Drop it, or mend where it comes from.", kept if small else "", Reach.RUN),),
             first_step=0,
             places=tuple(f"{facts.axis} {number}" for number in numbers[:16]),
-            share=float(found.size / constant.size),
+            share=float(len(found) / constant.size),
         )

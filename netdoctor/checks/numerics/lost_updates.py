@@ -26,7 +26,7 @@ class LostUpdates(Check):
     Why it hurts: the optimizer runs, gradients are fine, and the weights stay where they are.
     How it is decided: around observed steps, of the entries that have a gradient the share that came out unchanged. For
     half of the half-precision weight matrices or more it is 50 % or more (median over steps), and the loss does not
-    fall, or hardly; 90 % or more is a warning even where the loss falls.
+    fall, or hardly; a warning where that cannot be told, and from 90 % on even where the loss falls.
     When it stays silent: float32 parameters under autocast; steps at a learning rate of 0; training that works with a
     part of its updates lost.
     Fix: float32 parameters with autocast.
@@ -48,8 +48,8 @@ class LostUpdates(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         shares = dict(self._shares(recording))
         typical = sorted(shares.values())[int(len(shares) * (1 - self.share))] if shares else 0.0
-        hurt = not outcome.learns(judge(recording))
-        if typical < (self.lost if hurt else self.nearly_all):
+        trend = judge(recording)
+        if typical < (self.nearly_all if outcome.learns(trend) else self.lost):
             return
         worst = {name: share for name, share in shares.items() if share >= self.lost}
         name = max(worst, key=lambda key: worst[key])
@@ -62,9 +62,9 @@ class LostUpdates(Check):
         yield Finding(
             self.name,
             f"{100 * typical:.0f} % of the updates of {parameter.dtype} weights round away ({listed(held)})",
-            Severity.ERROR if hurt else Severity.WARNING,
+            Severity.ERROR if outcome.hurt(trend) else Severity.WARNING,
             f"A change of less than 1/{2 * bits} of a {parameter.dtype} weight leaves it as it is. "
-            f"{outcome.words(judge(recording))}",
+            f"{outcome.words(trend)}",
             Location.at(layer.source if layer else None, held[0], step=0),
             (Evidence("updates rounded away, at worst", 100 * worst[name], "≥", 100 * self.lost, "%", site),),
             (Fix("float32-weights", "Keep the weights in float32, and compute under autocast.", code, Reach.MODEL),),

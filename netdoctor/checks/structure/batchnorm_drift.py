@@ -24,9 +24,11 @@ class BatchnormDrift(Check):
     Why it hurts: training looks fine, while every evaluation gives something else.
     How it is decided: on a copy of the trained model, dropout off, the captured batches once with their own statistics
     and once with the running ones. A warning when the latter loses half of what training had gained, or a tenth of it
-    and the loss is three times the other. Of a frozen BatchNorm with loaded statistics: its running mean moved by 0.1 deviations or more (median over channels).
-    When it stays silent: fewer than 50 steps (running statistics with the usual momentum need that many); training that
-    gained nothing; several optimizers; models whose both modes agree; the script's own evaluation mode in training.
+    and the loss is three times the other. Of a frozen BatchNorm with loaded statistics: its running mean moved by 0.1
+    deviations or more (median over channels).
+    When it stays silent: fewer than 50 steps (200 with a momentum between 0.02 and 0.5: the weights of a young network
+    run ahead of any running statistics); training that gained nothing; several optimizers; models whose both modes
+    agree; the script's own evaluation mode in training.
     Fix: momentum = 0.1, `torch.optim.swa_utils.update_bn`; `eval()` for the norms of what is frozen.
     Sources: Ioffe and Szegedy, Batch Normalization, 2015 (section 3.1); PyTorch's BatchNorm2d on momentum; advice E-T1.
     """
@@ -35,6 +37,7 @@ class BatchnormDrift(Check):
     arms = frozenset({"final/evaluation", "final/batch statistics"})
 
     steps: int = 50  # with momentum 0.1 the start then counts for 0.5 %
+    usual: int = 200  # where the momentum is usual: at first the weights may run away from any running statistics
     lost: float = 0.5  # of what training gained: whatever the loss, the result is no longer that of the training
     part: float = 0.1  # of the same, together with `times`: a loss from 0.01 to 0.03 alone is no harm
     times: float = 3.0  # running statistics lag a little behind: up to twice the loss was seen on healthy runs
@@ -50,7 +53,7 @@ class BatchnormDrift(Check):
         drift = float(batch.facts.get("frozen_drift", 0.0))
         if drift >= self.moved:
             yield self._frozen(recording, str(batch.facts["frozen_module"]), drift)
-        if recording.steps >= self.steps:
+        if recording.steps >= (self.usual if batch.facts.get("usual_momentum") else self.steps):
             yield from self._disagree(recording, running, batch)
 
     def _disagree(self, recording: Recording, running: Arm, batch: Arm) -> Iterator[Finding]:
@@ -63,7 +66,9 @@ class BatchnormDrift(Check):
         off = lost >= self.lost or (lost >= self.part and given >= self.times * own) or np.isnan(given)
         if not trend.learning or not off:
             return
-        says = f"On the captured batches the trained model has a loss of {own:.4g} with the statistics of the batch, and "
+        says = (
+            f"On the captured batches the trained model has a loss of {own:.4g} with the statistics of the batch, and "
+        )
         fix = "Let the running statistics follow, or take them anew after training."
         code = "nn.BatchNorm2d(channels, momentum=0.1)\n# or: torch.optim.swa_utils.update_bn(loader, model)"
         yield self._finding(

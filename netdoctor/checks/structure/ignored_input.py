@@ -55,7 +55,7 @@ class IgnoredInput(Check):
         axes = int(float(arm.facts.get("axes", 0)))
         for name, curve in arm.curves.items():
             axis, silent = int(name.split()[-1]), curve == 1
-            feature = axis == (1 if axes >= 4 else axes - 1)
+            feature = axis == (1 if axes >= 4 else axes - 1) and not arm.facts.get("tokens")
             share = silent.sum() / max(1, np.isfinite(curve).sum())
             if silent.any() and share < 1 and (feature or share >= self.positions):
                 kind = ("channel" if axes >= 4 else "feature") if feature else "position"

@@ -60,13 +60,13 @@ class MissingPositionalEncoding(Check):
         before, after = (tuple(map(float, arm.losses)) for arm in pair)
         words = f"held-out loss {pair[0].facts['best']:.4g} without positions, {pair[1].facts['best']:.4g} with them"
         trial = Trial(Verdict.EASED, before, after, len(after), pair[1].seconds, words)
-        at = recording.layer_at(unused) if unused else None
+        at = recording.layer_at(unused) or next(iter(recording.layers), None)  # positions go where the data enters
         return Finding(
             self.name,
             f"the model is blind to the order of its {order.facts['length']:.0f} positions, and the targets depend on it",
             Severity.ERROR if grave else Severity.WARNING,
             says,
-            Location.at(at.source if at else None, unused or None, step=0),
+            Location.at(at.source if at else None, unused or (at.path if at else None), step=0),
             (Evidence("held-out loss saved by positions", 100 * saved, "≥", 100 * self.lower, "%"),),
             (Fix("positional-encoding", "Add positions to the embedding.", CODE, Reach.MODEL, trial),),
             Certainty.PROVEN,

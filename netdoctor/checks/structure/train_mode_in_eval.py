@@ -12,6 +12,8 @@ from netdoctor.data import Evaluation
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording, SourceLine
 
+CLASSIFYING = frozenset({"cross_entropy", "nll", "bce", "margin", "hinge"})
+
 
 @dataclass(frozen=True)
 class TrainModeInEval(Check):
@@ -22,8 +24,8 @@ class TrainModeInEval(Check):
     data into its running statistics. The numbers are wrong, and with them early stopping and the choice of a model.
     How it is decided: passes that no loss is trained on, whose results the script compares with targets (a loss, or
     `==`), while the model and one of its BatchNorm or Dropout layers are in training mode: most of those of one line.
-    When it stays silent: passes that are only sampled from, or that make targets for the training; re-estimation of
-    running statistics; models without such layers. Where the same batch is passed again and again the dropout is taken
+    When it stays silent: passes that are only sampled from, or that make targets for the training; comparisons that are
+    no accuracy of a classifier (rewards of a policy); re-estimation of running statistics; models without such layers. Where the same batch is passed again and again the dropout is taken
     for a sampling on purpose (Monte Carlo dropout): advice.
     Fix: `model.eval()` before the evaluation, `model.train()` after it.
     Sources: PyTorch's notes on train and eval; Gal and Ghahramani, 2016 (Monte Carlo dropout); advice A39, E-N8.
@@ -35,7 +37,10 @@ class TrainModeInEval(Check):
     share: float = 0.5  # of the passes of one line: one that forgets to switch does so each time, but the first perhaps
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
+        classifier = recording.facts.get("loss_family") in CLASSIFYING
         for evaluation in recording.evaluations:
+            if not evaluation.losses.size and not classifier:
+                continue
             layers = self._layers(recording, evaluation)
             if layers and evaluation.train_mode >= max(1, self.share * evaluation.passes):
                 yield self._finding(evaluation, layers)

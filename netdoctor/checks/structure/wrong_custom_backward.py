@@ -38,7 +38,7 @@ class WrongCustomBackward(Check):
     arms = frozenset({PREFIX})
     explains = EVERYTHING
 
-    off: float = 0.01  # of the gradient: central differences in double precision are off by 1e-8, approximations by 1e-3
+    off: float = 0.01  # of the gradient: central differences are off by 1e-8, approximate formulas by 1e-3
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         for name, arm in recording.arms.items():

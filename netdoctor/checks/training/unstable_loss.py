@@ -22,10 +22,10 @@ class UnstableLoss(Check):
 
     What it is: training that falls on the whole, but a part of its steps does the opposite of what a step is for.
     Why it hurts: progress is undone as it is made; where the run ends is chance, and a little more is divergence.
-    How it is decided: late in the run the loss jumps by 30 % of its level or more, and 5 % of it are left. A copy then takes the first captured
-    steps again, and looks at each batch once more after its own step, with the same random numbers, so that no noise
-    of batches or dropout comes in: at least 10 % of the later steps made their own batch's loss larger by 5 % or more,
-    and a tenth of the learning rate brings that to a quarter of it or less.
+    How it is decided: late in the run the loss jumps by 30 % of its level or more, and 5 % of it are left. A copy then
+    takes the first captured steps again, and looks at each batch once more after its own step, with the same random
+    numbers, so that no noise of batches or dropout comes in: at least 10 % of the later steps made their own batch's
+    loss larger by 5 % or more, and a tenth of the learning rate brings that to a quarter of it or less.
     When it stays silent: small batches, which jump and still gain with each step; GAN, RL and other moving targets;
     several losses; training that fails altogether (`learning-rate-too-high`, `loss-diverging` speak of it).
     Fix: a third of the learning rate, or a warm-up.

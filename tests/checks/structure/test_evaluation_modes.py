@@ -28,7 +28,9 @@ def evaluated(passes: int, train_mode: int, layers: tuple[str, ...] = ("drop",),
     return build
 
 
-@pytest.mark.parametrize(("passes", "train_mode", "fires"), [(10, 5, True), (10, 4, False), (1, 1, True), (1, 0, False)])
+@pytest.mark.parametrize(
+    ("passes", "train_mode", "fires"), [(10, 5, True), (10, 4, False), (1, 1, True), (1, 0, False)]
+)
 def test_most_passes_of_a_line_in_training_mode(passes, train_mode, fires):
     found = judged(TrainModeInEval(), evaluated(passes, train_mode))
     assert [(f.severity, f.location.line, f.location.module) for f in found] == (
@@ -49,6 +51,15 @@ def test_functional_dropouts_of_the_captured_step_count(options, fires):
     build = evaluated(4, 4, ())
     hidden = build.run(build.value((BATCH, 16)), "body")
     build.compare(build.operation("dropout", hidden, module="net", **options))
+    assert bool(judged(TrainModeInEval(), build)) is fires
+
+
+@pytest.mark.parametrize(
+    ("family", "fires"), [("cross_entropy", True), ("bce", True), ("custom", False), ("mse", False)]
+)
+def test_without_a_loss_only_the_accuracy_of_a_classifier_counts(family, fires):
+    build = evaluated(4, 4).facts(loss_family=family)
+    build.recording.evaluations = [replace(build.recording.evaluations[0], losses=np.empty(0))]
     assert bool(judged(TrainModeInEval(), build)) is fires
 
 
@@ -141,7 +152,14 @@ def normed(shape: tuple[int, ...], loss: Any = LEARNS, **options: Any) -> Model:
 
 @pytest.mark.parametrize(
     ("shape", "fires"),
-    [((7, 16), True), ((8, 16), False), ((2, 16, 3), True), ((2, 16, 4), False), ((1, 16, 9), True), ((2, 8, 4, 4), False)],
+    [
+        ((7, 16), True),
+        ((8, 16), False),
+        ((2, 16, 3), True),
+        ((2, 16, 4), False),
+        ((1, 16, 9), True),
+        ((2, 8, 4, 4), False),
+    ],
 )
 def test_values_per_channel(shape, fires):
     found = judged(BatchnormTinyBatch(), normed(shape))
@@ -157,7 +175,9 @@ def test_a_frozen_norm_is_left_alone():
     build = Model().layers("body").stepping()
     hidden = build.run(build.value((2, 16)), "body", (2, 16))
     frozen = build.value((16,), origin="parameter", name="norm.weight")
-    assert judged(BatchnormTinyBatch(), build.compare(build.operation("batch_norm", hidden, frozen, module="norm"))) == []
+    assert (
+        judged(BatchnormTinyBatch(), build.compare(build.operation("batch_norm", hidden, frozen, module="norm"))) == []
+    )
 
 
 def drifted(running: float, own: float, steps: int = 60, loss: Any = LEARNS, **facts: Any) -> Model:
@@ -174,6 +194,8 @@ def drifted(running: float, own: float, steps: int = 60, loss: Any = LEARNS, **f
         (drifted(1.6, 0.9), False),
         (drifted(float("nan"), 0.1), True),
         (drifted(0.35, 0.1, steps=49), False),
+        (drifted(0.35, 0.1, steps=199, usual_momentum=True), False),
+        (drifted(0.35, 0.1, steps=200, usual_momentum=True), True),
         (drifted(0.35, 0.1, loss=STUCK), False),
         (drifted(0.1, 0.1), False),
     ],

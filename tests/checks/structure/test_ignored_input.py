@@ -12,13 +12,21 @@ from tests.checks.builders import Builder
 READ = np.zeros(10)
 
 
-def used(*, axes: int = 2, whole: bool = False, other: bool = True, failing: bool = False, **curves: object) -> Builder:
+def used(
+    *,
+    axes: int = 2,
+    whole: bool = False,
+    other: bool = True,
+    failing: bool = False,
+    tokens: bool = False,
+    **curves: object,
+) -> Builder:
     build = Builder(steps=60).facts(loss_family="cross_entropy", classes=10.0, loss_lower_bound=0.0)
     build.loss(2.3 if failing else lambda step: 2.3 * 0.9**step)
     if other:
         build.arm("usage/0", axes=2.0, whole=False, argument="x", curves={"axis 1": READ})
     named = {f"axis {axis[1:]}": curve for axis, curve in curves.items()}
-    return build.arm("usage/1", axes=float(axes), whole=whole, argument="y", curves=named)
+    return build.arm("usage/1", axes=float(axes), whole=whole, tokens=tokens, argument="y", curves=named)
 
 
 def marked(*ignored: int, size: int = 10, constant: tuple[int, ...] = ()) -> np.ndarray:
@@ -45,6 +53,8 @@ def found(build: Builder) -> list[tuple[Severity, str]]:
         (used(axes=4, a1=marked(2, size=3), a2=READ), "ignores channel 2 of dimension 1"),
         (used(axes=4, a1=np.zeros(3), a3=marked(9)), ""),
         (used(a1=READ), ""),
+        (used(tokens=True, a1=marked(9)), ""),
+        (used(tokens=True, a1=marked(5, 6, 7, 8, 9)), "ignores positions 5 to 9 of dimension 1 of y"),
         (used(a1=marked(*range(10))), ""),
         (used(a1=marked(constant=(1, 2))), ""),
     ],

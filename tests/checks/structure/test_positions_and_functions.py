@@ -14,7 +14,9 @@ from tests.checks.builders import Builder
 STUCK = 2.3
 
 
-def blind(without: float, given: float, *, start: float = 1.0, loss: Any = None, unused: str = "", **order: Any) -> Builder:
+def blind(
+    without: float, given: float, *, start: float = 1.0, loss: Any = None, unused: str = "", **order: Any
+) -> Builder:
     build = Builder(steps=60).loss(loss or (lambda step: 2.3 * 0.9**step)).facts(loss_lower_bound=0.0)
     build.arm("positions/order", **{"blind": True, "length": 12.0, "unused": unused, **order})
     build.arm("positions/without", [start, without], best=without)

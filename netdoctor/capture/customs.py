@@ -1,0 +1,41 @@
+"""Custom autograd functions in the loop: they are no torch functions, and are watched where they are applied."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+from netdoctor.capture.observer import Observer
+from netdoctor.capture.patching import torch_apply
+
+
+def watched_apply(observer: Observer, original: Any) -> Any:
+    """`apply` of all custom functions, shown to the observer while its watch is on."""
+
+    def inner(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = isinstance(original, classmethod)  # of another session; else torch's own, further up
+        return original.__func__(cls, *args, **kwargs) if bound else torch_apply(cls)(*args, **kwargs)
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        library = cls.__module__.startswith("torch.")
+        hidden = observer.suspended or observer.in_backward or threading.get_ident() != observer.thread
+        if library or hidden or not observer.mode.on:
+            return inner(cls, *args, **kwargs)
+        name, call = f"{cls.__name__}.apply", functools.partial(_applied, cls)
+        noted = observer.containment.run("custom function", observer.before_operation, name, call, args, kwargs)
+        observer.suspended += 1
+        try:
+            result = inner(cls, *args, **kwargs)
+        finally:
+            observer.suspended -= 1
+        if noted is not None:
+            observer.containment.run("custom function", observer.after_operation, noted, name, args, kwargs, result)
+        return result
+
+    return classmethod(apply)
+
+
+def _applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """A custom function, looked up when it is called: a replay may be watching it by then."""
+    return cls.apply(*args, **kwargs)

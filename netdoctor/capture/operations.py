@@ -1,0 +1,69 @@
+"""The watch over torch's functions: a function mode that is pushed only while operations are of interest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
+
+from netdoctor.capture import functions
+
+if TYPE_CHECKING:
+    from netdoctor.capture.observer import Observer
+
+
+def _popped(last: Callable[[Any], bool]) -> list[Any]:
+    """The function modes above the first one that `last` knows, or all of them, taken from the stack."""
+    modes = []
+    while depth := torch._C._len_torch_function_stack():
+        if last(torch._C._get_function_stack_at(depth - 1)):
+            break
+        modes.append(torch._C._pop_torch_function_stack())
+    return modes
+
+
+class OperationMode(TorchFunctionMode):
+    """Shows every torch function call of this thread to the observer while it is pushed."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+        self.on = False
+
+    def enter(self) -> None:
+        """Start watching, below all modes of the user's: they end in any order with ours. May be called when already on."""
+        if not self.on:
+            above = _popped(lambda mode: isinstance(mode, DeviceContext))  # which insists on being the lowest
+            torch._C._push_on_torch_function_stack(self)
+            for mode in reversed(above):
+                torch._C._push_on_torch_function_stack(mode)
+            self.on = True
+
+    def leave(self) -> None:
+        """Stop watching."""
+        if self.on:
+            above = _popped(lambda mode: mode is self)
+            if torch._C._len_torch_function_stack():
+                torch._C._pop_torch_function_stack()
+                self.on = False
+            for mode in reversed(above):
+                torch._C._push_on_torch_function_stack(mode)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # The compiler traces through here, and must find nothing of ours; inside of torch.func tensors have no values to read.
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return func(*args, **kwargs)
+        observer = self._observer
+        func = observer.reported.get(func, func)
+        name = functions.spoken_name(func)
+        if not name or observer.suspended or observer.in_backward:
+            return func(*args, **kwargs)
+        noted = observer.containment.run("operation", observer.before_operation, name, func, args, kwargs)
+        result = func(*args, **kwargs)
+        if noted is not None:
+            observer.containment.run("operation result", observer.after_operation, noted, name, args, kwargs, result)
+        return result

@@ -1,0 +1,71 @@
+"""Which optimizers there are: their numbers, options, parameters, and the user's line that built each of them."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from netdoctor.capture.naming import ModuleNames
+from netdoctor.capture.source import user_line
+from netdoctor.recording import Optimizer as OptimizerFacts
+from netdoctor.recording import SourceLine
+
+
+class Optimizers:
+    """Knows optimizers from their construction on, or from their first step; holds them weakly."""
+
+    def __init__(self, names: ModuleNames) -> None:
+        self.facts: list[OptimizerFacts] = []
+        self.alive: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._names = names
+        self._sources: weakref.WeakKeyDictionary[Optimizer, SourceLine] = weakref.WeakKeyDictionary()
+        self._indices: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+
+    def numbers(self) -> set[int]:
+        """The numbers of those that are alive; -1 for one that has none yet."""
+        return {self._indices.get(optimizer, -1) for optimizer in self.alive}
+
+    def made(self, optimizer: Optimizer) -> None:
+        """An optimizer was constructed."""
+        self.alive.add(optimizer)
+        line = user_line()
+        if line is not None:
+            self._sources[optimizer] = line
+        for number, group in enumerate(optimizer.param_groups):
+            for position, parameter in enumerate(group["params"]):
+                if not isinstance(parameter, nn.Parameter) and not self._names.parameter_name(parameter):
+                    self._names.name_loose(parameter, f"parameter {number}.{position}")
+
+    def index_of(self, optimizer: Optimizer) -> int:
+        """The optimizer's number, given at its first step."""
+        index = self._indices.get(optimizer)
+        if index is None:
+            index = self._indices[optimizer] = len(self.facts)
+            self.alive.add(optimizer)
+            names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
+            groups = tuple(
+                {k: v for k, v in group.items() if isinstance(v, int | float | str | bool)}
+                | (
+                    {"beta1": group["betas"][0], "beta2": group["betas"][1]}
+                    if isinstance(group.get("betas"), tuple)
+                    else {}
+                )
+                for group in optimizer.param_groups
+            )
+            self.facts.append(
+                OptimizerFacts(index, type(optimizer).__name__, groups, names, self._sources.get(optimizer))
+            )
+        return index
+
+    def register(self, optimizer: Optimizer) -> None:
+        """Number an optimizer that never stepped, too; and give all parameters the names that are known by now: of models that ran
+        after the optimizer began its first step, of groups that were added later."""
+        index = self.index_of(optimizer)
+        names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
+        self.facts[index] = replace(self.facts[index], parameters=names)
+
+    def _key(self, parameter: Tensor) -> str:
+        return self._names.parameter_key(parameter) or self._names.name_loose(parameter, f"parameter{len(self.facts)}")

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from netdoctor.checks.numerics.lost_updates import LostUpdates
+from netdoctor.finding import Finding, Severity
+from netdoctor.recording import Role, Stat
+from tests.checks.builders import Builder, Curve
+
+
+def recording(*shares: Curve, falls: bool = False, lr: Curve = 1e-4) -> Builder:
+    build = Builder(steps=60)
+    for number, share in enumerate(shares):
+        build.parameter(f"{number}.weight", dtype="bfloat16")
+        build.of_parameter(f"{number}.weight", Stat.ROUNDED_AWAY, share, Role.UPDATE)
+    build.loss((lambda step: 2.0 * 0.95**step) if falls else 2.0).facts(loss_lower_bound=0.0)
+    return build.scalar("lr", lr)
+
+
+def judged(build: Builder) -> list[Finding]:
+    return list(LostUpdates().judge(build.done()))
+
+
+def test_it_names_the_type_and_its_resolution() -> None:
+    (finding,) = judged(recording(0.9, 0.7))
+    assert "bfloat16" in finding.title
+    assert "1/512" in finding.explanation
+    assert finding.places == ("0.weight", "1.weight")
+
+
+@pytest.mark.parametrize(("share", "fires"), [(0.49, False), (0.5, True)])
+def test_the_share_of_a_matrix(share: float, fires: bool) -> None:
+    assert bool(judged(recording(share))) is fires
+
+
+@pytest.mark.parametrize(("shares", "fires"), [((0.9, 0.0, 0.0, 0.0), False), ((0.9, 0.9, 0.0, 0.0), True)])
+def test_the_share_of_the_matrices(shares: tuple[float, ...], fires: bool) -> None:
+    assert bool(judged(recording(*shares))) is fires
+
+
+@pytest.mark.parametrize(("share", "fires"), [(0.89, False), (0.9, True)])
+def test_a_training_that_falls_is_warned_of_only_when_nearly_all_is_lost(share: float, fires: bool) -> None:
+    found = judged(recording(share, falls=True))
+    assert bool(found) is fires
+    assert all(finding.severity is Severity.WARNING for finding in found)
+    assert judged(recording(share))[0].severity is Severity.ERROR
+
+
+def test_where_the_loss_says_nothing_it_is_a_warning() -> None:
+    build = recording(0.6)
+    build.recording.losses.clear()
+    assert judged(build)[0].severity is Severity.WARNING
+
+
+def test_steps_at_a_rate_of_zero_and_without_a_gradient_do_not_count() -> None:
+    assert judged(recording(lambda step: 1.0 if step < 20 else 0.0, lr=lambda step: 0.0 if step < 20 else 1.0)) == []
+    assert judged(recording(float("nan"))) == []
+
+
+def test_silent_for_vectors_and_for_float32() -> None:
+    build = Builder(steps=60).parameter("0.bias", (16,), dtype="bfloat16").loss(2.0).linear("1")
+    assert judged(build.of_parameter("0.bias", Stat.ROUNDED_AWAY, 1.0, Role.UPDATE)) == []
