@@ -248,10 +248,11 @@ class Doctor:
             pytest.fail("this takes a model and a batch, or a model, a loss function and a batch")
         try:
             finding = getattr(probes, question)(model, batch[-1], **options)
+            problem = "" if finding is None else assertions.message(finding)
         except MisuseError as error:
-            pytest.fail(str(error))
-        if finding is not None:
-            pytest.fail(assertions.message(finding))
+            problem = str(error)
+        if problem:
+            pytest.fail(problem)
 
     def _examined(
         self, given: tuple[Any, ...], steps: int | None, experiments: bool = False

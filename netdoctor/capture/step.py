@@ -154,7 +154,7 @@ class Replay:
         if edit is not None:
             args, kwargs = edit(entry, args, kwargs)
         with surroundings(entry.context):
-            result = call(*args, **kwargs)
+            result = self._called(call, args, kwargs)
         made = args[0] if entry.mutates and args else result
         for number, tensor in zip(entry.outputs, tensors(made), strict=False):
             self._values[number] = tensor
@@ -162,6 +162,14 @@ class Replay:
     def value(self, number: int) -> Tensor:
         """What an entry made: the tensor of this slot."""
         return self._values[number]
+
+    def _called(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except ValueError as error:  # what torch raises where the other processes of the training are gone by now
+            if "process group" not in str(error):
+                raise
+            raise CannotReplayError("the step talks to the other processes, which are gone") from error
 
     def _module(self, entry: Entry) -> nn.Module:
         module = self._copies.of(entry.module)
@@ -289,8 +297,13 @@ class TrainingStep:
     def _verify(self, copies: Copies) -> None:
         backward = self.iterations[0].backwards[0]
         refuse_overwritten(backward)
-        with preserved_random_state():
-            again = float(Replay(copies).loss(backward).detach())
+        try:
+            with preserved_random_state():
+                again = float(Replay(copies).loss(backward).detach())
+        except CannotReplayError:
+            raise
+        except Exception as error:  # of the user's model: what it needs is no longer there, such as the other processes
+            raise CannotReplayError(f"the first step fails when it is run again: {str(error)[:200]}") from error
         scale = max(abs(backward.value), 1e-12)
         same = again == backward.value or (math.isnan(again) and math.isnan(backward.value))
         if not same and not abs(again - backward.value) <= SAME * scale:

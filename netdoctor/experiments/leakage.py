@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netdoctor.capture.step import TrainingStep, refuse_overwritten
+from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, Leaf, Slot, walk
 from netdoctor.capture.tree import substitute, tensors
 from netdoctor.errors import CannotReplayError, MisuseError
@@ -42,6 +42,7 @@ class _Call:
     model: nn.Module
     inputs: dict[str, Any]
     targets: list[Tensor]
+    as_it_is: bool = False  # a copy by itself, in which operations may have been exchanged: it is not copied again
 
     def tensors(self) -> list[Tensor]:
         return list(tensors(self.inputs))
@@ -126,6 +127,25 @@ def _tensor(constant: Constant) -> Any:
     return constant.tensor.detach()
 
 
+def samples_of(recording: Recording, copies: Copies, step: TrainingStep) -> bool:
+    """Whether samples leak in these copies, as they are now. Raises as the arms do where it cannot be told."""
+    calls = list(_calls(step))
+    return bool(_samples(recording, _on(copies, calls[0]), _shift(calls))["leaks"])
+
+
+def positions_of(copies: Copies, step: TrainingStep) -> bool:
+    """Whether later positions leak in these copies, as they are now. Raises as the arms do where it cannot be told."""
+    calls = list(_calls(step))
+    shift = _shift(calls)
+    if shift is None:
+        raise MisuseError("the targets are not an input shifted by one")
+    return bool(_positions(_on(copies, calls[0]), shift)["leaks"])
+
+
+def _on(copies: Copies, call: _Call) -> _Call:
+    return replace(call, model=copies.of(call.model), as_it_is=True)
+
+
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
@@ -172,7 +192,7 @@ def _batch_dimensions(call: _Call, shift: _Shift | None) -> list[int]:
 
 def _leak_along(call: _Call, dim: int) -> Facts:
     size = int(call.tensors()[0].shape[dim])
-    subject, worst, at = Subject(call.model), 0.0, Location()
+    subject, worst, at = _subject(call), 0.0, Location()
     for kept in (0, size - 1):
         watched = partial(_one, kept=kept, dim=dim, size=size)
         one, other = _passes(subject, call, partial(_alone, kept=kept, dim=dim, size=size), watched)
@@ -209,7 +229,7 @@ class _Shift:
 def _positions(call: _Call, shift: _Shift) -> Facts:
     given = call.inputs[shift.name]
     length, dim = int(given.shape[shift.dimension]), shift.dimension
-    subject, worst, at = Subject(call.model), 0.0, Location()
+    subject, worst, at = _subject(call), 0.0, Location()
     for last in sorted({0, length // 2 - 1, length - 2}):
         watched = partial(_early, last=last, dim=dim, length=length)
         changed = partial(_other_future, last=last, dim=dim, only=given)
@@ -277,10 +297,31 @@ def _early(tensor: Tensor, last: int, dim: int, length: int) -> Tensor | None:
     return tensor.narrow(dim if dim in axes else axes[0], 0, last + 1)
 
 
+class _AsItIs:
+    """A copy that is asked as it stands, operations exchanged in it and all; outputs only."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def run(self, inputs: Any, keep: Kept) -> Pass:
+        modes = [module.training for module in self._model.modules()]
+        try:
+            with torch.no_grad():
+                returned = self._model.eval()(**inputs)
+        finally:
+            for module, mode in zip(self._model.modules(), modes, strict=True):
+                module.training = mode
+        return Pass((), tuple(t.detach() for t in tensors(returned) if t.is_floating_point()))
+
+
+def _subject(call: _Call) -> Subject | _AsItIs:
+    return _AsItIs(call.model) if call.as_it_is else Subject(call.model)
+
+
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def _passes(subject: Subject, call: _Call, change: Change, keep: Kept) -> tuple[Pass, Pass]:
+def _passes(subject: Subject | _AsItIs, call: _Call, change: Change, keep: Kept) -> tuple[Pass, Pass]:
     changed: Mapping[str, Any] = substitute(call.inputs, change)
     return subject.run(call.inputs, keep), subject.run(changed, keep)
 

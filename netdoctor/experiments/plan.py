@@ -9,6 +9,7 @@ import numpy as np
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.data.harm import State, harm
+from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import (
     batchnorm,
     blanking,
@@ -26,7 +27,7 @@ from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.experiments.treatments import TREATMENTS
 from netdoctor.finding import Severity
-from netdoctor.recording import Arm, Recording
+from netdoctor.recording import Arm, Fault, Recording
 from netdoctor.report import Report
 from netdoctor.trend import judge
 
@@ -102,4 +103,9 @@ def _no_time(steps: int, pace: float) -> Arm:
 
 def _add(recording: Recording, work: Callable[[], dict[str, Arm]], say: Say, what: str) -> None:
     say(what)
-    recording.arms.update(work())
+    try:
+        recording.arms.update(work())
+    except CannotReplayError as error:  # what this one needs of the step is not there any more
+        recording.arms[what] = Arm(what, np.empty(0), failure=str(error))
+    except Exception as error:  # a fault in one keeps no other from running
+        recording.faults.append(Fault(what, f"{type(error).__name__}: {error}"[:300]))

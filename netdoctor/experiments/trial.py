@@ -27,6 +27,7 @@ from netdoctor.experiments.verdict import decide, scale_of
 from netdoctor.finding import Certainty, Finding, Fix, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
 from netdoctor.report import Crash, Experiment, Report
+from netdoctor.trend import judge_series
 
 STEPS = 100  # enough for a trend over noise (trend.py asks for 30), and a few passes over the captured batches
 FINDINGS = 3  # of a report, and
@@ -90,6 +91,7 @@ class _Done:
 
     run: Run
     units: Units
+    holds: bool | None = None  # whether the copy is rid of the trouble; None where the loss decides
 
 
 @dataclass(slots=True)
@@ -275,6 +277,8 @@ class _Trials:
         verdict = decide(one, other, scale_of(bound, chance, one, other), broken, finding.check in _BUILT_IN)
         if verdict is None:
             return None
+        if treatment.holds is not None:
+            verdict = _by_itself(before.holds, after.holds, other)
         seconds = control.seconds + treated.seconds
         besides = side_effects(before.units, after.units, other)
         return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes), besides)
@@ -282,7 +286,8 @@ class _Trials:
     def _control(self, treatment: Treatment) -> _Done:
         """The untreated arm; trials with the same one share it."""
         for other, done in self._controls:
-            if (other.both, other.beside, other.control) == (treatment.both, treatment.beside, treatment.control):
+            same = (other.both, other.beside, other.control) == (treatment.both, treatment.beside, treatment.control)
+            if same and (treatment.holds is None or treatment.holds is other.holds):
                 return done
         done = self._arm(treatment)
         self._controls.append((treatment, done))
@@ -299,9 +304,10 @@ class _Trials:
                 notes += bench.notes
             run = sandbox.run(bench.iterations, self.steps, self.budget.share(self.share * self.budget.left))
             alive = units(bench) if run.ended != "non-finite" else {}
+            holds = None if treatment.holds is None else treatment.holds(bench)
         if len(bench.measured) == len(run.losses) and run.ended != "non-finite":
             run.losses = bench.measured
-        return _Done(run, alive)
+        return _Done(run, alive, holds)
 
     def _constant(self) -> float | None:
         """The loss of the best constant prediction on the captured batches; None where the loss is of another kind."""
@@ -351,6 +357,15 @@ def _told(fix: Fix, trial: Trial) -> Fix:
     if trial.side_effects:
         says = f"{says} Side effect on the copy: {'; '.join(trial.side_effects)}."
     return replace(fix, says=says, trial=trial)
+
+
+def _by_itself(before: bool | None, after: bool | None, losses: Sequence[float]) -> Verdict:
+    """The verdict where the trouble itself was looked for in both copies: gone, and the treated one trains."""
+    if before:
+        return Verdict.NOT_REPRODUCED
+    if not after:
+        return Verdict.NO_EFFECT
+    return Verdict.EASED if judge_series(losses).kind in {"rises", "non-finite"} else Verdict.CURED
 
 
 def _end(losses: Sequence[float]) -> float:

@@ -27,9 +27,9 @@ def usage(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str,
     """One arm "usage/<n>" per tensor that the first model call is given, as the training left the model.
 
     Facts: "argument" (its name in `forward`), "axes" (number of dimensions), "tokens" (no floats), "whole" (True: the
-    whole tensor varies over the batch and has no influence on the loss). Curves "axis <a>": one entry per index along dimension a, 1 where that
-    slice varies and has no influence, 0 where it has, NaN where it does not vary. A float tensor is asked by its
-    gradient first, then by taking the slices from other samples.
+    whole tensor varies over the batch and has no influence on the loss). Curves "axis <a>": one entry per index along
+    dimension a, 1 where that slice varies and has no influence, 0 where it has, NaN where it does not vary. A float
+    tensor is asked by its gradient first, then by taking the slices from other samples.
     """
     arms: dict[str, Arm] = {}
     try:

@@ -358,6 +358,8 @@ def test_an_unknown_name_is_tried_by_its_code() -> None:
 def test_names_are_unique() -> None:
     from netdoctor.experiments.treatments import (
         batches,
+        connections,
+        dependences,
         layers,
         loss_functions,
         losses,
@@ -366,7 +368,7 @@ def test_names_are_unique() -> None:
         weights,
     )
 
-    files = (batches, layers, loss_functions, losses, optimization, safe_operations, weights)
+    files = (batches, connections, dependences, layers, loss_functions, losses, optimization, safe_operations, weights)
     assert sum(len(file.TREATMENTS) for file in files) == len(TREATMENTS)
 
 

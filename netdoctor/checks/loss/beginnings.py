@@ -26,7 +26,10 @@ def expected_loss(recording: Recording, pair: Comparison) -> float:
     if recording.facts.get("loss_family") in _REGRESSIONS:
         columns = recording.targets[0].columns
         square = float(np.mean(columns.mean**2 + columns.std**2))
-        return {"mse": square, "huber": min(square, math.sqrt(square))}.get(pair.operation.name, math.sqrt(square))
+        name = pair.operation.name
+        return (
+            square if name == "mse_loss" else math.sqrt(square) if name == "l1_loss" else min(square, math.sqrt(square))
+        )
     return max(constant, math.log(2))
 
 

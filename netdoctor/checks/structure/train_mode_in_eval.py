@@ -25,8 +25,9 @@ class TrainModeInEval(Check):
     How it is decided: passes that no loss is trained on, whose results the script compares with targets (a loss, or
     `==`), while the model and one of its BatchNorm or Dropout layers are in training mode: most of those of one line.
     When it stays silent: passes that are only sampled from, or that make targets for the training; comparisons that are
-    no accuracy of a classifier (rewards of a policy); re-estimation of running statistics; models without such layers. Where the same batch is passed again and again the dropout is taken
-    for a sampling on purpose (Monte Carlo dropout): advice.
+    no accuracy of a classifier (rewards of a policy); re-estimation of running statistics; models without such layers.
+    Where the same batch is passed again and again the dropout is taken for a sampling on purpose (Monte Carlo dropout):
+    advice.
     Fix: `model.eval()` before the evaluation, `model.train()` after it.
     Sources: PyTorch's notes on train and eval; Gal and Ghahramani, 2016 (Monte Carlo dropout); advice A39, E-N8.
     """

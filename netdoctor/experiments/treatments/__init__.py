@@ -5,6 +5,7 @@ from __future__ import annotations
 from netdoctor.experiments.treatments import (
     batches,
     connections,
+    dependences,
     layers,
     loss_functions,
     losses,
@@ -18,6 +19,7 @@ TREATMENTS: dict[str, Maker] = {
     **weights.TREATMENTS,
     **layers.TREATMENTS,
     **connections.TREATMENTS,
+    **dependences.TREATMENTS,
     **optimization.TREATMENTS,
     **batches.TREATMENTS,
     **losses.TREATMENTS,

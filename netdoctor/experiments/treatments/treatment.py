@@ -113,6 +113,7 @@ class Treatment:
     unit: float = 1.0
     control_unit: float = 1.0
     says: str = ""
+    holds: Callable[[Bench], bool] | None = None  # of a trained copy: is it rid of the trouble? None: the loss decides
 
 
 @dataclass(frozen=True, slots=True)

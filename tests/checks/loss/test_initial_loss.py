@@ -85,7 +85,10 @@ def regression(first: float, mean: float = 0.0) -> Builder:
     return build
 
 
-@pytest.mark.parametrize(("first", "mean", "fires"), [(2.4, 0.0, False), (2.6, 0.0, True), (2.6, 2.0, False)])
+@pytest.mark.parametrize(
+    ("first", "mean", "fires"),
+    [(2.4, 0.0, False), (2.6, 0.0, True), (2.6, 2.0, False), (24.0, 3.0, False), (26.0, 3.0, True)],
+)
 def test_a_squared_error_starts_at_the_mean_square_of_its_targets(first: float, mean: float, fires: bool) -> None:
     assert bool(judged(regression(first, mean))) is fires
 

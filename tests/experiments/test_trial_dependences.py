@@ -1,0 +1,91 @@
+"""Trials of fixes that the loss cannot judge: whether the model still sees what it must not see."""
+
+from __future__ import annotations
+
+import pytest
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netdoctor.capture.step import TrainingStep
+from netdoctor.experiments.sandbox import Budget
+from netdoctor.experiments.treatments.treatment import Places
+from netdoctor.experiments.trial import _by_itself, try_fixes
+from netdoctor.finding import Finding, Fix, Location, Severity, Trial, Verdict
+from netdoctor.recording import Recording
+from netdoctor.report import Report
+from tests.experiments.test_leakage import Language, flat, labelled, next_tokens, trained
+
+FALLS = [1.0 - 0.01 * n for n in range(40)]
+
+
+class Reader(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(5, 8, batch_first=batch_first), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.rnn(x)[0].mean(1))
+        return out
+
+
+def attend(h: Tensor) -> Tensor:
+    return (h @ h.transpose(1, 2)).softmax(-1) @ h
+
+
+def fused(h: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(h, h, h)
+
+
+def masked(h: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(h, h, h, is_causal=True)
+
+
+def tried(step: TrainingStep, check: str, treatment: str, module: str = "") -> Trial | None:
+    found = Finding(check, "title", Severity.ERROR, "why", Location(module or None), fixes=(Fix(treatment, ""),))
+    known = Recording(facts={"loss_lower_bound": 0.0})
+    report = Report("train.py", "sick", 3, findings=(found,))
+    return try_fixes(report, known, step, Places(step), (), Budget(60), lambda _: None).findings[0].fixes[0].trial
+
+
+@pytest.mark.parametrize(("batch_first", "verdict"), [(False, Verdict.CURED), (True, Verdict.NOT_REPRODUCED)])
+def test_the_batch_dimension(batch_first: bool, verdict: Verdict) -> None:
+    step = trained(Reader(batch_first), labelled(12, 7, 5), F.cross_entropy)
+    trial = tried(step, "cross-sample-leakage", "batch-dimension", "rnn")
+    assert trial is not None
+    assert trial.verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("mix", "verdict"),
+    [(attend, Verdict.CURED), (fused, Verdict.CURED), (masked, Verdict.NOT_REPRODUCED)],
+)
+def test_the_causal_mask(mix, verdict: Verdict) -> None:
+    trial = tried(trained(Language(mix), next_tokens, flat), "causal-leak", "causal-mask")
+    assert trial is not None
+    assert trial.verdict is verdict
+
+
+def test_a_mask_does_not_help_against_another_leak() -> None:
+    mix = lambda h: attend(h) + h.roll(-1, 1)  # noqa: E731
+    trial = tried(trained(Language(mix), next_tokens, flat), "causal-leak", "causal-mask")
+    assert trial is not None
+    assert trial.verdict is Verdict.NO_EFFECT
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "losses", "verdict"),
+    [
+        (False, True, FALLS, Verdict.CURED),
+        (False, True, FALLS[::-1], Verdict.EASED),
+        (False, True, [*FALLS, float("nan")], Verdict.EASED),
+        (False, False, FALLS, Verdict.NO_EFFECT),
+        (True, True, FALLS, Verdict.NOT_REPRODUCED),
+    ],
+)
+def test_what_decides(before: bool, after: bool, losses: list[float], verdict: Verdict) -> None:
+    assert _by_itself(before, after, losses) is verdict
+
+
+def test_a_layer_without_such_a_dimension_is_not_tried() -> None:
+    step = trained(nn.Sequential(nn.Linear(5, 3)), labelled(12, 5), F.cross_entropy)
+    assert tried(step, "cross-sample-leakage", "batch-dimension", "0") is None
