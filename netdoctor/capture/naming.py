@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from netdoctor.capture.identity import ByIdentity
 from netdoctor.capture.source import is_user_file, source_line, user_position, variable_name
 from netdoctor.recording import SourceLine
 
@@ -37,9 +38,9 @@ class ModuleNames:
     """Paths of modules and names of parameters, as the topmost module that owns them would list them."""
 
     def __init__(self) -> None:
-        self._parents: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
-        self._built: weakref.WeakKeyDictionary[nn.Module, tuple[str, int]] = weakref.WeakKeyDictionary()
-        self._paths: weakref.WeakKeyDictionary[nn.Module, tuple[str, Root]] = weakref.WeakKeyDictionary()
+        self._parents: ByIdentity[nn.Module, weakref.ref[nn.Module]] = ByIdentity()
+        self._built: ByIdentity[nn.Module, tuple[str, int]] = ByIdentity()
+        self._paths: ByIdentity[nn.Module, tuple[str, Root]] = ByIdentity()
         self._parameters: dict[int, tuple[weakref.ref[Tensor], str, weakref.ref[nn.Module] | None]] = {}
         self.roots: list[Root] = []
         self.version = 0  # goes up whenever a name may have changed
@@ -48,7 +49,7 @@ class ModuleNames:
         """Hook for torch's module registration: remembers who owns whom."""
         if child is not None:
             self._parents[child] = weakref.ref(parent)
-            self._paths.pop(child, None)
+            self._paths.pop(child)
             self.version += 1
 
     def constructed(self, module: nn.Module) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from netdoctor.capture.containment import Containment
 from netdoctor.capture.data import PRODUCTS, DataRecorder
 from netdoctor.capture.evaluation import EvaluationRecorder
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
+from netdoctor.capture.identity import ByIdentity
 from netdoctor.capture.layers import LayerRecorder
 from netdoctor.capture.naming import ModuleNames, unwrapped
 from netdoctor.capture.operations import OperationMode
@@ -77,7 +77,7 @@ class Observer:
         self.measuring = False
         self.evaluating = False
         self.over = False  # the loop seems to update its weights itself: the step ends when the next one begins
-        self._stateful: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules known to have parameters or buffers
+        self._stateful: ByIdentity[nn.Module, bool] = ByIdentity()  # modules known to have parameters or buffers
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class Observer:
             return True
         if next(module.parameters(), None) is None and next(module.buffers(), None) is None:
             return False
-        self._stateful.add(module)
+        self._stateful[module] = True
         return True
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Entry:
