@@ -195,6 +195,7 @@ def is_bad(tensor: Tensor) -> tuple[bool, bool]:
     tensor = local(tensor)
     if (
         tensor.numel() == 0
+        or tensor.is_meta
         or not (tensor.is_floating_point() or tensor.is_complex())
         or tensor.layout is not torch.strided
     ):

@@ -303,10 +303,10 @@ class _Trials:
             if notes is not None:
                 notes += bench.notes
             run = sandbox.run(bench.iterations, self.steps, self.budget.share(self.share * self.budget.left))
+            if len(bench.measured) == len(run.losses) and run.ended != "non-finite":
+                run.losses = list(bench.measured)  # before anything else runs the loss, which would be noted as well
             alive = units(bench) if run.ended != "non-finite" else {}
             holds = None if treatment.holds is None else treatment.holds(bench)
-        if len(bench.measured) == len(run.losses) and run.ended != "non-finite":
-            run.losses = bench.measured
         return _Done(run, alive, holds)
 
     def _constant(self) -> float | None:

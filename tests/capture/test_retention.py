@@ -67,5 +67,7 @@ def test_the_line_that_holds_them(keeps: str, found: bool) -> None:
 def test_where_nothing_is_known_a_kept_graph_is_named() -> None:
     text = "h = cell(x, h)\nhead(h).backward(retain_graph=True)\n"
     linecache.cache["kept.py"] = (len(text), None, text.splitlines(True), "kept.py")
-    assert (line := holder(("kept.py", 2))) is not None and line.line == 2
+    line = holder(("kept.py", 2))
+    assert line is not None
+    assert line.line == 2
     assert holder(("no such file", 1)) is None

@@ -255,3 +255,27 @@ def test_a_control_that_squashes_twice_is_measured_like_the_treated_arm() -> Non
     assert bench.measured[0] == pytest.approx(first)
     assert len(bench.measured) == len(own)
     assert run(step, found)[0] == pytest.approx(first)
+
+
+def test_both_arms_of_a_trial_are_told_in_the_loss_that_is_meant() -> None:
+    """A control in its own loss and a treated arm in another would make a cure of a change of units."""
+    from netdoctor.experiments.sandbox import Budget
+    from netdoctor.experiments.treatments.treatment import Places
+    from netdoctor.experiments.trial import STEPS, try_fixes
+    from netdoctor.finding import Finding, Severity
+    from netdoctor.recording import Recording
+    from netdoctor.report import Report
+    from tests.experiments.capturing import fit
+
+    torch.manual_seed(0)
+    x = torch.randn(96, 6)
+    y = (torch.rand(96, 4) < 0.5).float()
+    step = fit(nn.Linear(6, 4), F.cross_entropy, x, y, steps=3)
+    fix = Fix("fitting-loss", "Use binary_cross_entropy_with_logits.")
+    found = Finding("wrong-loss", "title", Severity.ERROR, "why", fixes=(fix,))
+    known = Recording(facts={"loss_lower_bound": 0.0})
+    report = Report("train.py", "sick", 3, findings=(found,))
+    trial = try_fixes(report, known, step, Places(step), (), Budget(60), lambda _: None).findings[0].fixes[0].trial
+    assert trial is not None
+    assert len(trial.control) == len(trial.treated) == STEPS
+    assert trial.control[0] == pytest.approx(trial.treated[0])

@@ -64,3 +64,9 @@ def test_every_fault_and_every_loss_comes_up() -> None:
     plans = [drawn(number) for number in range(400)]
     assert {fault for plan in plans for fault in plan.faults} == set(FAULTS)
     assert {plan.loss for plan in plans} == set(LOSSES)
+
+
+@pytest.mark.parametrize("number", [2, 3949])
+def test_those_that_once_failed(number: int) -> None:
+    """Layers that multiply a matrix by a vector; a model on the meta device beside one that breaks."""
+    examined(number, experiments=False)

@@ -30,7 +30,7 @@ class CannotOverfitTinyBatch(Check):
     Then one thing at a time is removed or mended; what makes it fit is named.
     When it stays silent: any Adam setting fits and the real run learns (the learning-rate checks say the rest); the
     real run lost half of its loss, or learns and the copy got most of the way; a loss that is neither of classes nor
-    regression, unless it never falls; experiments under 50 steps.
+    regression, unless it never falls; a sampling model that lost 95 %; experiments under 50 steps.
     Fix: what unblocked it; else the cause found.
     Sources: Karpathy's recipe (overfit one batch), CS231n (20 examples to zero cost), FSDL (rises, explodes, plateaus).
     """
@@ -43,6 +43,7 @@ class CannotOverfitTinyBatch(Check):
     poor: float = 0.5  # of the loss left: under it the copy got most of the way, as a bottleneck or dropout allows
     half: float = 0.5  # of the loss: a real run that lost it learns, whatever the copy did
     steps: int = 50  # in fewer steps a sound model may not get to the floor
+    drawn: float = 0.05  # of the loss left: as much may be due to random numbers that a model draws by itself
     other: float = 0.99  # of the loss left: what a loss of unknown kind must not get under
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
@@ -68,7 +69,8 @@ class CannotOverfitTinyBatch(Check):
         best = min(arms, key=overfit.remaining)
         left = overfit.remaining(best)
         causes, trend = overfit.unblocked(recording), judge(recording)
-        reason = overfit.unclear(recording, arms, self.steps, trend.kind != "unknown" and left >= self.other)
+        drawn = overfit.draws(recording) if left < self.drawn else ""
+        reason = drawn or overfit.unclear(recording, arms, self.steps, trend.kind != "unknown" and left >= self.other)
         if reason:
             yield Abstention(self.name, reason)
             return

@@ -86,3 +86,10 @@ def adam(arm: Arm) -> str:
 def adam_code(arm: Arm) -> str:
     """The setting of an arm of the sweep, as code."""
     return f"optimizer = torch.optim.Adam(model.parameters(), lr={arm.name.rpartition(' ')[2]})"
+
+
+def draws(recording: Recording) -> str:
+    """Why no floor can be asked for, where the model samples even in evaluation mode; else ""."""
+    arm = recording.arms.get("determinism/evaluation")
+    drawn = arm is not None and not arm.failure and bool(arm.facts.get("differs"))
+    return "the model draws random numbers of its own: what it cannot foresee stays in the loss" if drawn else ""

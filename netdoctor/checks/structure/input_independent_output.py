@@ -32,9 +32,7 @@ class InputIndependentOutput(Check):
 
     name = "input-independent-output"
     arms = frozenset({GIVEN, BLANKED})
-    explains = frozenset(
-        {"loss-not-decreasing", "cannot-overfit-tiny-batch", "label-input-mismatch", "ignored-input", "no-gradient"}
-    )
+    explains = frozenset({"loss-not-decreasing", "cannot-overfit-tiny-batch", "label-input-mismatch", "ignored-input"})
 
     same: float = 1e-5  # of the loss: float32 resolves 1e-7, and sums differ in their last digits
     steps: int = 8  # a head of zeros, and what lies behind a zero-initialised branch, has begun to move by then

@@ -136,3 +136,11 @@ def test_an_experiment_that_failed_gives_its_reason():
 def test_a_regression_is_measured_from_its_floor():
     (found,) = judged(tried(1.16, kind="regression", constant=2.0, floor=0.02, losses=2.0))
     assert found.share == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("best", "differs", "kind"), [(0.03, True, Abstention), (0.03, False, Finding), (1.5, True, Finding)]
+)
+def test_a_model_that_samples_keeps_what_it_cannot_foresee(best, differs, kind):
+    (found,) = judged(tried(best).arm("determinism/evaluation", [], differs=differs, share=0.1))
+    assert isinstance(found, kind)

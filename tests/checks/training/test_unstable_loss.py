@@ -55,7 +55,7 @@ def test_the_jumps_of_the_run(jump: float, fires: bool) -> None:
     assert bool(judged(recording(jump=jump))) is fires
 
 
-@pytest.mark.parametrize(("level", "fires"), [(0.04, False), (0.06, True)])
+@pytest.mark.parametrize(("level", "fires"), [(0.035, False), (0.06, True)])
 def test_a_loss_near_zero_may_jump(level: float, fires: bool) -> None:
     assert bool(judged(recording(level=level))) is fires
 
