@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from netdoctor.capture.step import Iteration, Replay, TrainingStep, refuse_overwritten
+from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
 from netdoctor.checks.training.pull import loss_left, pulls
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.sandbox import Budget, Edit, Sandbox, quiet
@@ -57,9 +57,7 @@ def _arm(name: str, step: TrainingStep, change: Change, edit: Edit, budget: Budg
         sandbox = Sandbox(step)
         before = _level(sandbox, edit)
         change(sandbox)
-        run = sandbox.run(
-            [_undecayed(it) for it in step.iterations] if "decay" in name else step.iterations, STEPS, budget
-        )
+        run = sandbox.run(step.iterations, STEPS, budget)
         facts: dict[str, float | str | bool] = {
             "data": _level(sandbox, edit),
             "total": _level(sandbox, None),
@@ -71,20 +69,9 @@ def _arm(name: str, step: TrainingStep, change: Change, edit: Edit, budget: Budg
 
 
 def _stop_decaying(sandbox: Sandbox) -> None:
+    sandbox.pinned["weight_decay"] = 0.0
     for group in (group for optimizer in sandbox.optimizers for group in optimizer.param_groups):
         group["weight_decay"] = 0.0
-
-
-def _undecayed(iteration: Iteration) -> Iteration:
-    """The iteration without the decay that the script's own steps had, which else is set again by each."""
-    actions = [
-        replace(
-            action,
-            options=tuple({k: v for k, v in options.items() if k != "weight_decay"} for options in action.options),
-        )
-        for action in iteration.actions
-    ]
-    return replace(iteration, actions=actions)
 
 
 def _penalised(step: TrainingStep, late: TrainingStep, edit: Edit) -> bool:

@@ -96,6 +96,9 @@ class Sandbox:
         self.copies: Copies = step.copies()
         self.edit = edit
         self.clipping = True
+        self.pinned: dict[
+            str, Any
+        ] = {}  # options that a treatment set, and the script's own schedule does not set again
         self._lr_factor = lr_factor
         self._own = optimizer is None
         self._by_hand = False
@@ -167,7 +170,7 @@ class Sandbox:
                     if math.isfinite(lr):
                         group["lr"] = lr * self._lr_factor
                 for group, options in zip(optimizer.param_groups, action.options, strict=False):
-                    group.update(options)
+                    group.update(options | self.pinned)
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise CannotReplayError("L-BFGS evaluates its loss many times a step, which is not captured")
             optimizer.step()

@@ -108,6 +108,7 @@ def _decays(sandbox: Sandbox) -> bool:
 
 
 def _stop_decaying(sandbox: Sandbox, _: list[Iteration]) -> None:
+    sandbox.pinned["weight_decay"] = 0.0
     for optimizer in sandbox.optimizers:
         for group in optimizer.param_groups:
             if "weight_decay" in group:
