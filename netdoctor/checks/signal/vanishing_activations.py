@@ -24,9 +24,10 @@ class VanishingActivations(Check):
     Why it hurts: the output no longer depends on the input and the gradient reaches the early layers as little.
     How it is decided: a line is fitted to log10 of the outputs' standard deviation over the batch (biases keep the
     root mean square up when the signal is gone) over the weight layers at step 0; the total must be 1e-3 or less. It
-    counts when training does not work, when it is still so at the last step, or when nothing (1e-6) is left.
+    counts when training does not work, when it is still so at the last step, or when nothing (1e-6) is left to the end.
     When it stays silent: training that learns and recovers (PyTorch's default initialisation shrinks a ReLU layer by
-    0.4, 12 layers to 2e-5, and Adam mends it); normalised and residual nets; sigmoid stacks (vanishing-gradients).
+    0.4, 12 layers to 2e-5, and Adam mends it); a codebook of which one code is used at first, and more later; normalised
+    and residual nets; sigmoid stacks (vanishing-gradients).
     Fix: variance-scaling initialisation for the activation in use; no hand-made shrinking; normalisation; shortcuts.
     Sources: He et al. 2015; Schoenholz et al. 2017 (depth scale of the correlation); Sen 1968 (slope).
     """
@@ -50,7 +51,7 @@ class VanishingActivations(Check):
         if not found or self._cut(recording):
             return
         worst, loss = min(found, key=lambda p: p.total), trend.judge(recording)
-        lost = self._left(recording, worst) <= self.nothing and not loss.learning
+        lost = not loss.learning and max(self._left(recording, worst, index) for index in (0, -1)) <= self.nothing
         if outcome.hurt(loss) or lost:
             yield self._finding(recording, worst, Severity.ERROR, loss)
         elif loss.learning and any(-p.total >= self.decades for p in self._profiles(recording, -1)):
@@ -73,10 +74,10 @@ class VanishingActivations(Check):
         tracks = (recording.of_layer(layer, Stat.UNIT_ACTIVE) for layer in recording.layers)
         return any(track is not None and 1 - track.first >= self.dead for track in tracks)
 
-    def _left(self, recording: Recording, found: Profile) -> float:
-        """The variation over the batch that is left at the last hidden layer, as a share of its scale."""
+    def _left(self, recording: Recording, found: Profile, index: int) -> float:
+        """The variation over the batch that is left at the last hidden layer at a sample, as a share of its scale."""
         layer = found.layers[-2]
-        return (signal(recording, layer) or 0.0) / (depth.scale(recording, layer) or 1.0)
+        return (signal(recording, layer, index) or 0.0) / (depth.scale(recording, layer, index) or 1.0)
 
     def _finding(self, recording: Recording, found: Profile, severity: Severity, loss: trend.Trend) -> Finding:
         place, last = depth.begin(recording, found, partial(signal, recording)), found.layers[-1]
