@@ -190,6 +190,7 @@ class Optimizer:
     parameters: tuple[str, ...]
     source: SourceLine | None = None
     steps: int = 0
+    span: tuple[int, ...] = ()  # the training steps of its first and its last step; () when it never stepped
 
     @property
     def lr(self) -> float:

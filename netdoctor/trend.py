@@ -89,7 +89,7 @@ def judge(recording: Recording) -> Trend:
     """
     if not recording.losses:
         return Trend("unknown", reason="no loss was seen")
-    trend = _together([_of(series, recording) for series in recording.losses.values()])
+    trend = _together([_of(series, recording) for series in _latest(recording)])
     if recording.facts.get("moving_target") and trend.kind != "non-finite":
         return replace(trend, kind="unknown", reason="a model makes the target: such a loss need not fall")
     if recording.facts.get("several_optimizers") and trend.kind in {"flat", "rises"}:
@@ -97,6 +97,27 @@ def judge(recording: Recording) -> Trend:
     if trend.reason == NO_BETTER and _cannot_fit(recording):
         return replace(trend, kind="flat", reason="")  # the experiment answers what the estimate left open
     return trend
+
+
+def phase(recording: Recording) -> int:
+    """The step at which the last phase of a training began: other parameters are trained from there on, by an optimizer that
+    was new, and none of the earlier ones steps any more. 0 for a training of one phase."""
+    stepped = sorted((o for o in recording.optimizers if o.span), key=lambda o: o.span[0])
+    begins = 0
+    for number, new in enumerate(stepped):
+        before = [o for o in stepped[:number] if o.span[0] < new.span[0]]
+        others = before and all(o.span[1] < new.span[0] for o in before)
+        if others and set(new.parameters) != set(before[-1].parameters):
+            begins = new.span[0]
+    return begins
+
+
+def _latest(recording: Recording) -> list[Series]:
+    """The losses of the last phase: a new head begins anew. All of them where that phase was too short to be judged."""
+    begins = phase(recording)
+    cut = [Series(s.steps[s.steps >= begins], s.values[s.steps >= begins]) for s in recording.losses.values()]
+    kept = [series for series in cut if series.values.size >= MIN_STEPS]
+    return kept if begins and kept else list(recording.losses.values())
 
 
 def _cannot_fit(recording: Recording) -> bool:

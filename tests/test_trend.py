@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,6 +234,37 @@ def test_of_several_losses_the_learning_one_speaks():
     both = Builder(50).loss(2.0, "a").loss(lambda s: 2 - 0.02 * s, "b").done()
     assert judge(both).kind == "falls"
     assert judge(Builder(50).loss(2.0, "a").loss(1.0, "b").done()).kind == "flat"
+
+
+def _two_phases(second, spans, parameters=(("body.weight",), ("head.weight",))):
+    """A loss that fell to 0.1, and then is `second`, made by two optimizers with the given first and last steps."""
+    losses = np.concatenate([np.linspace(2.3, 0.1, 40), np.full(40, 1.0) * second])
+    build = Builder(80).loss(losses)
+    for names in parameters:
+        build.optimizer(parameters=names)
+    optimizers = build.recording.optimizers
+    build.recording.optimizers = [replace(o, span=span) for o, span in zip(optimizers, spans, strict=True)]
+    return build.done()
+
+
+def test_a_new_head_begins_anew():
+    """The loss jumps where another optimizer takes over for other parameters: that is no divergence."""
+    fell = np.linspace(2.4, 0.3, 40)
+    assert judge(_two_phases(fell, [(0, 39), (40, 79)])).kind == "falls"
+    assert judge(_two_phases(fell, [(0, 39), (40, 79)])).steps == 40
+
+
+@pytest.mark.parametrize(
+    ("spans", "parameters"),
+    [
+        ([(0, 79), (40, 79)], (("body.weight",), ("head.weight",))),
+        ([(0, 39), (40, 79)], (("body.weight",), ("body.weight",))),
+        ([(0, 39), (75, 79)], (("body.weight",), ("head.weight",))),
+    ],
+    ids=["the first goes on", "the same parameters", "too short to be judged"],
+)
+def test_what_is_no_new_phase(spans, parameters):
+    assert judge(_two_phases(np.linspace(2.4, 0.3, 40), spans, parameters)).steps == 80
 
 
 def test_no_loss_is_unknown():

@@ -48,7 +48,12 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.layers = list(observer.layers.layers.values())
     display, labels = _names(observer, recording)
     recording.optimizers = [
-        replace(o, parameters=tuple(display.get(p, p) for p in o.parameters), steps=steps)
+        replace(
+            o,
+            parameters=tuple(display.get(p, p) for p in o.parameters),
+            steps=steps,
+            span=training.optimizers.spans.get(o.index, ()),
+        )
         for o, steps in zip(training.optimizers.facts, training.steps, strict=True)
     ]
     recording.parameters = _parameters(observer, training, display, labels)

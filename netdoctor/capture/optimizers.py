@@ -19,6 +19,8 @@ class Optimizers:
 
     def __init__(self, names: ModuleNames) -> None:
         self.facts: list[OptimizerFacts] = []
+        self.steps: list[int] = []  # how many each of them took
+        self.spans: dict[int, tuple[int, int]] = {}  # number → the training steps of its first and its last step
         self.alive: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._names = names
         self._sources: weakref.WeakKeyDictionary[Optimizer, SourceLine] = weakref.WeakKeyDictionary()
@@ -44,6 +46,7 @@ class Optimizers:
         index = self._indices.get(optimizer)
         if index is None:
             index = self._indices[optimizer] = len(self.facts)
+            self.steps.append(0)
             self.alive.add(optimizer)
             names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
             groups = tuple(
@@ -59,6 +62,11 @@ class Optimizers:
                 OptimizerFacts(index, type(optimizer).__name__, groups, names, self._sources.get(optimizer))
             )
         return index
+
+    def count(self, index: int, step: int) -> None:
+        """An optimizer stepped, in a step of the training."""
+        self.steps[index] += 1
+        self.spans[index] = (self.spans[index][0] if index in self.spans else step, step)
 
     def register(self, optimizer: Optimizer) -> None:
         """Number an optimizer that never stepped, too; and give all parameters the names that are known by now: of models that ran

@@ -36,7 +36,6 @@ class TrainingTaps:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self.optimizers = Optimizers(observer.names)
-        self._steps: list[int] = []
         self._stepped: set[int] = set()  # optimizers that stepped since this step began
         self._expected: set[int] | None = None  # those that stepped in the one before
         self._backwards = 0  # since the last optimizer step
@@ -207,7 +206,7 @@ class TrainingTaps:
         """A backward call is done."""
         self._zeroed = self._lost = False
         waiting = self.optimizers.alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
-        stepping = any(self._steps) or self._stepping
+        stepping = any(self.optimizers.steps) or self._stepping
         self._by_itself = not stepping and (self._by_itself or not waiting)
         self._observer.over = self._by_itself
 
@@ -274,22 +273,15 @@ class TrainingTaps:
         """An optimizer was constructed."""
         self.optimizers.made(optimizer)
 
-    def _index_of(self, optimizer: Optimizer) -> int:
-        index = self.optimizers.index_of(optimizer)
-        if index == len(self._steps):
-            self._steps.append(0)
-        return index
-
     def register_all(self, containment: Containment) -> None:
         """Bring the facts of all optimizers up to date, those that never stepped with them."""
         for optimizer in list(self.optimizers.alive):
             containment.run("optimizer names", self.optimizers.register, optimizer)
-            self._index_of(optimizer)
 
     def plain_before_step(self, optimizer: Optimizer) -> bool:
         """The short way through `before_step`; False when something is not as expected."""
         light = self._observer.light
-        if light is None or not light.gradients(optimizer, self._index_of(optimizer)):
+        if light is None or not light.gradients(optimizer, self.optimizers.index_of(optimizer)):
             return False
         self._stepping = True
         return True
@@ -299,9 +291,9 @@ class TrainingTaps:
         light = self._observer.light
         if light is None or not self._stepping:
             return False
-        index = self._index_of(optimizer)
+        index = self.optimizers.index_of(optimizer)
         self._stepping = False
-        self._steps[index] += 1
+        self.optimizers.count(index, self._observer.step)
         self._observer.recorder.tick("step")
         self._stepped.add(index)
         if light.over:
@@ -313,7 +305,7 @@ class TrainingTaps:
         """An optimizer is about to step: the last look at gradients while the weights are untouched."""
         observer = self._observer
         self._stepping, observer.over = True, False
-        index = self._index_of(optimizer)
+        index = self.optimizers.index_of(optimizer)
         observer.mode.leave()
         if index in self._stepped:
             self._close()
@@ -345,8 +337,8 @@ class TrainingTaps:
         """An optimizer stepped."""
         observer = self._observer
         self._stepping = False
-        index = self._index_of(optimizer)
-        self._steps[index] += 1
+        index = self.optimizers.index_of(optimizer)
+        self.optimizers.count(index, self._observer.step)
         self._parameters.updates()
         self._stepped_on.after()
         if observer.light is None or observer.program.capturing:
@@ -384,7 +376,7 @@ class TrainingTaps:
     @property
     def steps(self) -> tuple[int, ...]:
         """How many steps each optimizer took."""
-        return tuple(self._steps)
+        return tuple(self.optimizers.steps)
 
 
 def gradient_norm(gradients: list[Tensor]) -> float:

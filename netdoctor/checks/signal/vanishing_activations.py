@@ -26,8 +26,7 @@ class VanishingActivations(Check):
     root mean square up when the signal is gone) over the weight layers at step 0; the total must be 1e-3 or less. It
     counts when training does not work, when it is still so at the last step, or when nothing (1e-6) is left to the end.
     When it stays silent: training that learns and recovers (PyTorch's default initialisation shrinks a ReLU layer by
-    0.4, 12 layers to 2e-5, and Adam mends it); a codebook of which one code is used at first, and more later; normalised
-    and residual nets; sigmoid stacks (vanishing-gradients).
+    0.4, 12 layers to 2e-5, and Adam mends it), as a codebook does; normalised, residual nets; sigmoids (vanishing-gradients).
     Fix: variance-scaling initialisation for the activation in use; no hand-made shrinking; normalisation; shortcuts.
     Sources: He et al. 2015; Schoenholz et al. 2017 (depth scale of the correlation); Sen 1968 (slope).
     """

@@ -43,6 +43,16 @@ def test_unknown_training_needs_a_lost_signal(left: float, fires: bool) -> None:
     assert bool(findings(CHECK, recording)) is fires
 
 
+@pytest.mark.parametrize(("later", "fires"), [(0.5, False), (1e-8, True)])
+def test_a_signal_that_is_lost_at_first_and_comes_back_is_none_of_an_unknown_training(
+    later: float, fires: bool
+) -> None:
+    """The straight-through codebook of an autoencoder: one code for all inputs at first, and a loss with a moving target."""
+    levels = [lambda step, k=k: 1e-8 ** (k / 6) if step < 20 else later ** (k / 6) for k in range(8)]
+    recording = chain([1.0] * 8, variation=levels).facts(moving_target=True).done()
+    assert bool(findings(CHECK, recording)) is fires
+
+
 def test_sigmoid_stacks_are_left_to_vanishing_gradients() -> None:
     assert not findings(CHECK, chain([0.5] * 8, variation=shrinking(6), activation="Sigmoid").done())
     assert findings(CHECK, chain(shrinking(6), activation="Sigmoid").done())  # the scale shrinks, too
