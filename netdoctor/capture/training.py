@@ -207,8 +207,10 @@ class TrainingTaps:
         self._zeroed = self._lost = False
         waiting = self.optimizers.alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
         stepping = any(self.optimizers.steps) or self._stepping
-        self._by_itself = not stepping and (self._by_itself or not waiting)
-        self._observer.over = self._by_itself
+        alone = not stepping and (self._by_itself or not waiting)
+        if alone and not self._by_itself:  # an optimizer that never steps may be gone when the run ends
+            self.register_all(self._observer.containment)
+        self._by_itself = self._observer.over = alone
 
     # --- schedules ---------------------------------------------------------------------------------------------------
 
