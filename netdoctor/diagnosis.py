@@ -98,7 +98,7 @@ def _run(check: Check, recording: Recording, outcome: _Outcome) -> None:
             for item in check.judge(recording):
                 said += 1
                 if isinstance(item, Finding):
-                    outcome.findings.append(replace(item, check=check.name))
+                    _add(replace(item, check=check.name), outcome.findings)
                 elif isinstance(item, Abstention):
                     outcome.abstentions.append(replace(item, check=check.name))
                 else:
@@ -108,6 +108,13 @@ def _run(check: Check, recording: Recording, outcome: _Outcome) -> None:
         said += 1
     if not said:
         outcome.passed.append(check.name)
+
+
+def _add(found: Finding, findings: list[Finding]) -> None:
+    """Once: a closure that is evaluated several times in a step shows the same thing at the same line each time."""
+    keys = ((f.check, f.title, f.location, f.places) for f in findings)
+    if (found.check, found.title, found.location, found.places) not in keys:
+        findings.append(found)
 
 
 def _tail(error: Exception) -> str:

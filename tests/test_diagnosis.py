@@ -51,6 +51,12 @@ def test_findings_abstentions_and_passed_checks_are_sorted():
     assert report.verdict == "sick"
 
 
+def test_the_same_thing_at_the_same_place_is_said_once():
+    """L-BFGS evaluates its closure, and so the same wrong line, several times in a step."""
+    report = diagnose(seen(), [check("a", finding(), finding(), finding(module="x"))])
+    assert sorted(str(f.location.module) for f in report.findings) == ["None", "x"]
+
+
 def test_findings_are_ranked():
     report = diagnose(seen(), [check("b", finding("b")), check("a", finding("a"), explains=("b",))])
     assert [(f.check, len(f.symptoms)) for f in report.findings] == [("a", 1)]

@@ -72,7 +72,10 @@ class ExplodingActivations(Check):
 
     def _with_steps(self, recording: Recording, layers: list[Layer], growth: float) -> Finding:
         first = layers[0]
-        start = max(at(recording.of_layer(first, Stat.RMS), 0) or 0.0, 1.0)
+        track = recording.of_layer(first, Stat.RMS)
+        start = max(at(track, 0) or 0.0, 1.0)
+        over = [] if track is None else track.steps[track.values > self.growth * start]
+        step = max(2, int(over[0])) if len(over) else 2  # what one update does is a jump: the rate's, not a growth
         return Finding(
             check=self.name,
             title=f"the activations of {first.name} grew by a factor of {growth:.1e} while training and still grow",
@@ -81,6 +84,7 @@ class ExplodingActivations(Check):
             location=Location.at(first.source, first.path),
             evidence=(self._evidence(first, growth * start, self.growth * start),),
             fixes=(initialisation.LOWER_LR, initialisation.CLIP),
+            first_step=step,
             places=tuple(layer.name for layer in layers),
         )
 

@@ -56,7 +56,8 @@ class LossDiverging(Check):
 
     def _maximised(self, trend: Trend, minus: Operation | None, recording: Recording) -> bool:
         played = recording.facts.get("moving_target") or recording.facts.get("several_optimizers")
-        return minus is not None and not played and trend.z <= FALL_Z and trend.end < 0
+        fell = trend.z <= FALL_Z or (trend.kind == "non-finite" and trend.end < 2 * trend.start)  # what was left of it
+        return minus is not None and not played and fell and trend.end < 0
 
     def _below(self, trend: Trend, recording: Recording) -> bool:
         bound = float(recording.facts.get("loss_lower_bound", -math.inf))
