@@ -78,11 +78,13 @@ FAULTS = (
         "square root of 0 in the loss",
         ("non-finite-gradient",),
         {
-            "sparse_relu_cnn": (("penalty = h1.mean()", "penalty = h1.sqrt().mean()"),),
-            "regression_standardised": (
+            "metric_learning": (
+                ("similarity = z @ z.T", "similarity = 1 - torch.sqrt(((z[:, None] - z[None]) ** 2).sum(dim=-1))"),
+            ),
+            "cnn_digits": (
                 (
-                    "loss = criterion(model(xb), yb)",
-                    "out = model(xb); loss = criterion(out, yb) + 0.1 * torch.sqrt(torch.relu(out - 3)).mean()",
+                    "labels[rows])\n",
+                    "labels[rows]) + 0.01 * sum(m.bias.square().sum().sqrt() for m in (net.conv1, net.fc1))\n",
                 ),
             ),
             "flow_moons": (

@@ -74,8 +74,8 @@ class ExplodingActivations(Check):
         first = layers[0]
         track = recording.of_layer(first, Stat.RMS)
         start = max(at(track, 0) or 0.0, 1.0)
-        over = [] if track is None else track.steps[track.values > self.growth * start]
-        step = max(2, int(over[0])) if len(over) else 2  # what one update does is a jump: the rate's, not a growth
+        over = [] if track is None else track.steps[track.values > self.growth * start].tolist()
+        step = max([2, *over[:1]])  # what one update does is a jump: the rate's, not a growth
         return Finding(
             check=self.name,
             title=f"the activations of {first.name} grew by a factor of {growth:.1e} while training and still grow",

@@ -72,6 +72,16 @@ def test_growth_over_steps(grown: float, fires: bool) -> None:
     assert bool(findings(CHECK, build.done())) is fires
 
 
+def test_growth_begins_where_it_passed_the_limit_and_not_with_one_update() -> None:
+    """What the first update does is the rate's doing: learning-rate-too-high (from step 1 on) is its cause."""
+    for level, first in ((lambda step: 1e6 ** (step / 59), 30), (lambda step: 1e4 * 1.1**step if step else 1.0, 2)):
+        build = chain([1.0] * 4)
+        build.of_layer("body.2", Stat.RMS, level)
+        (found,) = findings(CHECK, build.done())
+        assert found.first_step is not None
+        assert first <= found.first_step <= first * 1.1
+
+
 @pytest.mark.parametrize(
     ("levels", "loss"),
     [

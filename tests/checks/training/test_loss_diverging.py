@@ -94,6 +94,12 @@ def test_the_minus_sign_is_found_in_the_graph():
     assert found.fixes[0].treatment == "drop-minus-sign"
 
 
+@pytest.mark.parametrize(("last", "fires"), [(-1.9, False), (-2.1, True)])
+def test_a_minus_sign_that_ends_in_nan_is_found_by_what_came_before(last, fires):
+    losses = np.append(np.linspace(-1.0, last, 6), np.full(54, np.nan))
+    assert bool(judged(negative(run(losses)))) is fires
+
+
 @pytest.mark.parametrize(
     "build",
     [
