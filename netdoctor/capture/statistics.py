@@ -220,7 +220,9 @@ def distinct_rows(weight: Tensor) -> Tensor:
     """
     rows = weight.reshape(weight.shape[0], -1)[:MAX_UNITS]
     stride = max(1, rows.shape[1] // _SAMPLED)
-    if stride > 1:  # rows that differ do so in a few of their entries nearly always; only those that do not are asked in full
+    if (
+        stride > 1
+    ):  # rows that differ do so in a few of their entries nearly always; only those that do not are asked in full
         share = _distinct(rows[:, ::stride])
         if share.item() == 1.0:
             return share

@@ -37,7 +37,7 @@ class CannotOverfitTinyBatch(Check):
 
     name = "cannot-overfit-tiny-batch"
     arms = frozenset({overfit.OWN, "overfit/adam 0.01", "overfit/adam 0.001", "overfit/adam 0.0001"})
-    explains = frozenset({"loss-not-decreasing"})
+    explains = frozenset({"loss-not-decreasing", "initial-loss"})
 
     stuck: float = 0.95  # of the loss left: the script's own optimizer made no progress at all
     poor: float = 0.5  # of the loss left: under it the copy got most of the way, as a bottleneck or dropout allows

@@ -33,6 +33,7 @@ class IgnoredInput(Check):
     name = "ignored-input"
     explains = frozenset({"no-gradient", "underfitting", "loss-not-decreasing", "label-input-mismatch"})
 
+    wide: int = 64  # features or more may be a signal in time: strides leave out up to 5 % at its ends
     positions: float = 0.5  # of a sequence or an image side: strides leave a border, a loss its last token
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
@@ -57,7 +58,8 @@ class IgnoredInput(Check):
             axis, silent = int(name.split()[-1]), curve == 1
             feature = axis == (1 if axes >= 4 else axes - 1) and not arm.facts.get("tokens")
             share = silent.sum() / max(1, np.isfinite(curve).sum())
-            if silent.any() and share < 1 and (feature or share >= self.positions):
+            border = silent.size >= self.wide and share < 0.05 and silent[0] + silent[-1]
+            if silent.any() and share < 1 and (feature and not border or share >= self.positions):
                 kind = ("channel" if axes >= 4 else "feature") if feature else "position"
                 limit = 0.0 if feature else 100 * self.positions
                 return _listed(kind, silent) + f" of dimension {axis}", 100 * float(share), limit

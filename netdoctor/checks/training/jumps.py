@@ -38,3 +38,10 @@ def rising_steps(arm: Arm | None) -> tuple[float, int]:
         return 0.0, 0
     rises = after[half : half + count] > before[half : half + count] + CLEAR * np.abs(before[half : half + count])
     return float(rises.mean()), count
+
+
+def late_level(arm: Arm | None) -> float:
+    """The mean loss of an arm's last third of steps, each before it was taken; NaN when it did not run."""
+    if arm is None or arm.failure or arm.losses.size < 3:
+        return math.nan
+    return float(arm.losses[-(arm.losses.size // 3) :].mean())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.training.jumps import late_noise, rising_steps
+from netdoctor.checks.training.jumps import late_level, late_noise, rising_steps
 from netdoctor.checks.training.optimizer_line import with_lr
 from netdoctor.checks.training.pull import loss_left
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
@@ -25,7 +25,8 @@ class UnstableLoss(Check):
     How it is decided: late in the run the loss jumps by 30 % of its level or more, and 5 % of it are left. A copy then
     takes the first captured steps again, and looks at each batch once more after its own step, with the same random
     numbers, so that no noise of batches or dropout comes in: at least 10 % of the later steps made their own batch's
-    loss larger by 5 % or more, and a tenth of the learning rate brings that to a quarter of it or less.
+    loss larger by 5 % or more, and a tenth of the learning rate brings that to a quarter of it or less, and comes to a
+    lower loss in as many steps: a rate that jumps about and is still the faster one does no harm.
     When it stays silent: small batches, which jump and still gain with each step; GAN, RL and other moving targets;
     several losses; training that fails altogether (`learning-rate-too-high`, `loss-diverging` speak of it).
     Fix: a third of the learning rate, or a warm-up.
@@ -40,6 +41,7 @@ class UnstableLoss(Check):
     left: float = 0.05  # of a constant prediction's loss: near zero the loss jumps by its own size, and nobody minds
     rises: float = 0.1  # of the steps: healthy programs had none, but one with SGD, momentum and a loss near zero
     less: float = 0.25  # of the rises may be left at a tenth of the rate
+    gain: float = 0.9  # of the loss is left at a tenth of the rate: there the jumping costs more than it brings
     steps: int = 16  # looked at: a share of fewer is chance
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
@@ -52,6 +54,8 @@ class UnstableLoss(Check):
             return
         (share, count), (left, seen) = rising_steps(own), rising_steps(lower)
         if count < self.steps or seen < self.steps or share < self.rises or left > self.less * share:
+            return
+        if not late_level(lower) < self.gain * late_level(own):
             return
         optimizer = recording.optimizers[0] if recording.optimizers else None
         rate = float(f"{optimizer.lr / 3:.1g}") if optimizer else 0.0

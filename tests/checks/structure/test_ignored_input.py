@@ -57,6 +57,10 @@ def found(build: Builder) -> list[tuple[Severity, str]]:
         (used(tokens=True, a1=marked(5, 6, 7, 8, 9)), "ignores positions 5 to 9 of dimension 1 of y"),
         (used(a1=marked(*range(10))), ""),
         (used(a1=marked(constant=(1, 2))), ""),
+        (used(a1=marked(0, 1, 2, size=64)), ""),
+        (used(a1=marked(0, 1, 2, size=63)), "ignores features 0 to 2"),
+        (used(a1=marked(0, 1, 2, 3, size=64)), "ignores features 0 to 3"),
+        (used(a1=marked(100, size=256)), "ignores feature 100"),
     ],
 )
 def test_what_is_ignored(build, says):
