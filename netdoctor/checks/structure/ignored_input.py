@@ -59,7 +59,7 @@ class IgnoredInput(Check):
             feature = axis == (1 if axes >= 4 else axes - 1) and not arm.facts.get("tokens")
             share = silent.sum() / max(1, np.isfinite(curve).sum())
             border = silent.size >= self.wide and share < 0.05 and silent[0] + silent[-1]
-            if silent.any() and share < 1 and (feature and not border or share >= self.positions):
+            if silent.any() and share < 1 and ((feature and not border) or share >= self.positions):
                 kind = ("channel" if axes >= 4 else "feature") if feature else "position"
                 limit = 0.0 if feature else 100 * self.positions
                 return _listed(kind, silent) + f" of dimension {axis}", 100 * float(share), limit
