@@ -208,7 +208,8 @@ def _facts(recording: Recording) -> dict[str, float | str | bool]:
         facts["moving_target"] = any(_moves(graph, operation) for operation in behind)
         family, operation = _family(graph, behind)
         facts["loss_family"] = family
-        facts["loss_lower_bound"] = float("-inf") if family == "custom" else 0.0
+        unbounded = family == "custom" or _below_zero_too(graph, operation, behind)
+        facts["loss_lower_bound"] = float("-inf") if unbounded else 0.0
         if family in ("cross_entropy", "nll") and operation is not None:
             shape = graph.values[operation.inputs[0]].shape
             facts["classes"] = float(shape[1] if len(shape) > 1 else shape[0])
@@ -219,6 +220,21 @@ def _moves(graph: StepGraph, operation: Operation) -> bool:
     """An operation behind the loss whose value depends on weights, though no gradient flows through it: a target that moves."""
     trained = any(graph.values[value].trained for value in operation.inputs)
     return trained and (operation.name == "detach" or (operation.inside and not operation.grad_enabled))
+
+
+def _below_zero_too(graph: StepGraph, family: Operation | None, behind: list[Operation]) -> bool:
+    """Whether something is added to a known loss that was negative, or taken away from it, in the first step: then the sum has
+    another lowest value than the loss by itself. A sign in front of the whole is another matter."""
+    for operation in behind:
+        if operation is family:
+            return False
+        if operation.name not in ("add", "iadd", "radd", "sub", "isub", "rsub"):
+            continue
+        parts = [graph.values[value] for value in operation.inputs if graph.values[value].shape == ()]
+        taken = parts[1:] if "sub" in operation.name else []
+        if any(part.low < 0 or not part.finite for part in parts) or any(part.high > 0 for part in taken):
+            return True
+    return False
 
 
 def _family(graph: StepGraph, behind: list[Operation]) -> tuple[str, Operation | None]:

@@ -13,7 +13,6 @@ MISSED: dict[tuple[str, str], str] = {
     ("gradients clipped to nothing", "resnet_bn"): "clip-too-small knows clipping by norm only",
     ("weight decay × 10,000", "resnet_bn"): "the weights are gone: without the decay they do not come back either",
     ("weight decay × 10,000", "vit_digits"): "likewise",
-    ("log of 0 in the loss", "multi_task"): "loss-diverging takes a sum with a negative term for cross_entropy",
     ("N(0, 1) weights", "mlp_wine"): "it learns, so that initial-loss is all that is said",
     ("no nonlinearity", "cnn_digits"): "two linear layers at the end, which does no harm",
     ("sorted labels, no shuffle", "mlp_wine"): "five batches an epoch, and it learns",
