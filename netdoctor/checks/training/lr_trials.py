@@ -112,7 +112,7 @@ def fell_until_broken(recording: Recording, enough: float) -> bool:
         return False
     parts = [float(np.median(part)) for part in np.array_split(values, 4)]
     low = parts[-1] <= min(parts) and float(values[-2:].max()) <= parts[0]
-    return 0 < parts[0] and parts[-1] <= (1 - enough) * parts[0] and low
+    return parts[0] > 0 and parts[-1] <= (1 - enough) * parts[0] and low
 
 
 def ran(recording: Recording, name: str) -> Arm | None:
