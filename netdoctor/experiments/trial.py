@@ -23,8 +23,8 @@ from netdoctor.experiments.score import fits
 from netdoctor.experiments.side_effects import Units, side_effects, units
 from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
-from netdoctor.experiments.verdict import decide, scale_of
-from netdoctor.finding import Certainty, Finding, Fix, Severity, Trial, Verdict
+from netdoctor.experiments.verdict import by_measure, decide, scale_of
+from netdoctor.finding import Certainty, Finding, Fix, Measured, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
 from netdoctor.report import Crash, Experiment, Report
 from netdoctor.trend import judge_series
@@ -92,6 +92,7 @@ class _Done:
     run: Run
     units: Units
     holds: bool | None = None  # whether the copy is rid of the trouble; None where the loss decides
+    measured: float = math.nan  # of the treatment's measure
 
 
 @dataclass(slots=True)
@@ -274,19 +275,27 @@ class _Trials:
         bound = float(self.recording.facts.get("loss_lower_bound", -math.inf))
         broken = finding.check in _BROKEN
         chance = None if broken or treatment.control_unit != 1.0 else self._constant()
-        verdict = decide(one, other, scale_of(bound, chance, one, other), broken, finding.check in _BUILT_IN)
+        scale = scale_of(bound, chance, one, other)
+        verdict = decide(one, other, scale, broken, finding.check in _BUILT_IN) if treatment.steps != 0 else None
+        found = treatment.measure and Measured(
+            treatment.measure.quantity, before.measured, after.measured, treatment.measure.unit
+        )
+        if treatment.measure is not None:
+            verdict = by_measure(before.measured, after.measured, treatment.measure.limit, verdict)
+            found = None if math.isnan(before.measured) else found
         if verdict is None:
             return None
         if treatment.holds is not None:
             verdict = _by_itself(before.holds, after.holds, other)
         seconds = control.seconds + treated.seconds
-        besides = side_effects(before.units, after.units, other)
-        return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes), besides)
+        besides = side_effects(before.units, after.units, other) if other else ()
+        return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes), besides, found)
 
     def _control(self, treatment: Treatment) -> _Done:
         """The untreated arm; trials with the same one share it."""
         for other, done in self._controls:
             same = (other.both, other.beside, other.control) == (treatment.both, treatment.beside, treatment.control)
+            same = same and other.steps == treatment.steps and treatment.measure in (None, other.measure)
             if same and (treatment.holds is None or treatment.holds is other.holds):
                 return done
         done = self._arm(treatment)
@@ -302,12 +311,14 @@ class _Trials:
             (treatment.beside if notes is None else treatment.apply)(bench)
             if notes is not None:
                 notes += bench.notes
-            run = sandbox.run(bench.iterations, self.steps, self.budget.share(self.share * self.budget.left))
+            steps = self.steps if treatment.steps is None else min(self.steps, treatment.steps)
+            run = sandbox.run(bench.iterations, steps, self.budget.share(self.share * self.budget.left))
             if len(bench.measured) == len(run.losses) and run.ended != "non-finite":
                 run.losses = list(bench.measured)  # before anything else runs the loss, which would be noted as well
-            alive = units(bench) if run.ended != "non-finite" else {}
+            alive = units(bench) if run.losses and run.ended != "non-finite" else {}
             holds = None if treatment.holds is None else treatment.holds(bench)
-        return _Done(run, alive, holds)
+            measured = math.nan if treatment.measure is None else treatment.measure.of(bench)
+        return _Done(run, alive, holds, measured)
 
     def _constant(self) -> float | None:
         """The loss of the best constant prediction on the captured batches; None where the loss is of another kind."""
