@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from netdoctor.experiments.treatments import (
     batches,
+    composition,
     connections,
     dependences,
     evaluation,
@@ -22,6 +23,7 @@ TREATMENTS: dict[str, Maker] = {
     **connections.TREATMENTS,
     **dependences.TREATMENTS,
     **evaluation.TREATMENTS,
+    **composition.TREATMENTS,
     **optimization.TREATMENTS,
     **batches.TREATMENTS,
     **losses.TREATMENTS,
