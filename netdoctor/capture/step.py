@@ -280,6 +280,8 @@ class TrainingStep:
     seconds: dict[int, Tensor] = field(
         default_factory=dict
     )  # values at the second step, where no torch optimizer steps
+    begins: int = 0  # the step of the first iteration
+    late: TrainingStep | None = None  # the same of a later part of the training, where the loop became another
 
     def copies(self) -> Copies:
         """Fresh copies of all that trains, in the state from before the first step.

@@ -26,14 +26,14 @@ def change(copies: Copies, iteration: Iteration, seeds: tuple[int, int]) -> floa
     if half < 1:
         return math.nan
     twice = (tuple(range(half)) * 3)[:size]
-    one = list(_outputs(copies, iteration, seeds[0]))
-    other = list(_outputs(copies, sample(iteration, size, 0, twice), seeds[1]))
+    one = list(outputs(copies, iteration, seeds[0]))
+    other = list(outputs(copies, sample(iteration, size, 0, twice), seeds[1]))
     pairs = [(a[:half], b[:half]) for a, b in zip(one, other, strict=False) if a.shape == b.shape and len(a) == size]
     return difference([a for a, _ in pairs], [b for _, b in pairs]) if pairs else math.nan
 
 
-def _outputs(copies: Copies, iteration: Iteration, seed: int) -> Iterator[Tensor]:
-    """What the models give in the first backward's part; what the loop makes of it is left out."""
+def outputs(copies: Copies, iteration: Iteration, seed: int) -> Iterator[Tensor]:
+    """What the models give for the first loss, without gradient; what the loop makes of it is left out."""
     replay, made = Replay(copies), set[int]()
     for entry in iteration.backwards[0].entries:
         if entry.module is None or not made.issuperset(entry.inputs()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -15,11 +15,10 @@ from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
-from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
 from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
 from netdoctor.experiments.proposals import ELSEWHERE, OF_RATE, OPEN, propose, written_elsewhere
 from netdoctor.experiments.sandbox import Budget, Run, quiet
-from netdoctor.experiments.score import fits
+from netdoctor.experiments.score import constant_loss
 from netdoctor.experiments.side_effects import Units, side_effects, units
 from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
@@ -33,7 +32,6 @@ STEPS = 100  # enough for a trend over noise (trend.py asks for 30), and a few p
 FINDINGS = 3  # of a report, and
 FIXES = 3  # of a finding: what comes later hardly is the cause, or the cure
 SHARE = 0.25  # of the time that is left: the most that one arm may take; half of it where steps are slow
-_LOOKED = 8  # iterations that the loss of a constant prediction is taken from
 _BROKEN = frozenset(
     {"nan-input", "non-finite-activation", "non-finite-gradient", "non-finite-parameter", "half-precision-overflow"}
 )
@@ -66,7 +64,9 @@ def try_fixes(
     before, pace = budget.spent, seconds_per_step(step)
     trials = _Trials(recording, step, places, budget, say)
     if is_slow(pace, budget.left):
-        trials = _Trials(recording, lighter(step, pace, budget.left), places, budget, say, QUICK, 2 * SHARE)
+        light = lighter(step, pace, budget.left)
+        late = None if step.late is None else lighter(step.late, pace, budget.left)
+        trials = _Trials(recording, replace(light, late=late), places, budget, say, QUICK, 2 * SHARE)
     interrupted = False
     try:
         with quiet():
@@ -108,8 +108,8 @@ class _Trials:
     rows: list[Experiment] = field(default_factory=list)
     _fixes: dict[int, list[Fix]] = field(default_factory=dict)  # by id of the finding
     _needed: set[int] = field(default_factory=set)  # ids of findings whose part of a combination is needed
-    _controls: list[tuple[Treatment, _Done]] = field(default_factory=list)
-    _chance: list[float | None] = field(default_factory=list)
+    _controls: list[tuple[int, Treatment, _Done]] = field(default_factory=list)
+    _chance: dict[int, float | None] = field(default_factory=dict)  # by the first step of the captured ones
 
     # --- which ---------------------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class _Trials:
         if finding.check not in OPEN or self.budget.left <= 0:
             return None
         try:
-            return written_elsewhere(self.recording, self.step, self._control(Treatment()).run.losses)
+            return written_elsewhere(self.recording, self.step, self._control(self.step, Treatment()).run.losses)
         except Exception:  # the captured steps cannot be run, which the experiments have said
             return None
 
@@ -223,7 +223,7 @@ class _Trials:
             return None
         self.say(f"trying {named(parts)}")
         try:
-            return self._compared(parts[0].finding, treatment)
+            return self._compared(self.step, parts[0].finding, treatment)
         except Exception:  # one of them does not go with another: no combination
             return None
 
@@ -249,40 +249,57 @@ class _Trials:
     # --- one trial ---------------------------------------------------------------------------------------------------
 
     def _attempt(self, finding: Finding, fix: Fix, treatment: Treatment | None = None) -> Trial | None:
-        """The trial of a fix; None where it cannot be tried, or time is up."""
+        """The trial of a fix; None where it cannot be tried, or time is up.
+
+        What began after the first captured steps, or does not show in them, is tried on those of the late window.
+        """
+        trial = None
+        for step in self._windows(finding) if treatment is None else (self.step,):
+            trial = self._attempt_on(step, finding, fix, treatment) or trial
+            if trial is not None and trial.verdict is not Verdict.NOT_REPRODUCED:
+                break
+        return trial
+
+    def _windows(self, finding: Finding) -> Iterator[TrainingStep]:
+        late, first = self.step.late, finding.first_step
+        if late is None or first is None or first < late.begins:
+            yield self.step
+        if late is not None:
+            yield late
+
+    def _attempt_on(self, step: TrainingStep, finding: Finding, fix: Fix, treatment: Treatment | None) -> Trial | None:
         if self.budget.left <= 0:
             return None
         try:
-            case = Case(self.step, self.recording, finding, fix, self.places)
-            treatment = treatment or treatment_of(case)
+            treatment = treatment or treatment_of(Case(step, self.recording, finding, fix, self.places))
             if treatment is None:
                 return None
             self.say(f"trying {fix.treatment} against {finding.check}")
-            return self._compared(finding, treatment)
+            return self._compared(step, finding, treatment)
         except (CannotReplayError, LookupError):
             return None  # there is nothing to change, or nothing to run
         except Exception as error:
             self._note(fix, error)
             return None
 
-    def _compared(self, finding: Finding, treatment: Treatment) -> Trial | None:
-        before = self._control(treatment)
+    def _compared(self, step: TrainingStep, finding: Finding, treatment: Treatment) -> Trial | None:
+        before = self._control(step, treatment)
         notes: list[str] = [treatment.says] if treatment.says else []
-        after = self._arm(treatment, notes)
+        notes += [f"the training from step {step.begins} on"] if step.begins and treatment.steps != 0 else []
+        after = self._arm(step, treatment, notes)
         control, treated = before.run, after.run
         one = [treatment.control_unit * loss for loss in control.losses]
         other = [treatment.unit * loss for loss in treated.losses]
         bound = float(self.recording.facts.get("loss_lower_bound", -math.inf))
         broken = finding.check in _BROKEN
-        chance = None if broken or treatment.control_unit != 1.0 else self._constant()
+        chance = None if broken or treatment.control_unit != 1.0 else self._constant(step)
         scale = scale_of(bound, chance, one, other)
         verdict = decide(one, other, scale, broken, finding.check in _BUILT_IN) if treatment.steps != 0 else None
-        found = treatment.measure and Measured(
-            treatment.measure.quantity, before.measured, after.measured, treatment.measure.unit
-        )
-        if treatment.measure is not None:
-            verdict = by_measure(before.measured, after.measured, treatment.measure.limit, verdict)
-            found = None if math.isnan(before.measured) else found
+        found, measure = None, treatment.measure
+        if measure is not None:
+            verdict = by_measure(before.measured, after.measured, measure.limit, verdict)
+            if not math.isnan(before.measured):
+                found = Measured(measure.quantity, before.measured, after.measured, measure.unit)
         if verdict is None:
             return None
         if treatment.holds is not None:
@@ -291,22 +308,23 @@ class _Trials:
         besides = side_effects(before.units, after.units, other) if other else ()
         return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes), besides, found)
 
-    def _control(self, treatment: Treatment) -> _Done:
+    def _control(self, step: TrainingStep, treatment: Treatment) -> _Done:
         """The untreated arm; trials with the same one share it."""
-        for other, done in self._controls:
-            same = (other.both, other.beside, other.control) == (treatment.both, treatment.beside, treatment.control)
+        for begins, other, done in self._controls:
+            same = begins == step.begins and other.control == treatment.control
+            same = same and (other.both, other.beside) == (treatment.both, treatment.beside)
             same = same and other.steps == treatment.steps and treatment.measure in (None, other.measure)
             if same and (treatment.holds is None or treatment.holds is other.holds):
                 return done
-        done = self._arm(treatment)
-        self._controls.append((treatment, done))
+        done = self._arm(step, treatment)
+        self._controls.append((step.begins, treatment, done))
         return done
 
-    def _arm(self, treatment: Treatment, notes: list[str] | None = None) -> _Done:
+    def _arm(self, step: TrainingStep, treatment: Treatment, notes: list[str] | None = None) -> _Done:
         """A control arm or, with `notes` to write to, a treated one."""
-        sandbox = (treatment.control if notes is None else treatment.sandbox)(self.step)
+        sandbox = (treatment.control if notes is None else treatment.sandbox)(step)
         with ExitStack() as stack:
-            bench = Bench(sandbox, self.step.iterations, stack)
+            bench = Bench(sandbox, step.iterations, stack)
             treatment.both(bench)
             (treatment.beside if notes is None else treatment.apply)(bench)
             if notes is not None:
@@ -320,14 +338,14 @@ class _Trials:
             measured = math.nan if treatment.measure is None else treatment.measure.of(bench)
         return _Done(run, alive, holds, measured)
 
-    def _constant(self) -> float | None:
+    def _constant(self, step: TrainingStep) -> float | None:
         """The loss of the best constant prediction on the captured batches; None where the loss is of another kind."""
-        if not self._chance:
+        if step.begins not in self._chance:
             try:
-                self._chance.append(constant_loss(self.step))
+                self._chance[step.begins] = constant_loss(step)
             except Exception:  # the loss was not understood: judged without
-                self._chance.append(None)
-        return self._chance[0]
+                self._chance[step.begins] = None
+        return self._chance[step.begins]
 
     def _note(self, fix: Fix, error: Exception) -> None:
         """What fails in the user's code, or in the training of a changed copy, is an answer; all else is our fault."""
@@ -337,25 +355,6 @@ class _Trials:
         if ours and (not running or _OUR_FOLDER in frames[-1].filename.replace("\\", "/")):
             place = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
             self.faults.append(Fault(f"trial of {fix.treatment}", f"{type(error).__name__}: {error} ({place})"[:300]))
-
-
-def constant_loss(step: TrainingStep) -> float | None:
-    """The median over captured iterations of the loss of the best constant prediction, in the unit of the loss."""
-    copies, values = step.copies(), []
-    for iteration in step.iterations[:_LOOKED]:
-        total = 0.0
-        for backward in iteration.backwards:
-            value, terms = watched_terms(copies, backward)
-            found = fits(terms, 1)
-            measure = sum(fit.measure for fit in found)
-            if not terms or len(found) != len(terms) or any(t.kind not in (CLASSES, REGRESSION) for t in terms):
-                return None
-            if not 0 < measure < math.inf:
-                return None
-            total += value / measure * sum(fit.constant for fit in found)
-        values.append(total)
-    found_one = statistics.median(values) if values else math.nan
-    return found_one if 0 < found_one < math.inf else None
 
 
 def _told(fix: Fix, trial: Trial) -> Fix:

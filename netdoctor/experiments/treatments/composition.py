@@ -23,6 +23,7 @@ from netdoctor.experiments.unblocking import DROPOUTS, NoDropout
 DRIFT = 0.01  # %, as broken-weight-tying asks
 APART = 0.1  # %, as cross-sample-leakage asks
 OFF = 1.0  # %, as wrong-custom-backward asks
+ZEROS = 1.0  # %: what is drawn from real numbers is hardly ever zero
 SAME_SEED = (1, 1)  # only the company differs
 _RATE = re.compile(r"nn\.Dropout\(([\d.]+)\)")
 _RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten"})
@@ -100,7 +101,12 @@ def dropout_rate(case: Case) -> Treatment | None:
         change = partial(_dropping, rate)
         exchange_operations(bench, [Exchange(copied, DROPOUTS, change) for copied in copies if copied is not None])
 
-    return Treatment(apply)
+    return Treatment(apply, measure=Measure("predictions that are zeros", _zeros, ZEROS, "%") if rate == 0 else None)
+
+
+def _zeros(bench: Bench) -> float:
+    last = list(company.outputs(bench.sandbox.copies, bench.iterations[0], SAME_SEED[0]))[-1:]
+    return 100 * float((last[0] == 0).double().mean()) if last else float("nan")
 
 
 def _dropping(rate: float, func: Any, args: Any, kwargs: Any) -> Any:
