@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -140,8 +139,11 @@ def detach_history(_: Case) -> Treatment:
 
     def graphs(bench: Bench) -> float:
         bare = bool(bench.notes)
-        kept: list[Tensor] = []
-        marks = [mark for loss, mark in _losses(bench) if kept.append(loss.detach() if bare else loss) is None]
+        kept, marks = [], []
+        for loss, mark in _losses(bench):
+            kept.append(loss.detach() if bare else loss)
+            marks.append(mark)
+            del loss
         return float(sum(mark() is not None for mark in marks))
 
     def apply(bench: Bench) -> None:
@@ -157,8 +159,8 @@ def _losses(bench: Bench) -> Iterator[tuple[Tensor, weakref.ref[_Mark]]]:
         for backward in iteration.backwards[:1]:
             refuse_overwritten(backward)
             loss, mark = replay.loss(backward), _Mark()
-            if loss.grad_fn is not None:
-                loss.grad_fn.metadata[_KEPT] = mark
+            node: Any = loss.grad_fn
+            node.metadata[_KEPT] = mark
             torch.autograd.backward(loss)
             yield loss, weakref.ref(mark)
 
