@@ -25,7 +25,10 @@ SAME = 1e-4  # relative; on a CPU the loss comes back to the last bit, on a GPU 
 
 @dataclass(slots=True)
 class Action:
-    """One thing that the loop did: "zero" (gradients), "backward", "clip", or "step" (of optimizer `optimizer`, at `lrs`)."""
+    """One thing that the loop did: "zero" (gradients), "backward", "clip", or "step" (of optimizer `optimizer`, at `lrs`).
+
+    A treatment may add "scale": the gradients of `parameters` times `limit`.
+    """
 
     kind: str
     backward: Backward | None = None

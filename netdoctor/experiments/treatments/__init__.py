@@ -13,6 +13,7 @@ from netdoctor.experiments.treatments import (
     loss_functions,
     losses,
     optimization,
+    precision,
     safe_operations,
     weights,
 )
@@ -27,6 +28,7 @@ TREATMENTS: dict[str, Maker] = {
     **composition.TREATMENTS,
     **loop.TREATMENTS,
     **optimization.TREATMENTS,
+    **precision.TREATMENTS,
     **batches.TREATMENTS,
     **losses.TREATMENTS,
     **loss_functions.TREATMENTS,
