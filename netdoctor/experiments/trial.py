@@ -297,6 +297,8 @@ class _Trials:
         verdict = decide(one, other, scale, broken, finding.check in _BUILT_IN) if treatment.steps != 0 else None
         found, measure = None, treatment.measure
         if measure is not None:
+            if not measure.witness:
+                verdict = Verdict.WORSE if judge_series(other).kind in {"rises", "non-finite"} else None
             verdict = by_measure(before.measured, after.measured, measure.limit, verdict)
             if not math.isnan(before.measured):
                 found = Measured(measure.quantity, before.measured, after.measured, measure.unit)

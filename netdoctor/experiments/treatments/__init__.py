@@ -15,6 +15,8 @@ from netdoctor.experiments.treatments import (
     optimization,
     precision,
     safe_operations,
+    samples,
+    targets,
     weights,
 )
 from netdoctor.experiments.treatments.treatment import Case, Maker, Treatment
@@ -33,6 +35,8 @@ TREATMENTS: dict[str, Maker] = {
     **losses.TREATMENTS,
     **loss_functions.TREATMENTS,
     **safe_operations.TREATMENTS,
+    **samples.TREATMENTS,
+    **targets.TREATMENTS,
 }
 
 

@@ -150,7 +150,9 @@ def in_float32(case: Case) -> Treatment | None:
         100 * HalfPrecisionOverflow.near,
         "%",
     )
-    beside = Treatment().beside if overflowed else lambda bench: exchange(bench, lambda f, args, kwargs: f(*args, **kwargs))
+    beside = (
+        Treatment().beside if overflowed else lambda bench: exchange(bench, lambda f, args, kwargs: f(*args, **kwargs))
+    )
     return Treatment(apply, beside=beside, measure=None if overflowed else near)
 
 
@@ -163,9 +165,9 @@ def _computed_in_float32(func: Any, args: Any, kwargs: Any) -> Any:
     args, kwargs = substitute((tuple(args), dict(kwargs)), _float32)
     if function_name(func) in _CONVERSIONS:
         return args[0] if args else kwargs["input"]
-    kwargs = {key: torch.float32 if value in _HALVES else value for key, value in kwargs.items() if _is_dtype(value)} | {
-        key: value for key, value in kwargs.items() if not _is_dtype(value)
-    }
+    kwargs = {
+        key: torch.float32 if value in _HALVES else value for key, value in kwargs.items() if _is_dtype(value)
+    } | {key: value for key, value in kwargs.items() if not _is_dtype(value)}
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         return func(*args, **kwargs)
 

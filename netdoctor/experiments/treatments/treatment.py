@@ -112,6 +112,9 @@ class Measure:
     of: Callable[[Bench], float]
     limit: float
     unit: str = ""
+    witness: bool = (
+        True  # a worse loss is worse; False where the trouble itself lowers the loss, or both are not the same
+    )
 
 
 @dataclass(frozen=True, slots=True)
