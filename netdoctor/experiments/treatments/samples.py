@@ -108,7 +108,7 @@ def class_weights(case: Case) -> Treatment | None:
     if (
         arm is None
         or "targets" not in arm.curves
-        or case.recording.facts.get("loss_family") not in ("bce", "ce", "nll")
+        or case.recording.facts.get("loss_family") not in ("bce", "cross_entropy", "nll")
     ):
         return None
     counts = torch.as_tensor(arm.curves["targets"], dtype=torch.float64)

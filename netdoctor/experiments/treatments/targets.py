@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from netdoctor.capture.step import Replay
 from netdoctor.checks.loss.attraction import bootstrapped_side
 from netdoctor.checks.loss.comparisons import graphs
 from netdoctor.checks.loss.trained_targets import all_pairs
-from netdoctor.experiments.sandbox import Sandbox
 from netdoctor.experiments.treatments.operations import Exchange, exchange_operations
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment
 
-_HALFWAY = 0.5  # between the untrained outputs and outputs that all lie along one direction
 _ROUNDING = 1e-4  # percent: what is no movement, and no gradient
 _NAMES = (("input", "x1", "input1"), ("target", "x2", "input2", "other"))  # torch's, of the two that are compared
 
@@ -34,18 +32,14 @@ def detach_target(case: Case) -> Treatment | None:
     names, line = frozenset({pair.operation.name}), (place.file, place.line) if place.file and place.line else None
     side = bootstrapped_side(pair)
 
-    def exchange(bench: Bench, change: Callable[[Tensor], Tensor]) -> None:
-        def changed(func: Any, args: Any, kwargs: Any) -> Any:
-            return _with_side(func, args, kwargs, 1 if side is None else side, change)
+    def changed(func: Any, args: Any, kwargs: Any) -> Any:
+        return _with_side(func, args, kwargs, 1 if side is None else side, Tensor.detach)
 
+    def apply(bench: Bench) -> None:
         modules = [child for top in bench.sandbox.modules() for child in top.modules()]
         exchange_operations(bench, [Exchange(module, names, changed, line) for module in (None, *modules)])
 
-    def apply(bench: Bench) -> None:
-        exchange(bench, Tensor.detach)
-
-    measure = _collapse(case, exchange) if side is None else _gradient_of_target(apply)
-    return None if measure is None else Treatment(apply, measure=measure)
+    return Treatment(apply, measure=_gradient_of_target(apply))
 
 
 def _with_side(func: Any, args: Any, kwargs: Any, side: int, change: Callable[[Tensor], Tensor]) -> Any:
@@ -59,40 +53,12 @@ def _with_side(func: Any, args: Any, kwargs: Any, side: int, change: Callable[[T
     )
 
 
-def _collapse(case: Case, exchange: Callable[[Bench, Callable[[Tensor], Tensor]], None]) -> Measure | None:
-    """How far the embeddings of different samples lie along one direction; a copy that is halfway there is collapsing."""
-
-    def along_one(bench: Bench) -> float:
-        seen: list[Tensor] = []
-        other = Bench(bench.sandbox, bench.iterations)
-
-        def noted(tensor: Tensor) -> Tensor:
-            seen.append(tensor.detach())
-            return tensor
-
-        with other.stack, torch.no_grad():
-            exchange(other, noted)
-            Replay(other.sandbox.copies).loss(other.iterations[0].backwards[0], other.sandbox.edit)
-        return 100 * _share_of_first(seen[0]) if seen else math.nan
-
-    start = along_one(Bench(Sandbox(case.step), case.step.iterations))
-    if math.isnan(start):
-        return None
-    limit = start + _HALFWAY * (100 - start)
-    return Measure("embeddings of a batch that lie along one direction", along_one, limit, "%", witness=False)
-
-
-def _share_of_first(embeddings: Tensor) -> float:
-    """The largest eigenvalue of the second moments of unit vectors, over the sum: 1 where all are the same, or opposite."""
-    rows = embeddings.reshape(embeddings.shape[0], -1).double() if embeddings.dim() > 1 else embeddings.reshape(0, 1)
-    if min(rows.shape) < 2 or not bool(rows.isfinite().all()):
-        return math.nan
-    squares = torch.linalg.svdvals(nn.functional.normalize(rows, dim=1)).square()
-    return float(squares[0] / squares.sum())
-
-
 def _gradient_of_target(apply: Callable[[Bench], None]) -> Measure:
-    """The share of the gradient that comes through the target: the gradient as it is beside that with the target cut off."""
+    """The share of the gradient that comes through the target: the gradient as it is beside that with the target cut off.
+
+    The loss is no witness: pulling the target along is the quickest way down. Nor is a collapse one that a hundred steps
+    always show: where BatchNorm keeps every dimension's spread, it takes thousands.
+    """
 
     def share(bench: Bench) -> float:
         other = Bench(bench.sandbox, bench.iterations)
