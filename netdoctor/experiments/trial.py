@@ -14,6 +14,7 @@ from netdoctor.capture.source import is_user_file
 from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
 from netdoctor.errors import CannotReplayError
+from netdoctor.experiments.atop import BLOCKED, atop, put_back
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
 from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
 from netdoctor.experiments.proposals import ELSEWHERE, OF_RATE, OPEN, propose, written_elsewhere
@@ -22,6 +23,7 @@ from netdoctor.experiments.score import constant_loss
 from netdoctor.experiments.side_effects import Units, side_effects, units
 from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
+from netdoctor.experiments.tried import cures, improves, rank, told
 from netdoctor.experiments.verdict import by_measure, decide, scale_of
 from netdoctor.finding import Certainty, Finding, Fix, Measured, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
@@ -40,8 +42,6 @@ _BUILT_IN = frozenset(
     {"parameter-not-in-optimizer", "unregistered-parameters", "detached-graph", "symmetric-initialization"}
 )
 _GAINS = frozenset({Verdict.CURED, Verdict.EASED})  # of what a combination has over the same without one of its parts
-_ORDER = {Verdict.CURED: 0, Verdict.EASED: 1, Verdict.NO_EFFECT: 3, Verdict.WORSE: 4}
-_UNTRIED = 2
 _OUR_FOLDER = "netdoctor/experiments/treatments/"
 Say = Callable[[str], None]
 
@@ -125,12 +125,39 @@ class _Trials:
             for number, fix in enumerate(fixes[:FIXES]):
                 trial = self._attempt(finding, fix)
                 if trial is not None:
-                    fixes[number] = _told(fix, trial)
-            if not any(_cures(fix) for fix in fixes):
+                    fixes[number] = told(fix, trial)
+                    self._put_back(finding, fix, trial)
+            if not any(cures(fix) for fix in fixes):
                 fixes += self._proposed(finding)
-        uncured = [f for f in first if f.fixes and not any(map(_cures, self._fixes.get(id(f), f.fixes)))]
+        self._try_atop(first)
+        uncured = [f for f in first if f.fixes and not any(map(cures, self._fixes.get(id(f), f.fixes)))]
         if uncured:
             self._combine(uncured[0], first)
+
+    def _try_atop(self, first: Sequence[Finding]) -> None:
+        """Where a fix shows nothing by itself and another finding has a proven one: both, beside that one alone."""
+        cured = [f for f in first if any(map(cures, self._fixes.get(id(f), f.fixes)))]
+        proven = [part for f in cured for part in self._usable(f)[:1]][:1]
+        for finding in first if proven else ():
+            fixes = [] if finding in cured else self._fixes.get(id(finding), [])
+            for number, fix in enumerate(fixes[:FIXES]):
+                part = next((p for p in self._usable(finding) if p.fix.treatment == fix.treatment), None)
+                if fix.trial is None or fix.trial.verdict not in BLOCKED or part is None:
+                    continue
+                both = atop(proven[0], part.treatment)
+                trial = None if both is None else self._attempt(finding, part.fix, both)
+                if trial is not None and improves(trial, fix.trial):
+                    fixes[number] = told(part.fix, trial)
+
+    def _put_back(self, finding: Finding, fix: Fix, trial: Trial) -> None:
+        """Weights that BatchNorm hid train without it: a row on how they train with it."""
+        if finding.check != "batchnorm-masking" or trial.verdict is not Verdict.CURED or self.budget.left <= 0:
+            return
+        treatment = treatment_of(Case(self.step, self.recording, finding, fix, self.places))
+        if treatment is not None:
+            own = self._control(self.step, Treatment()).run.losses
+            together = self._arm(self.step, Treatment(treatment.apply), []).run.losses
+            self.rows.append(put_back(own, trial.treated, together))
 
     def _better_rate(self, finding: Finding) -> None:
         """For a learning rate that its check has tried: that of the range test, where it does twice as well."""
@@ -164,8 +191,8 @@ class _Trials:
         """The finding with its tried fixes in order, proven when one of them cured it, and the symptoms that are causes."""
         own, fixes = id(finding) in self._needed, finding.fixes
         if id(finding) in self._fixes:
-            fixes = tuple(sorted(self._fixes[id(finding)], key=_rank))
-        proven = own or (id(finding) in self._fixes and any(map(_cures, fixes)))
+            fixes = tuple(sorted(self._fixes[id(finding)], key=rank))
+        proven = own or (id(finding) in self._fixes and any(map(cures, fixes)))
         freed = [s for s in finding.symptoms if id(s) in self._needed]
         kept = tuple(s for s in finding.symptoms if id(s) not in self._needed)
         certainty = Certainty.PROVEN if proven else finding.certainty
@@ -191,7 +218,7 @@ class _Trials:
             return
         self._needed.update(id(part.finding) for part in needed)
         fix = replace(as_fix(needed), trial=best)
-        self._fixes[id(finding)] = [_told(fix, best), *self._fixes.get(id(finding), finding.fixes)]
+        self._fixes[id(finding)] = [told(fix, best), *self._fixes.get(id(finding), finding.fixes)]
         self._on_tiny_batch(needed)
 
     def _candidates(self, finding: Finding, others: Sequence[Finding]) -> list[Part]:
@@ -206,7 +233,7 @@ class _Trials:
 
     def _usable(self, finding: Finding) -> list[Part]:
         found = []
-        for fix in sorted(self._fixes.get(id(finding), finding.fixes), key=_rank):
+        for fix in sorted(self._fixes.get(id(finding), finding.fixes), key=rank):
             try:
                 harmful = fix.trial is not None and fix.trial.verdict is Verdict.WORSE
                 made = None if harmful else treatment_of(Case(self.step, self.recording, finding, fix, self.places))
@@ -359,18 +386,6 @@ class _Trials:
             self.faults.append(Fault(f"trial of {fix.treatment}", f"{type(error).__name__}: {error} ({place})"[:300]))
 
 
-def _told(fix: Fix, trial: Trial) -> Fix:
-    """The fix with its trial; what is unusual about that, and harm that it did, is said."""
-    says = fix.says
-    if trial.says:
-        says = f"{says} (Tried with {trial.says}.)"
-    if trial.verdict is Verdict.WORSE:
-        says = f"{says} On a copy this made it worse."
-    if trial.side_effects:
-        says = f"{says} Side effect on the copy: {'; '.join(trial.side_effects)}."
-    return replace(fix, says=says, trial=trial)
-
-
 def _by_itself(before: bool | None, after: bool | None, losses: Sequence[float]) -> Verdict:
     """The verdict where the trouble itself was looked for in both copies: gone, and the treated one trains."""
     if before:
@@ -382,11 +397,3 @@ def _by_itself(before: bool | None, after: bool | None, losses: Sequence[float])
 
 def _end(losses: Sequence[float]) -> float:
     return statistics.median(losses[-max(2, len(losses) // 5) :])
-
-
-def _cures(fix: Fix) -> bool:
-    return fix.trial is not None and fix.trial.verdict is Verdict.CURED
-
-
-def _rank(fix: Fix) -> int:
-    return _UNTRIED if fix.trial is None else _ORDER.get(fix.trial.verdict, _UNTRIED)
