@@ -41,7 +41,7 @@ def trials(
     say: Callable[[str], None],
     steps: int = STEPS,
     factors: tuple[float, ...] = FACTORS,
-    least: int = 2,
+    least: int = 0,
 ) -> dict[str, Arm]:
     """The arms "trial/control" and "trial/lr xF" for each factor F. An arm that cannot run carries the reason.
 
@@ -52,11 +52,21 @@ def trials(
         name = "trial/control" if factor == 1.0 else f"trial/lr x{factor:g}"
         if budget.left <= 0:
             break
+        parts = least - number if number < least else 2
         say("learning rate as it is" if factor == 1.0 else f"learning rate x{factor:g}")
-        arms[name] = _arm(step, name, factor, budget.share(budget.left / max(2, least - number)), steps)
+        arms[name] = _arm(step, name, factor, budget.share(budget.left / parts), steps)
         if arms[name].failure:
             break  # what stops one of them stops them all
     return arms
+
+
+def known(recording: Recording, factor: float) -> tuple[Run, Run] | None:
+    """The runs at the script's own rate and at `factor` times that, where the trials had both."""
+    arms = [recording.arms.get(name) for name in ("trial/control", f"trial/lr x{factor:g}")]
+    if any(arm is None or arm.failure for arm in arms):
+        return None
+    one, other = (Run(list(arm.losses), str(arm.facts["ended"]), arm.seconds) for arm in arms if arm is not None)
+    return one, other
 
 
 def _arm(step: TrainingStep, name: str, factor: float, budget: Budget, steps: int) -> Arm:

@@ -14,6 +14,7 @@ from netdoctor.capture.source import is_user_file
 from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
 from netdoctor.errors import CannotReplayError
+from netdoctor.experiments import learning_rate
 from netdoctor.experiments.atop import BLOCKED, atop, put_back
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
 from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
@@ -22,9 +23,10 @@ from netdoctor.experiments.sandbox import Budget, Run, quiet
 from netdoctor.experiments.score import constant_loss
 from netdoctor.experiments.side_effects import Units, side_effects, units
 from netdoctor.experiments.treatments import treatment_of
+from netdoctor.experiments.treatments.optimization import rate_alone
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
 from netdoctor.experiments.tried import cures, improves, rank, told
-from netdoctor.experiments.verdict import by_measure, decide, scale_of
+from netdoctor.experiments.verdict import by_itself, by_measure, decide, scale_of
 from netdoctor.finding import Certainty, Finding, Fix, Measured, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
 from netdoctor.report import Crash, Experiment, Report
@@ -310,10 +312,12 @@ class _Trials:
             return None
 
     def _compared(self, step: TrainingStep, finding: Finding, treatment: Treatment) -> Trial | None:
-        before = self._control(step, treatment)
+        factor = None if step.begins else rate_alone(treatment)
+        known = None if factor is None else learning_rate.known(self.recording, factor)
+        before = self._control(step, treatment) if known is None else _Done(known[0], {})
         notes: list[str] = [treatment.says] if treatment.says else []
         notes += [f"the training from step {step.begins} on"] if step.begins and treatment.steps != 0 else []
-        after = self._arm(step, treatment, notes)
+        after = self._arm(step, treatment, notes) if known is None else _Done(known[1], {})
         control, treated = before.run, after.run
         one = [treatment.control_unit * loss for loss in control.losses]
         other = [treatment.unit * loss for loss in treated.losses]
@@ -332,7 +336,7 @@ class _Trials:
         if verdict is None:
             return None
         if treatment.holds is not None:
-            verdict = _by_itself(before.holds, after.holds, other)
+            verdict = by_itself(before.holds, after.holds, other)
         seconds = control.seconds + treated.seconds
         besides = side_effects(before.units, after.units, other) if other else ()
         return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes), besides, found)
@@ -359,7 +363,8 @@ class _Trials:
             if notes is not None:
                 notes += bench.notes
             steps = self.steps if treatment.steps is None else min(self.steps, treatment.steps)
-            run = sandbox.run(bench.iterations, steps, self.budget.share(self.share * self.budget.left))
+            share = self.share if notes is None else self.share / (1 - self.share)  # as long as the control had
+            run = sandbox.run(bench.iterations, steps, self.budget.share(share * self.budget.left))
             if len(bench.measured) == len(run.losses) and run.ended != "non-finite":
                 run.losses = list(bench.measured)  # before anything else runs the loss, which would be noted as well
             alive = units(bench) if run.losses and run.ended != "non-finite" else {}
@@ -384,15 +389,6 @@ class _Trials:
         if ours and (not running or _OUR_FOLDER in frames[-1].filename.replace("\\", "/")):
             place = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
             self.faults.append(Fault(f"trial of {fix.treatment}", f"{type(error).__name__}: {error} ({place})"[:300]))
-
-
-def _by_itself(before: bool | None, after: bool | None, losses: Sequence[float]) -> Verdict:
-    """The verdict where the trouble itself was looked for in both copies: gone, and the treated one trains."""
-    if before:
-        return Verdict.NOT_REPRODUCED
-    if not after:
-        return Verdict.NO_EFFECT
-    return Verdict.EASED if judge_series(losses).kind in {"rises", "non-finite"} else Verdict.CURED
 
 
 def _end(losses: Sequence[float]) -> float:

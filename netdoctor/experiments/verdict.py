@@ -91,6 +91,15 @@ def by_measure(control: float, treated: float, limit: float, losses: Verdict | N
     return Verdict.WORSE if treated >= MARGIN * control else Verdict.NO_EFFECT
 
 
+def by_itself(before: bool | None, after: bool | None, losses: Sequence[float]) -> Verdict:
+    """The verdict where the trouble itself was looked for in both copies: gone, and the treated one trains."""
+    if before:
+        return Verdict.NOT_REPRODUCED
+    if not after:
+        return Verdict.NO_EFFECT
+    return Verdict.EASED if judge_series(losses).kind in {"rises", "non-finite"} else Verdict.CURED
+
+
 def _after_breakdown(control: Array, treated: Array, scale: Scale) -> Verdict:
     if not _finite(treated):
         return Verdict.EASED if treated.size >= LASTS * control.size else Verdict.NO_EFFECT
