@@ -284,6 +284,9 @@ class TrainingStep:
         default_factory=dict
     )  # values at the second step, where no torch optimizer steps
     begins: int = 0  # the step of the first iteration
+    held: dict[tuple[str, int], list[Backward]] = field(
+        default_factory=dict
+    )  # by (file, line): the script's own evaluations
     late: TrainingStep | None = None  # the same of a later part of the training, where the loop became another
 
     def copies(self) -> Copies:
