@@ -23,7 +23,7 @@ from netdoctor.data import Evaluation
 MAX_PLACES = 6  # lines that evaluate from
 WATCHED_PASSES = 16  # of one evaluation: an epoch's loss is read from as many batches
 SAMPLED_PASSES, SAMPLED_PHASES = 4, 16  # whose inputs are sampled
-HELD_PASSES, HELD_BYTES = 4, 32 << 20  # of each line that evaluates: kept whole, to be run again on a copy
+HELD_PASSES, HELD_BYTES = 4, 16 << 20  # of each line that evaluates: kept whole, to be run again on a copy
 FRUITLESS = 3  # evaluations in which nothing was compared: acting, sampling, targets of a teacher
 _PROBED = 64  # numbers that tell whether the same batch is passed again
 _COMPARE = frozenset({"eq", "ne", "isclose", "allclose"})
@@ -85,6 +85,7 @@ class _Pass:
     losses: dict[str, Tensor] = field(default_factory=dict)
     factor: float = 1.0
     compared: bool = False
+    held: Backward | None = None
 
 
 class EvaluationRecorder:
@@ -175,7 +176,7 @@ class EvaluationRecorder:
             target = args[1] if len(args) > 1 else None
             running.factor = 1 / max(1, target.numel()) if summed and isinstance(target, Tensor) else 1.0
             if not summed:
-                _hold(running.place, result, behind)
+                running.held = _held(running.place, result, behind)
         elif self._trained and self._trained[-1] == plain and self._trained[0] not in LOSSES:
             made = behind([result], ("", 0))
             if made is not None and _signature(made) == self._trained:
@@ -209,6 +210,7 @@ class EvaluationRecorder:
         place = done.place
         place.passes += 1
         place.compared |= done.compared
+        place.held += [] if done.held is None else [done.held]
         if done.training:
             place.train_mode += 1
             place.layers.update(dict.fromkeys(done.layers))
@@ -218,18 +220,18 @@ class EvaluationRecorder:
             place.losses.add(done.step, float(value) * done.factor)
 
 
-def _hold(place: _Place, loss: Tensor, behind: Behind) -> None:
-    """Keep what led to the loss of an evaluation, while there is room."""
+def _held(place: _Place, loss: Tensor, behind: Behind) -> Backward | None:
+    """What led to the loss of an evaluation, while there is room."""
     if len(place.held) >= HELD_PASSES or sum(e.bytes() for b in place.held for e in b.entries) >= HELD_BYTES:
-        return
+        return None
     made = behind([loss], _line(place))
     if made is None or any(entry.context is None for entry in made.entries if entry.module is not None):
-        return
+        return None
     for entry in made.entries:
         if entry.module is not None:
             entry.modes = tuple(child.training for child in entry.module.modules())
-    made.value = float(loss)
-    place.held.append(made)
+    made.value = float(loss.detach())
+    return made
 
 
 def _line(place: _Place) -> tuple[str, int]:

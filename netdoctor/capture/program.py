@@ -19,14 +19,15 @@ from netdoctor.capture.window import Window
 MAX_ITERATIONS = 24
 MAX_BYTES = 256 << 20  # of captured batches
 LATE_ITERATIONS, LATE_BYTES = 12, 64 << 20  # of the late window: one of several passes over them is still a trend
-LATE_START = 512 << 20  # bytes of weights and optimizer state: of what is larger no second copy is kept
+LATE_WINDOWS = 2  # that are kept: the first one and the last one
+LATE_START = 256 << 20  # bytes of weights and optimizer state: of what is larger no second copy is kept
 
 
 class Program:
     """Captures iterations until there are enough, and snapshots what trains before it is trained.
 
-    There are two windows. The first one takes the first steps. The late one begins, with a copy of all weights and optimizer states
-    of that moment, at the very step in which the loop becomes another (see `Changes`), and gives way to a later one.
+    The first window takes the first steps. A late one begins, with a copy of all weights and optimizer states of that moment, at
+    the very step in which the loop becomes another or goes bad (see `Changes`). The first and the last of these are kept.
     """
 
     def __init__(self, names: ModuleNames) -> None:
@@ -37,7 +38,7 @@ class Program:
         self.lost = ""
         self.changes = Changes()
         self._first = Window(MAX_ITERATIONS, MAX_BYTES)
-        self._late: Window | None = None
+        self._late: list[Window] = []
 
     @property
     def iterations(self) -> list[Iteration]:
@@ -50,7 +51,7 @@ class Program:
             return None
         if self._first.open:
             return self._first
-        return self._late if self._late is not None and self._late.open else None
+        return self._late[-1] if self._late and self._late[-1].open else None
 
     @property
     def capturing(self) -> bool:
@@ -77,8 +78,8 @@ class Program:
         """An optimizer is about to take its first step: keep its options and whatever state it was loaded with."""
         if self.keep_start:
             self._first.see_optimizer(optimizer, index)
-            if self._late is not None:
-                self._late.see_optimizer(optimizer, index)
+            if self._late:
+                self._late[-1].see_optimizer(optimizer, index)
 
     def backward(self, backward: Backward) -> None:
         """A backward call of the running iteration."""
@@ -112,7 +113,8 @@ class Program:
         sound = all(bool(torch.isfinite(statistics.local(tensor.detach())).all()) for tensor in known)
         if self._size() > LATE_START or not backwards or not sound:
             return False
-        self._late = window = Window(LATE_ITERATIONS, LATE_BYTES, step)
+        window = Window(LATE_ITERATIONS, LATE_BYTES, step)
+        self._late = [*self._late[: LATE_WINDOWS - 1], window]
         for module in self._first.modules.values():
             window.see_module(module, module)
         if not self.current.backwards:  # the step was followed by its calls alone
@@ -139,11 +141,13 @@ class Program:
     # --- what it holds -----------------------------------------------------------------------------------------------
 
     def training_step(self) -> TrainingStep:
-        """Everything that experiments need; its `late` is that of the late window."""
+        """Everything that experiments need; its `late` is that of the last late window, whose `late` is the first one's."""
         lost = self.lost
         if not self._first.iterations and not lost:
             lost = "no complete training step was captured"
-        late = self._late.training_step(lost) if self._late is not None and self._late.iterations else None
+        late: TrainingStep | None = None
+        for window in self._late:
+            late = replace(window.training_step(lost), late=late) if window.iterations else late
         return replace(self._first.training_step(lost), late=late)
 
     def release(self) -> None:
@@ -151,7 +155,7 @@ class Program:
         self.keep_start = False
         self.current = Iteration()
         self._first.clear()
-        self._late = None
+        self._late = []
 
     def changed(self) -> bool:
         """Whether any weight differs from what it was before the first step."""

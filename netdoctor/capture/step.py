@@ -287,7 +287,14 @@ class TrainingStep:
     held: dict[tuple[str, int], list[Backward]] = field(
         default_factory=dict
     )  # by (file, line): the script's own evaluations
-    late: TrainingStep | None = None  # the same of a later part of the training, where the loop became another
+    late: TrainingStep | None = None  # the same of a later part, where the loop became another
+
+    def parts(self) -> Iterator[TrainingStep]:
+        """This one and the later ones, in no order."""
+        part: TrainingStep | None = self
+        while part is not None:
+            yield part
+            part = part.late
 
     def copies(self) -> Copies:
         """Fresh copies of all that trains, in the state from before the first step.

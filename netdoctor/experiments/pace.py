@@ -70,3 +70,9 @@ def lighter(step: TrainingStep, pace: float, seconds: float, arms: int = 2) -> T
     except Exception:  # no batch dimension was found, or the model wants the whole of it
         return step
     return replace(step, iterations=iterations, verified=True)
+
+
+def all_lighter(step: TrainingStep, pace: float, seconds: float) -> TrainingStep:
+    """`lighter` of every captured part of the training."""
+    late = None if step.late is None else all_lighter(step.late, pace, seconds)
+    return replace(lighter(step, pace, seconds), late=late)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +17,7 @@ from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import learning_rate
 from netdoctor.experiments.atop import BLOCKED, atop, put_back
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
-from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
+from netdoctor.experiments.pace import QUICK, all_lighter, is_slow, seconds_per_step
 from netdoctor.experiments.proposals import ELSEWHERE, OF_RATE, OPEN, propose, written_elsewhere
 from netdoctor.experiments.sandbox import Budget, Run, quiet
 from netdoctor.experiments.score import constant_loss
@@ -66,9 +66,7 @@ def try_fixes(
     before, pace = budget.spent, seconds_per_step(step)
     trials = _Trials(recording, step, places, budget, say)
     if is_slow(pace, budget.left):
-        light = lighter(step, pace, budget.left)
-        late = None if step.late is None else lighter(step.late, pace, budget.left)
-        trials = _Trials(recording, replace(light, late=late), places, budget, say, QUICK, 2 * SHARE)
+        trials = _Trials(recording, all_lighter(step, pace, budget.left), places, budget, say, QUICK, 2 * SHARE)
     interrupted = False
     try:
         with quiet():
@@ -283,18 +281,16 @@ class _Trials:
         What began after the first captured steps, or does not show in them, is tried on those of the late window.
         """
         trial = None
-        for step in self._windows(finding) if treatment is None else (self.step,):
+        for step in self._windows(finding) if treatment is None else [self.step]:
             trial = self._attempt_on(step, finding, fix, treatment) or trial
             if trial is not None and trial.verdict is not Verdict.NOT_REPRODUCED:
                 break
         return trial
 
-    def _windows(self, finding: Finding) -> Iterator[TrainingStep]:
-        late, first = self.step.late, finding.first_step
-        if late is None or first is None or first < late.begins:
-            yield self.step
-        if late is not None:
-            yield late
+    def _windows(self, finding: Finding) -> list[TrainingStep]:
+        """The captured parts of the training: the last one that begins before the finding does, then the others."""
+        first = finding.first_step or 0
+        return sorted(self.step.parts(), key=lambda part: (part.begins > first, abs(first - part.begins)))
 
     def _attempt_on(self, step: TrainingStep, finding: Finding, fix: Fix, treatment: Treatment | None) -> Trial | None:
         if self.budget.left <= 0:

@@ -144,7 +144,7 @@ def test_what_is_large_is_not_copied_a_second_time(monkeypatch):
     assert observation.step.late is None
 
 
-def test_its_batches_are_bounded_and_those_of_an_earlier_window_let_go():
+def test_the_first_and_the_last_are_kept_and_the_batches_of_others_let_go():
     with observing() as observation:
         model, batches = nn.Linear(50, 1), []
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
@@ -158,8 +158,8 @@ def test_its_batches_are_bounded_and_those_of_an_earlier_window_let_go():
             del x
         gc.collect()
         alive = sum(ref() is not None for ref in batches)
-        assert alive <= program.MAX_ITERATIONS + program.LATE_ITERATIONS + 2
-    assert observation.step.late.begins == 360
+        assert alive <= program.MAX_ITERATIONS + program.LATE_WINDOWS * program.LATE_ITERATIONS + 2
+    assert [part.begins for part in observation.step.parts()] == [0, 360, 40]
 
 
 def test_there_is_an_end_to_new_windows():
