@@ -141,7 +141,11 @@ def test_frozen_norms() -> None:
     norm = model[1]
     assert isinstance(norm, nn.BatchNorm1d)
     assert norm.running_mean is not None
-    norm.running_mean.fill_(0.3)  # loaded
+    assert norm.running_var is not None
+    with torch.no_grad():
+        hidden = model[0](X)
+    norm.running_mean.copy_(hidden.mean(0) + 0.3 * hidden.std(0))  # loaded, from data that was a little different
+    norm.running_var.copy_(hidden.var(0))
     norm.requires_grad_(False)
     verdict, control, treated = measured(tried(fit(model, F.cross_entropy, X, Y), Fix("freeze-norms", "")))
     assert (verdict, treated) == (Verdict.CURED, 0.0)
