@@ -89,6 +89,8 @@ class Observer:
         """A plain step is over, and left nothing to read back."""
         if len(self.tape):  # an evaluation ran within it
             self.tape.clear()
+        if self.program.current.actions:  # its clipping
+            self.program.current = Iteration()
         self.step += 1
         if self.schedule.due(self.step):
             self._begin(True)
