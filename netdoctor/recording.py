@@ -106,6 +106,33 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class Histogram:
+    """How the values of a parameter (role WEIGHT) or of its gradient (WEIGHT_GRADIENT) are spread, at a few steps.
+
+    `counts` has shape (steps, bins): how many of about 1,000 sampled values lie in each of the equal bins between that step's
+    lowest and highest finite value, `low` and `high` (NaN where none was finite; equal where all values are the same).
+    """
+
+    parameter: str
+    role: Role
+    steps: NDArray[np.int64]
+    low: Array
+    high: Array
+    counts: NDArray[np.int64]
+
+    @property
+    def sound(self) -> bool:
+        """Whether all of it belongs together: as many rows as steps, in their order."""
+        rows = len(self.steps)
+        whole = self.steps.ndim == self.low.ndim == self.high.ndim == 1 and self.counts.ndim == 2
+        return (
+            whole
+            and rows == len(self.low) == len(self.high) == len(self.counts)
+            and bool(np.all(np.diff(self.steps) > 0))
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SourceLine:
     """A line of the user's own code. `text` is the stripped source, empty where it could not be read."""
 
@@ -305,6 +332,7 @@ class Recording:
     losses: dict[str, Series] = field(default_factory=dict)
     scalars: dict[str, Series] = field(default_factory=dict)  # "lr", "gradient norm", "loss scale", "evaluation loss"
     tracks: dict[tuple[Site, Stat], Track] = field(default_factory=dict)
+    histograms: list[Histogram] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # how often each kind of event happened
     graph: StepGraph | None = None

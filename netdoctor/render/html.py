@@ -26,6 +26,10 @@ from netdoctor.report import Report
 DRAWN = 12  # findings with figures of their own: each takes about 0.1 s per figure
 PLOTS = 2  # evidence plots per finding
 OPEN_ROWS = 30  # longer tables of layers are folded
+_HISTOGRAMS = (
+    "Histograms of the values, the first step at the bottom, the last at the top; each is drawn to its own height."
+)
+_BANDS = "The line is the mean, the dark band one standard deviation, the light one reaches to the largest magnitude."
 
 
 def render(report: Report, recording: Recording | None = None, *, advice: bool = False) -> str:
@@ -44,6 +48,7 @@ def render(report: Report, recording: Recording | None = None, *, advice: bool =
         own=gallery.of_findings(findings),
         sources=[source.context(finding.location, recording) for finding in findings],
         spreads=gallery.of_parameters(findings),
+        spread_key=_HISTOGRAMS if recording and recording.histograms else _BANDS,
         run=gallery.of_run(),
         rows=layer_rows(recording, findings) if recording else [],
         arms=gallery.of_arms(),
