@@ -150,6 +150,11 @@ class Excerpt:
     lines: tuple[str, ...]
 
 
+def spoken(path: str) -> str:
+    """A module path as it reads in a sentence: "body.3", but "layer 3" where it is a number alone."""
+    return f"layer {path}" if path.isdigit() else path
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One place that makes an activation: a leaf module, or a functional operation such as `F.relu` inside a module.
@@ -181,6 +186,11 @@ class Layer:
         if self.type.islower():  # a functional operation: torch's functions are lower case, modules are not
             base = f"{base} ({self.type})"
         return base if self.call == 0 else f"{base} [call {self.call + 1}]"
+
+    @property
+    def spoken(self) -> str:
+        """The name as it reads in a sentence: "layer 3" where it is a number alone."""
+        return spoken(self.name)
 
     def site(self, role: Role) -> Site:
         """The site of this layer's activation or of the gradient with respect to it."""

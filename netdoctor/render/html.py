@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from netdoctor.finding import Evidence, Finding, Severity
 from netdoctor.recording import Recording
-from netdoctor.render import figures, history, palette, source, wording
+from netdoctor.render import figures, history, palette, source, titles, wording
 from netdoctor.render.layertable import layer_rows
 from netdoctor.render.sheet import Drawing
 from netdoctor.report import Report
@@ -70,6 +70,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "clean": wording.clean,
+        "experiment": titles.of_experiment,
         "code": wording.clean_code,
         "number": wording.number,
         "place": wording.place,
@@ -83,6 +84,7 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "opening": wording.opening,
+        "ended": wording.ended,
         "change": source.change,
         "tally": wording.tally,
         "by_reason": wording.by_reason,

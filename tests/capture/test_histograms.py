@@ -50,7 +50,8 @@ def test_values_that_are_all_the_same_or_no_numbers(value: float) -> None:
         assert histogram.low[0] == histogram.high[0] == np.float32(value)
         assert histogram.counts[0].tolist() == [25] + [0] * (BINS - 1)
     else:
-        assert np.isnan(histogram.low[0]) and histogram.counts.sum() == 0
+        assert np.isnan(histogram.low[0])
+        assert histogram.counts.sum() == 0
 
 
 def test_one_nan_hides_nothing() -> None:
@@ -70,7 +71,8 @@ def test_there_are_few_however_long_the_training_is() -> None:
     made.finish(3000)
     steps = only(made).steps.tolist()
     assert len(steps) <= MOST
-    assert steps[0] == 0 and steps[-1] == 3000
+    assert steps[0] == 0
+    assert steps[-1] == 3000
     made.finish(3001)  # nothing is held any more
     assert only(made).steps.tolist() == steps
 

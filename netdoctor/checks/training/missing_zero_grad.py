@@ -49,7 +49,7 @@ class MissingZeroGrad(Check):
             Severity.ERROR,
             "Each step uses the sum of all gradients so far instead of the last one.",
             Location.at(source, step=1),
-            (Evidence("zero_grad calls", cleared, "<", recording.steps),),
+            (Evidence("zero_grad calls per optimizer step", cleared / max(1, recording.steps), "<", 1.0),),
             (Fix("zero-grad", "Clear the gradients once per step, before backward.", code, Reach.RUN),),
             first_step=1,  # the first step is still right
             share=1.0,
