@@ -23,12 +23,17 @@ def of_interest(recording: Recording, findings: tuple[Finding, ...]) -> list[str
     """The parameters to draw: those of the layers that findings name, then weights spread evenly over the depth."""
     named = {name for f in findings for name in (f.location.module or "", *f.places)} - {""}
     counted = {histogram.parameter for histogram in recording.histograms}
-    known = [n for n in recording.parameters if n in counted or _spread(recording, n, Role.WEIGHT) is not None]
+    known = [n for n in recording.parameters if n in counted]
+    known = known or [n for n in recording.parameters if _spread(recording, n, Role.WEIGHT) is not None]
     first = [name for name in known if name in named or recording.parameters[name].module in named]
     layers = [layer.weight for layer in recording.layers if layer.weight in known and layer.weight not in first]
-    evenly = np.unique(np.linspace(0, max(0, len(layers) - 1), min(MOST, len(layers))).round().astype(int))
-    chosen = [*first, *(layers[at] for at in evenly)][:MOST]
+    chosen = [*_evenly(first), *_evenly(layers)][:MOST]
     return sorted(dict.fromkeys(chosen), key=list(recording.parameters).index)
+
+
+def _evenly(names: list[str]) -> list[str]:
+    """At most `MOST` of them, from the first to the last."""
+    return [names[at] for at in np.unique(np.linspace(0, len(names) - 1, min(MOST, len(names))).round().astype(int))]
 
 
 def spread(

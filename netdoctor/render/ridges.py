@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RIDGES = 8  # in a panel: more overlap too much to be read
 WIDEST = 6  # times the usual reach of a row: one wild step would leave nothing to be seen of the others
+BEYOND = 20  # times the width of the axis: such a row would be a plain bar
 _OVERLAP = 1.7  # a ridge's height, in distances between two of them
 _TITLES = {Role.WEIGHT: "weight", Role.WEIGHT_GRADIENT: "gradient"}
 
@@ -66,6 +67,9 @@ def _panel(axes: Axes, histogram: Histogram, colour: str) -> None:
         low, high = float(histogram.low[at]), float(histogram.high[at])
         if not np.isfinite([low, high]).all():
             axes.plot([(left + right) / 2], [place + 0.3], "x", color=ALARM, markersize=6, markeredgewidth=1.8)
+            continue
+        if high - low > BEYOND * (right - left):
+            axes.annotate("off the scale", ((left + right) / 2, place + 0.15), ha="center", color=ALARM, fontsize=8)
             continue
         values, heights = _outline(low, high, histogram.counts[at], (right - left) / 100)
         axes.fill_between(
