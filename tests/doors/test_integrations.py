@@ -1,4 +1,4 @@
-"""The callbacks in the real frameworks. Without these packages the tests are skipped; .ci/run installs them and runs these again."""
+"""The callbacks in the real frameworks. Without these packages the tests are skipped; .ci/run installs them and runs these."""
 
 from __future__ import annotations
 

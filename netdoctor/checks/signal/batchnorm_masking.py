@@ -50,7 +50,7 @@ class BatchnormMasking(Check):
             return
         if arm is None or arm.failure:
             yield Abstention(
-                self.name, arm.failure if arm else "BatchNorm was not bypassed: experiments were off, or out of time"
+                self.name, arm.failure if arm else "BatchNorm was not bypassed: no experiments, or no time"
             )
             return
         loss = trend.judge(recording)

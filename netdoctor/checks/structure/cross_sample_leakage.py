@@ -46,7 +46,7 @@ class CrossSampleLeakage(Check):
         arm = recording.arms.get(ARM)
         if arm is None or arm.failure:
             yield Abstention(
-                self.name, arm.failure if arm else "samples were not exchanged: experiments were off, or out of time"
+                self.name, arm.failure if arm else "samples were not exchanged: no experiments, or no time"
             )
         elif float(arm.facts.get("share", 0.0)) > self.change:
             yield self._finding(arm, float(arm.facts["share"]))

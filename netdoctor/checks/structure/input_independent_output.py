@@ -45,7 +45,7 @@ class InputIndependentOutput(Check):
             failed = [arm.failure for arm in (given, blanked) if arm is not None and arm.failure]
             yield Abstention(
                 self.name,
-                failed[0] if failed else "the inputs were not blanked: experiments were off, or not called for",
+                failed[0] if failed else "the inputs were not blanked: no experiments, or no call for it",
             )
             return
         steps = min(given.losses.size, blanked.losses.size)

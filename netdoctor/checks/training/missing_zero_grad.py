@@ -45,7 +45,7 @@ class MissingZeroGrad(Check):
         code = f"{name}.zero_grad()\n{source.text if source and source.text else 'loss.backward()'}"
         yield Finding(
             self.name,
-            f"gradients are never cleared: {cleared} zero_grad for {recording.steps} optimizer steps",
+            f"gradients are never cleared: {cleared or 'no'} zero_grad in {recording.steps} optimizer steps",
             Severity.ERROR,
             "Each step uses the sum of all gradients so far instead of the last one.",
             Location.at(source, step=1),

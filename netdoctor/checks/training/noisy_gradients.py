@@ -40,7 +40,7 @@ class NoisyGradients(Check):
             return
         if arm is None or arm.failure:
             yield Abstention(
-                self.name, arm.failure if arm else "no gradients were compared: experiments were off, or out of time"
+                self.name, arm.failure if arm else "no gradients were compared: no experiments, or no time"
             )
             return
         scale, batch = float(arm.facts["scale"]), float(arm.facts["batch"])
