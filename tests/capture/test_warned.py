@@ -77,6 +77,7 @@ def test_a_warning_that_is_an_error_is_raised_where_it_was() -> None:
 def test_showwarning_is_put_back() -> None:
     before = warnings.showwarning
     with warnings.catch_warnings(record=True):
+        warnings.simplefilter("default")
         inside = warnings.showwarning
         watched()
         assert warnings.showwarning is inside

@@ -43,10 +43,7 @@ class InputIndependentOutput(Check):
             return
         if given is None or blanked is None or given.failure or blanked.failure:
             failed = [arm.failure for arm in (given, blanked) if arm is not None and arm.failure]
-            yield Abstention(
-                self.name,
-                failed[0] if failed else "the inputs were not blanked: no experiments, or no call for it",
-            )
+            yield Abstention(self.name, failed[0] if failed else "no experiment blanked the inputs")
             return
         steps = min(given.losses.size, blanked.losses.size)
         one, other = given.losses[:steps], blanked.losses[:steps]
