@@ -106,6 +106,33 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class Histogram:
+    """How the values of a parameter (role WEIGHT) or of its gradient (WEIGHT_GRADIENT) are spread, at a few steps.
+
+    `counts` has shape (steps, bins): how many of about 1,000 sampled values lie in each of the equal bins between that step's
+    lowest and highest finite value, `low` and `high` (NaN where none was finite; equal where all values are the same).
+    """
+
+    parameter: str
+    role: Role
+    steps: NDArray[np.int64]
+    low: Array
+    high: Array
+    counts: NDArray[np.int64]
+
+    @property
+    def sound(self) -> bool:
+        """Whether all of it belongs together: as many rows as steps, in their order."""
+        rows = len(self.steps)
+        whole = self.steps.ndim == self.low.ndim == self.high.ndim == 1 and self.counts.ndim == 2
+        return (
+            whole
+            and rows == len(self.low) == len(self.high) == len(self.counts)
+            and bool(np.all(np.diff(self.steps) > 0))
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SourceLine:
     """A line of the user's own code. `text` is the stripped source, empty where it could not be read."""
 
@@ -121,6 +148,11 @@ class Excerpt:
     file: str
     first: int
     lines: tuple[str, ...]
+
+
+def spoken(path: str) -> str:
+    """A module path as it reads in a sentence: "body.3", but "layer 3" where it is a number alone."""
+    return f"layer {path}" if path.isdigit() else path
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +186,11 @@ class Layer:
         if self.type.islower():  # a functional operation: torch's functions are lower case, modules are not
             base = f"{base} ({self.type})"
         return base if self.call == 0 else f"{base} [call {self.call + 1}]"
+
+    @property
+    def spoken(self) -> str:
+        """The name as it reads in a sentence: "layer 3" where it is a number alone."""
+        return spoken(self.name)
 
     def site(self, role: Role) -> Site:
         """The site of this layer's activation or of the gradient with respect to it."""
@@ -305,6 +342,7 @@ class Recording:
     losses: dict[str, Series] = field(default_factory=dict)
     scalars: dict[str, Series] = field(default_factory=dict)  # "lr", "gradient norm", "loss scale", "evaluation loss"
     tracks: dict[tuple[Site, Stat], Track] = field(default_factory=dict)
+    histograms: list[Histogram] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # how often each kind of event happened
     graph: StepGraph | None = None

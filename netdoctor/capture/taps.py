@@ -6,6 +6,7 @@ import functools
 import importlib
 import sys
 import threading
+import warnings
 import weakref
 from typing import Any
 
@@ -26,6 +27,7 @@ from netdoctor.capture.pattern import call_site
 from netdoctor.capture.reporting import reporting
 from netdoctor.capture.source import user_line
 from netdoctor.capture.training import TrainingTaps
+from netdoctor.capture.warned import users_warnings
 
 
 class Taps:
@@ -67,6 +69,7 @@ class Taps:
         wrap(torch.amp.GradScaler, "scale", self._scale)
         wrap(torch.amp.GradScaler, "step", self._scaler_step)
         wrap(torch, "compile", self._unseen("compiled function"))
+        wrap(warnings, "showwarning", users_warnings)
         wrap(sys.modules["torch.multiprocessing.spawn"], "start_processes", self._unseen("spawned"))
         hook = nn.modules.module.register_module_module_registration_hook
         self._handles = [

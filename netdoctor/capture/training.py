@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from netdoctor.capture import statistics, unseen
 from netdoctor.capture.containment import Containment
+from netdoctor.capture.histograms import HistogramRecorder
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.parameters import ParameterRecorder
@@ -49,6 +50,7 @@ class TrainingTaps:
         self._at = 0  # the step that `_backwards` counts in
         self._stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self._parameters = ParameterRecorder(observer.recorder, observer.names)
+        self.histograms = HistogramRecorder(observer.names)
         self._stepped_on = StepWatch(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._retention = Retention(observer.recorder)
@@ -341,6 +343,7 @@ class TrainingTaps:
             self._parameters.gradients(parameters)
             self._parameters.weights(parameters)
             self._stepped_on.before(parameters)
+            self._observer.containment.run("histograms", self.histograms.see, parameters, observer.step)
         for number, group in enumerate(optimizer.param_groups[:4]):
             label = "lr" if index == number == 0 else f"lr ({index}.{number})"
             observer.recorder.scalar(label, observer.step, float(group.get("lr", math.nan)))
@@ -382,7 +385,8 @@ class TrainingTaps:
         self._backwards = 0
 
     def release(self) -> None:
-        """Let go of all parameters."""
+        """Take a last look at the weights, and let go of all parameters."""
+        self._observer.containment.run("histograms", self.histograms.finish, self._observer.step)
         self._parameters.release()
 
     @property

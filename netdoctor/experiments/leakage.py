@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, Leaf, Slot, walk
 from netdoctor.capture.tree import substitute, tensors
-from netdoctor.errors import CannotReplayError, MisuseError
+from netdoctor.errors import CannotReplayError, MisuseError, why_it_failed
 from netdoctor.experiments.loss_terms import watched_terms
 from netdoctor.experiments.passes import ROUNDING, Kept, Pass, Subject, differ, first_difference
 from netdoctor.experiments.sandbox import Budget, quiet
@@ -80,8 +80,7 @@ def _arm(name: str, ask: Callable[[], Facts]) -> Arm:
 
 
 def _failed(name: str, error: Exception) -> Arm:
-    plain = isinstance(error, MisuseError | CannotReplayError)
-    return Arm(name, np.empty(0), failure=(str(error) if plain else f"{type(error).__name__}: {error}")[:200])
+    return Arm(name, np.empty(0), failure=why_it_failed(error))
 
 
 # --- the call --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from netdoctor.capture.step import Iteration, Replay, TrainingStep, refuse_overwritten
-from netdoctor.errors import CannotReplayError
+from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.tiny_batch import batch_size
 from netdoctor.recording import Arm, Recording
@@ -32,7 +32,7 @@ def measure(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
         with quiet():
             facts = _facts(step, budget)
     except Exception as error:  # the user's code failed on the copy: an answer, not a fault
-        text = str(error) if isinstance(error, CannotReplayError) else f"{type(error).__name__}: {error}"
+        text = why_it_failed(error)
         return {NAME: Arm(NAME, np.empty(0), failure=text[:200])}
     return {NAME: Arm(NAME, np.empty(0), time.perf_counter() - began, facts)}
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netdoctor.capture.step import Copies, Replay, TrainingStep, refuse_overwritten
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.sandbox import Budget, quiet
 from netdoctor.recording import Arm, Recording
 
@@ -42,7 +43,7 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
                 handle.remove()
             found = {path: _rank(torch.cat(parts)[:MOST_ROWS]) for path, parts in rows.items()}
     except Exception as error:
-        return {NAME: Arm(NAME, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])}
+        return {NAME: Arm(NAME, np.empty(0), failure=why_it_failed(error))}
     curves = {path: np.asarray(pair) for path, pair in found.items() if pair is not None}
     return {
         NAME: Arm(NAME, np.empty(0), time.perf_counter() - began, {"says": f"{len(curves)} wide layers"}, {}, curves)

@@ -14,7 +14,7 @@ from netdoctor.checks.data.symptoms import OF_SCALE
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Reach, Severity
 from netdoctor.graph import Value
-from netdoctor.recording import Recording
+from netdoctor.recording import Recording, spoken
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class UnnormalisedInput(Check):
         return rms > self.large or 0 < rms < self.small or far
 
     def _finding(self, facts: TensorFacts, door: Entrance, state: Harm, recording: Recording) -> Finding | None:
-        value, where = door.value, door.operation.module or f"the first {door.operation.name}"
+        value, where = door.value, spoken(door.operation.module) or f"the first {door.operation.name}"
         answer, tried = trial.verdict(recording, "input", state)
         severity = self._severity(math.hypot(value.mean, value.std), door, state, answer)
         if severity is None:
@@ -73,7 +73,8 @@ class UnnormalisedInput(Check):
             self.name,
             f"the input is not normalised: values from {value.low:.4g} to {value.high:.4g}, {spread}",
             severity,
-            f"They reach {where} as they are; initialisations and learning rates are made for a scale of about 1. {state.words}",
+            f"The values reach {where} as they are; initialisations and learning rates are made for a scale of about 1. "
+            f"{state.words}",
             trial.location(facts, door.operation.module, door.operation.name),
             (self._evidence(value),),
             (Fix("standardise-input", "Standardise with the training data's numbers.", code, Reach.RUN, tried),),
