@@ -371,6 +371,8 @@ class Observer:
             self.suspended += 1
             try:
                 self.origin = self.containment.run("origin search", self.find_origin, self, backwards, where)
+                if self.origin is not None and self.origin.reproduced and self.origin.operation:
+                    self.containment.run("faulty step", self.program.keep_fault, backwards)
             finally:
                 self.suspended -= 1
             if self.origin is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from netdoctor.capture.fault import faulty_step
 from netdoctor.capture.naming import ModuleNames, Root
 from netdoctor.capture.statistics import is_shard
 from netdoctor.capture.step import Action, Iteration, OptimizerStart, TrainingStep
@@ -36,6 +37,7 @@ class Program:
         self._optimizers: dict[int, OptimizerStart] = {}
         self._starts: dict[int, tuple[Tensor, Tensor]] = {}
         self._seconds: dict[int, Tensor] = {}
+        self._fault: TrainingStep | None = None
 
     @property
     def capturing(self) -> bool:
@@ -123,13 +125,25 @@ class Program:
         if not self.iterations and not lost:
             lost = "no complete training step was captured"
         return TrainingStep(
-            self.iterations, modules, leaves, optimizers, dict(self._starts), lost, seconds=self._seconds
+            self.iterations,
+            modules,
+            leaves,
+            optimizers,
+            dict(self._starts),
+            lost,
+            seconds=self._seconds,
+            fault=self._fault,
         )
+
+    def keep_fault(self, backwards: list[Backward]) -> None:
+        """The running step made a NaN or Inf, and the weights are still untouched: keep it and them."""
+        if self.keep_start and self._fault is None:
+            self._fault = faulty_step(self.training_step(), backwards)
 
     def release(self) -> None:
         """Let go of models, weights and batches; what `training_step` gave out keeps its own."""
         self.keep_start = False
-        self.iterations, self.current = [], Iteration()
+        self.iterations, self.current, self._fault = [], Iteration(), None
         for held in (self._modules, self._leaves, self._optimizers, self._starts, self._seconds):
             held.clear()
 

@@ -280,6 +280,7 @@ class TrainingStep:
     seconds: dict[int, Tensor] = field(
         default_factory=dict
     )  # values at the second step, where no torch optimizer steps
+    fault: TrainingStep | None = None  # the step that made the first NaN or Inf, and these, from the weights before it
 
     def copies(self) -> Copies:
         """Fresh copies of all that trains, in the state from before the first step.

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from netdoctor import ranking
 from netdoctor.capture.source import is_user_file
 from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
+from netdoctor.checks.numerics.history import WINDOW
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
 from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
@@ -23,7 +26,7 @@ from netdoctor.experiments.score import fits
 from netdoctor.experiments.side_effects import Units, side_effects, units
 from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
-from netdoctor.experiments.verdict import decide, scale_of
+from netdoctor.experiments.verdict import decide, goes_on, scale_of
 from netdoctor.finding import Certainty, Finding, Fix, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
 from netdoctor.report import Crash, Experiment, Report
@@ -67,6 +70,8 @@ def try_fixes(
     trials = _Trials(recording, step, places, budget, say)
     if is_slow(pace, budget.left):
         trials = _Trials(recording, lighter(step, pace, budget.left), places, budget, say, QUICK, 2 * SHARE)
+    if step.fault is not None:
+        trials.fault = replace(trials, step=step.fault, usual=_before(recording))
     interrupted = False
     try:
         with quiet():
@@ -103,6 +108,8 @@ class _Trials:
     say: Say
     steps: int = STEPS
     share: float = SHARE
+    fault: _Trials | None = None  # those that begin with the step that made the first NaN or Inf
+    usual: float | None = None  # the loss before that step
     faults: list[Fault] = field(default_factory=list)
     rows: list[Experiment] = field(default_factory=list)
     _fixes: dict[int, list[Fix]] = field(default_factory=dict)  # by id of the finding
@@ -248,7 +255,18 @@ class _Trials:
     # --- one trial ---------------------------------------------------------------------------------------------------
 
     def _attempt(self, finding: Finding, fix: Fix, treatment: Treatment | None = None) -> Trial | None:
-        """The trial of a fix; None where it cannot be tried, or time is up."""
+        """The trial of a fix; None where it cannot be tried, or time is up. A NaN that a training gets only later is looked for
+        in the step that made it."""
+        if self.fault is None or finding.check not in _BROKEN:
+            return self._tried(finding, fix, treatment)
+        origin, found = self.recording.origin, None
+        if origin is not None and origin.step < len(self.step.iterations):
+            found = self._tried(finding, fix, treatment)
+        if found is not None and found.verdict is not Verdict.NOT_REPRODUCED:
+            return found
+        return self.fault._tried(finding, fix, treatment) or found
+
+    def _tried(self, finding: Finding, fix: Fix, treatment: Treatment | None) -> Trial | None:
         if self.budget.left <= 0:
             return None
         try:
@@ -274,7 +292,10 @@ class _Trials:
         bound = float(self.recording.facts.get("loss_lower_bound", -math.inf))
         broken = finding.check in _BROKEN
         chance = None if broken or treatment.control_unit != 1.0 else self._constant()
-        verdict = decide(one, other, scale_of(bound, chance, one, other), broken, finding.check in _BUILT_IN)
+        scale = scale_of(bound, chance, one, other)
+        verdict = decide(one, other, scale, broken, finding.check in _BUILT_IN)
+        if verdict is Verdict.EASED and self.usual is not None and goes_on(other, self.usual, scale):
+            verdict = Verdict.CURED
         if verdict is None:
             return None
         if treatment.holds is not None:
@@ -345,6 +366,15 @@ def constant_loss(step: TrainingStep) -> float | None:
         values.append(total)
     found_one = statistics.median(values) if values else math.nan
     return found_one if 0 < found_one < math.inf else None
+
+
+def _before(recording: Recording) -> float | None:
+    """The level of the losses in the steps before the first NaN or Inf; None where there were none."""
+    origin, series = recording.origin, recording.loss
+    if origin is None or series is None:
+        return None
+    values = series.values[(series.steps < origin.step) & np.isfinite(series.values)][-WINDOW:]
+    return float(np.median(values)) if len(values) else None
 
 
 def _told(fix: Fix, trial: Trial) -> Fix:
