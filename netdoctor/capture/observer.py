@@ -281,7 +281,7 @@ class Observer:
                 self.data.see_inputs(
                     self.step, -user_position()[1], args[:2], user_position(), self.made, self.value_of
                 )
-        return (entry, inputs) if entry is not None or self.detailed else None
+        return (entry, inputs) if entry is not None or self.detailed or self._unit is None else None
 
     def made(self, tensor: Tensor) -> bool:
         return self.tape.slot(tensor) is not None
@@ -316,6 +316,8 @@ class Observer:
         """Keep what an operation made."""
         entry, inputs = noted
         made = args[0] if functions.mutates(name, kwargs) and args else result
+        if entry is None and self._unit is None:
+            self.tape.births.note(name, user_position(), args, kwargs, made)
         if entry is not None:
             self.tape.add(entry, made)
             self.evaluation.see(name, args, kwargs, made, self.tape.backward)

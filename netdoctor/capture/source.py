@@ -87,15 +87,21 @@ def variable_name(thing: object) -> str:
 
 
 def _name_in(frame: FrameType, thing: object) -> str:
+    variables = variables_of(frame)
+    for name, value in variables.items():
+        if value is thing and not name.startswith("_") and name != "self":
+            return name
+    for name, value in list(getattr(variables.get("self"), "__dict__", {}).items()):
+        if value is thing:
+            return f"self.{name}"
+    return ""
+
+
+def variables_of(frame: FrameType) -> dict[str, object]:
+    """The variables of a running function or module, as they are now, in a dictionary of its own."""
     variables = frame.f_locals
     try:
-        for name, value in list(variables.items()):
-            if value is thing and not name.startswith("_") and name != "self":
-                return name
-        for name, value in list(getattr(variables.get("self"), "__dict__", {}).items()):
-            if value is thing:
-                return f"self.{name}"
-        return ""
+        return dict(variables)
     finally:
         # Before Python 3.13 a function's f_locals is a copy that the frame keeps, and with it all that the function deletes.
         # Its variables are taken out again, unless somebody else holds the copy: the user, who called `locals()`.
