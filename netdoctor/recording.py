@@ -223,6 +223,7 @@ class Operand:
     zeros: int = 0
 
 
+MAX_SKIPS = 20  # a scaler that starts at 2**16 and halves gets under 1 with 17 skips: more are a fault of the gradient
 NORMALISED = "div by sum over "  # of `Origin.downstream`, with the dimension: what was made is divided by its sum
 
 

@@ -21,7 +21,7 @@ from netdoctor.capture.retention import Retention
 from netdoctor.capture.source import source_line, user_line, user_position
 from netdoctor.capture.step import Action, Iteration
 from netdoctor.capture.stepped import StepWatch
-from netdoctor.recording import SourceLine
+from netdoctor.recording import MAX_SKIPS, SourceLine
 
 _SCHEDULED = ("momentum", "betas", "weight_decay")  # options that schedules move beside the learning rate
 _NEVER_STEPPED = 65  # backward calls without any optimizer step: more than a usual accumulation of gradients
@@ -39,6 +39,7 @@ class TrainingTaps:
         self._stepped: set[int] = set()  # optimizers that stepped since this step began
         self._expected: set[int] | None = None  # those that stepped in the one before
         self._backwards = 0  # since the last optimizer step
+        self._skips = 0  # steps in a row that the loss scaler left out
         self._zeroed = False  # zero_grad ran since the last backward
         self._lost = False  # and it cleared gradients that no optimizer had used
         self._thrown_away = 0  # how often gradients were cleared that no optimizer had used
@@ -97,6 +98,8 @@ class TrainingTaps:
         if len(observer.tape):
             observer.over = False  # another loss of the same pass
         observer.settle()
+        if self._stepping:  # a closure, which the optimizer evaluates as often as it likes
+            observer.facts["closure"] = True
         if observer.step != self._at:
             self._at, self._backwards = observer.step, 0
         position = user_position()
@@ -349,7 +352,7 @@ class TrainingTaps:
             observer.program.current.actions.append(Action("step", optimizer=index, lrs=lrs, options=moved))
         observer.recorder.count("step" if self._backwards else "step without backward", observer.step)
         self._stepped.add(index)
-        self._backwards, self._zeroed = 0, False
+        self._backwards, self._zeroed, self._skips = 0, False, 0
         expected = self._expected if self._expected is not None else self.optimizers.numbers()
         if expected <= self._stepped:
             self._close()
@@ -361,9 +364,13 @@ class TrainingTaps:
         self._observer.end_step()
 
     def skipped(self) -> None:
-        """The loss scaler left out an optimizer step, because a scaled gradient overflowed: the pass counts for nothing."""
+        """The loss scaler left out an optimizer step, because a scaled gradient overflowed: the pass counts for nothing, unless it
+        does so again and again, whatever the scale."""
         observer = self._observer
         observer.pattern.spoil()
+        self._skips += 1
+        if self._skips > MAX_SKIPS:
+            observer.trip(observer.program.current.backwards, "backward")
         if observer.light is not None:
             observer.light.leave()
         observer.recorder.count("scaler-skip", observer.step)

@@ -192,7 +192,10 @@ class Sandbox:
             if budget.left <= 0:
                 result.ended = "out of time"
                 break
-            loss = self.iterate(iterations[number % len(iterations)], number < len(iterations))
+            try:
+                loss = self.iterate(iterations[number % len(iterations)], number < len(iterations))
+            except torch.linalg.LinAlgError:  # how linear algebra says that a matrix holds NaN, or became singular
+                loss = math.nan
             result.losses.append(loss)
             if not math.isfinite(loss):
                 result.ended = "non-finite"

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from netdoctor.recording import Layer, Origin, Recording, Role, Series, Stat, Track
+from netdoctor.recording import MAX_SKIPS, Layer, Origin, Recording, Role, Series, Stat, Track
 
-MAX_SKIPS = 20  # a scaler that starts at 2**16 and halves gets under 1 with 17 skips: more are a fault of the gradient
 
 
 def birth(recording: Recording) -> Origin | None:
