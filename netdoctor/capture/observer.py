@@ -52,6 +52,7 @@ class Observer:
         self.find_origin: Callable[[Observer, list[Backward], str], Origin | None] | None = None
         self.on_step: Callable[[int], None] = lambda step: None  # told the number of steps taken, after each
         self.on_trip: Callable[[], None] = lambda: None  # told once, when the first NaN or Inf was found
+        self.watch_weights = False  # look at the weights after every step, and not only at what they do in the next one
         self.pending: Exception | None = None  # to be raised into the user's code, on their own wish
         self.facts: dict[str, float | str | bool] = {}
         self.step = 0
@@ -377,6 +378,8 @@ class Observer:
                     self.containment.run("faulty step", self.program.keep_fault, backwards)
             finally:
                 self.suspended -= 1
+            if self.origin is None and where == "optimizer":
+                return  # large weights, whose squares overflow
             if self.origin is None:
                 self.origin = Origin(where, "NaN", self.step, reproduced=False, note="the step could not be run again")
             self.on_trip()

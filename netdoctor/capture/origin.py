@@ -39,12 +39,12 @@ _MAX_ALSO = 8
 
 
 def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Origin | None:
-    """The origin of a non-finite loss (`where` = "forward") or gradient ("backward") of the running step.
+    """The origin of a non-finite loss (`where` = "forward"), gradient ("backward") or weight ("optimizer") of the running step.
 
     Must be called before the optimizer touches the weights. The user's model, random states and gradients are left as they were.
     """
-    broken = _broken_parameter(observer)
-    if broken is not None:
+    broken = _broken_parameter(observer, where == "optimizer")
+    if broken is not None or where == "optimizer":
         return broken
     if not backwards:
         return Origin(
@@ -58,12 +58,12 @@ def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Or
         return Origin(where, "NaN", observer.step, reproduced=False, note=str(error))
 
 
-def _broken_parameter(observer: Observer) -> Origin | None:
-    """A parameter that is not finite before the step ran: the optimizer made it so, or it was loaded so."""
+def _broken_parameter(observer: Observer, just_now: bool) -> Origin | None:
+    """A parameter that is not finite before the step ran, or `just_now` after it: the optimizer made it so, or it was loaded so."""
     for parameter, name in _trained(observer):
         nan, inf = is_bad(parameter.detach())
         if nan or inf:
-            steps = observer.step
+            steps = observer.step + just_now
             phase = "optimizer" if steps > 0 or observer.recorder.counts.get("step") else "parameter"
             owner = observer.names.parameter_owner(parameter)
             return Origin(

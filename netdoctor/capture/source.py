@@ -75,6 +75,16 @@ def user_line() -> SourceLine | None:
     return source_line(*user_position())
 
 
+def line_outside_of(thing: object) -> SourceLine | None:
+    """The nearest user line that is not in a method of `thing`: where it is built, not where its class calls its base."""
+    frame = user_frame()
+    while frame is not None:
+        if is_user_file(frame.f_code.co_filename) and variables_of(frame).get("self") is not thing:
+            return source_line(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
 def variable_name(thing: object) -> str:
     """The name under which the user's nearest frames hold `thing` ("model", "self.net"), or "" when none does."""
     frame = user_frame()

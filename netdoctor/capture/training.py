@@ -301,6 +301,8 @@ class TrainingTaps:
         self.optimizers.count(index, self._observer.step)
         self._observer.recorder.tick("step")
         self._stepped.add(index)
+        if self._observer.watch_weights:
+            self._look_at_weights(optimizer)
         if light.over:
             self._stepped.clear()
             self._observer.end_plain_step()
@@ -346,6 +348,8 @@ class TrainingTaps:
         self.optimizers.count(index, self._observer.step)
         self._parameters.updates()
         self._stepped_on.after()
+        if observer.watch_weights:
+            self._look_at_weights(optimizer)
         if observer.light is None or observer.program.capturing:
             lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
             moved = tuple({k: group[k] for k in _SCHEDULED if k in group} for group in optimizer.param_groups)
@@ -358,6 +362,12 @@ class TrainingTaps:
             self._close()
         elif observer.program.functional:
             observer.mode.enter()
+
+    def _look_at_weights(self, optimizer: Optimizer) -> None:
+        held = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.layout is torch.strided]
+        held = unseen.local_parts(self._observer, [p for p in held if p.is_floating_point()])
+        if held and not math.isfinite(gradient_norm(held)):
+            self._observer.trip([], "optimizer")
 
     def _close(self) -> None:
         self._expected, self._stepped = set(self._stepped), set()
