@@ -1,4 +1,4 @@
-"""Which operations made the tensors that do not depend on parameters: to the tape they are constants, but they may be faulty, too."""
+"""Which operations made the tensors that do not depend on parameters: constants to the tape, but they may be faulty, too."""
 
 from __future__ import annotations
 
@@ -53,5 +53,3 @@ class Births:
         if broken is not None:
             return self.maker(broken, depth + 1)
         return Maker(plain(found[1]), found[2], inputs, reflection(found[1]))
-
-

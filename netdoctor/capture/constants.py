@@ -22,14 +22,16 @@ from netdoctor.capture.tree import tensors
 from netdoctor.capture.watch import is_bad
 
 _LARGE = 1 << 22  # elements: what is larger is not computed again
-_PURE = {len: len, float: float, int: int, abs: abs, max: max, min: min, sum: sum}
-_RANDOM = frozenset("rand randn randint randperm bernoulli multinomial normal rand_like randn_like dropout".split())
+_PURE: dict[str, Any] = {"len": len, "float": float, "int": int, "abs": abs, "max": max, "min": min, "sum": sum}
+_RANDOM = frozenset(
+    ["rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like", "randn_like", "dropout"]
+)
 _NODES = (ast.Name, ast.Attribute, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Call, ast.Subscript, ast.Tuple, ast.List)
 _REST = (ast.keyword, ast.operator, ast.unaryop, ast.expr_context, ast.Slice, ast.Compare, ast.cmpop)
 
 
 def computed_again(tensor: Tensor) -> Maker | None:
-    """The operation that made the tensor, where a variable of the user's running code holds it and its assignment can be repeated."""
+    """The operation that made a tensor that a variable of the user's running code holds, if its assignment can be repeated."""
     frame = user_frame()
     while frame is not None:
         if is_user_file(frame.f_code.co_filename):
@@ -51,7 +53,7 @@ def _repeated(frame: FrameType, variables: dict[str, Any], name: str, tensor: Te
     watch = _FirstBad()
     code = compile(ast.Expression(value), frame.f_code.co_filename, "eval")
     with torch.no_grad(), watch:
-        again = eval(code, {"__builtins__": {f.__name__: f for f in _PURE}, **names})
+        again = eval(code, {"__builtins__": _PURE, **names})
     if not isinstance(again, Tensor) or not torch.equal(torch.nan_to_num(again), torch.nan_to_num(tensor)):
         return None
     if watch.found is None:
@@ -104,8 +106,8 @@ def _is_pure(value: ast.expr, names: dict[str, Any], target: str) -> bool:
 
 def _is_function(function: ast.expr, names: dict[str, Any]) -> bool:
     if isinstance(function, ast.Name):
-        found = names.get(function.id, next((f for f in _PURE if f.__name__ == function.id), None))
-        return found in _PURE or found is math.log or _of_torch(found)
+        found = names.get(function.id, _PURE.get(function.id))
+        return found is math.log or any(found is known for known in _PURE.values()) or _of_torch(found)
     if not isinstance(function, ast.Attribute) or mutates(function.attr, {}) or function.attr in _RANDOM:
         return False
     root: ast.expr = function

@@ -9,15 +9,17 @@ from netdoctor.capture.watch import Watched, is_bad
 from netdoctor.recording import NORMALISED, SourceLine
 
 _DIVISIONS = frozenset({"div", "true_divide", "divide", "itruediv", "idiv", "xlogy", "remainder", "fmod", "floordiv"})
-_SHAPES = frozenset(
-    "unsqueeze squeeze view reshape expand expand_as flatten unflatten transpose permute getitem T mT select gather"
-    " contiguous clone chunk split unbind narrow repeat stack cat movedim swapaxes view_as diagonal index_select".split()
-)
+_SHAPES_NAMES = """
+unsqueeze squeeze view reshape expand expand_as flatten unflatten transpose permute getitem T mT
+select gather contiguous clone chunk split unbind narrow repeat stack cat movedim swapaxes view_as
+diagonal index_select
+"""
+_SHAPES = frozenset(_SHAPES_NAMES.split())
 _FAR = 64  # operations that a zero is followed back through
 
 
 def guilty(operation: Watched) -> int:
-    """The index of the operand that an operation cannot bear: the denominator of a division, else one that is infinite, else the first."""
+    """The index of the operand that it cannot bear: the denominator of a division, else one that is infinite, else the first."""
     if operation.name in _DIVISIONS and len(operation.inputs) > 1:
         return 1
     return next((number for number, state in enumerate(operation.bad) if any(state)), 0)

@@ -30,10 +30,12 @@ from netdoctor.recording import Culprit, Operand, Origin, SourceLine
 _MASKING = frozenset(
     {"masked_fill", "where", "full", "full_like", "new_full", "triu", "tril", "setitem", "fill", "masked_scatter"}
 )
-_MASKED = frozenset(  # operations that masks of -inf are made for, or pass through
-    "softmax log_softmax logsumexp add sub attention scaled_dot_product_attention multi_head_attention_forward max min"
-    " cross_entropy nll_loss".split()
-)
+# operations that masks of -inf are made for, or pass through
+_MASKED_NAMES = """
+softmax log_softmax logsumexp add sub attention scaled_dot_product_attention
+multi_head_attention_forward max min cross_entropy nll_loss
+"""
+_MASKED = frozenset(_MASKED_NAMES.split())
 _MAX_LISTED = 16
 _MAX_ALSO = 8
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor.capture import statistics, unseen
+from netdoctor.capture import norms, statistics, unseen
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.optimizers import Optimizers
@@ -301,8 +301,8 @@ class TrainingTaps:
         self.optimizers.count(index, self._observer.step)
         self._observer.recorder.tick("step")
         self._stepped.add(index)
-        if self._observer.watch_weights:
-            self._look_at_weights(optimizer)
+        if self._observer.watch_weights and not norms.finite_weights(optimizer):
+            self._observer.trip([], "optimizer")
         if light.over:
             self._stepped.clear()
             self._observer.end_plain_step()
@@ -328,7 +328,7 @@ class TrainingTaps:
         gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         gradients = unseen.local_parts(observer, gradients)
         if gradients:
-            norm = gradient_norm(gradients)
+            norm = norms.gradient_norm(gradients)
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
             if not math.isfinite(norm) and (self._backwards or light is not None):
                 observer.trip(observer.program.current.backwards if light is None else light.backwards(), "backward")
@@ -348,8 +348,8 @@ class TrainingTaps:
         self.optimizers.count(index, self._observer.step)
         self._parameters.updates()
         self._stepped_on.after()
-        if observer.watch_weights:
-            self._look_at_weights(optimizer)
+        if observer.watch_weights and not norms.finite_weights(optimizer):
+            observer.trip([], "optimizer")
         if observer.light is None or observer.program.capturing:
             lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
             moved = tuple({k: group[k] for k in _SCHEDULED if k in group} for group in optimizer.param_groups)
@@ -362,12 +362,6 @@ class TrainingTaps:
             self._close()
         elif observer.program.functional:
             observer.mode.enter()
-
-    def _look_at_weights(self, optimizer: Optimizer) -> None:
-        held = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.layout is torch.strided]
-        held = unseen.local_parts(self._observer, [p for p in held if p.is_floating_point()])
-        if held and not math.isfinite(gradient_norm(held)):
-            self._observer.trip([], "optimizer")
 
     def _close(self) -> None:
         self._expected, self._stepped = set(self._stepped), set()
@@ -396,14 +390,6 @@ class TrainingTaps:
     def steps(self) -> tuple[int, ...]:
         """How many steps each optimizer took."""
         return tuple(self.optimizers.steps)
-
-
-def gradient_norm(gradients: list[Tensor]) -> float:
-    """The 2-norm over all gradients, in one fused pass per device and one read-back. NaN and Inf show in it."""
-    norms = list(torch._foreach_norm(gradients))
-    if len({norm.device for norm in norms}) > 1:
-        norms = [norm.cpu() for norm in norms]
-    return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))
 
 
 def _label(position: tuple[str, int]) -> str:

@@ -59,7 +59,9 @@ def _wider_margins(
 ) -> Iterator[tuple[Fix, Treatment]]:
     """The same safe form with a larger number: 1e-8 under a square keeps a loss finite, and its gradient useless."""
     origin = birth(recording)
-    for margin in MARGINS if origin is not None and any(f.treatment == "safe-form" for f in finding.fixes) else ():
+    if origin is None or all(known.treatment != "safe-form" for known in finding.fixes):
+        return
+    for margin in MARGINS:
         fix = prescribe(origin, margin)
         treatment = safe_form(Case(step, recording, finding, fix, places), margin)
         if treatment is not None and fix.code not in {known.code for known in finding.fixes}:

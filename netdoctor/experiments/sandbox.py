@@ -194,7 +194,9 @@ class Sandbox:
                 break
             try:
                 loss = self.iterate(iterations[number % len(iterations)], number < len(iterations))
-            except torch.linalg.LinAlgError:  # how linear algebra says that a matrix holds NaN, or became singular
+            except RuntimeError as error:  # linear algebra says so where a matrix holds NaN, or became singular
+                if not str(error).startswith("linalg."):
+                    raise
                 loss = math.nan
             result.losses.append(loss)
             if not math.isfinite(loss):

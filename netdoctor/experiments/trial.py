@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from netdoctor import ranking
 from netdoctor.capture.source import is_user_file
 from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
-from netdoctor.checks.numerics.history import WINDOW
+from netdoctor.checks.numerics.history import level_before
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
 from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
@@ -71,7 +69,7 @@ def try_fixes(
     if is_slow(pace, budget.left):
         trials = _Trials(recording, lighter(step, pace, budget.left), places, budget, say, QUICK, 2 * SHARE)
     if step.fault is not None:
-        trials.fault = replace(trials, step=step.fault, usual=_before(recording))
+        trials.fault = replace(trials, step=step.fault, usual=level_before(recording))
     interrupted = False
     try:
         with quiet():
@@ -366,15 +364,6 @@ def constant_loss(step: TrainingStep) -> float | None:
         values.append(total)
     found_one = statistics.median(values) if values else math.nan
     return found_one if 0 < found_one < math.inf else None
-
-
-def _before(recording: Recording) -> float | None:
-    """The level of the losses in the steps before the first NaN or Inf; None where there were none."""
-    origin, series = recording.origin, recording.loss
-    if origin is None or series is None:
-        return None
-    values = series.values[(series.steps < origin.step) & np.isfinite(series.values)][-WINDOW:]
-    return float(np.median(values)) if len(values) else None
 
 
 def _told(fix: Fix, trial: Trial) -> Fix:

@@ -9,7 +9,6 @@ import numpy as np
 from netdoctor.recording import MAX_SKIPS, Layer, Origin, Recording, Role, Series, Stat, Track
 
 
-
 def birth(recording: Recording) -> Origin | None:
     """The origin of the first non-finite value that did harm, or None.
 
@@ -74,9 +73,7 @@ def _kind(recording: Recording) -> str:
 def _bad_layer(recording: Recording, step: int) -> Layer | None:
     """The first layer, in order of execution, with a non-finite output in that very step; None where it was not sampled, as
     weights that took the step give NaN everywhere later."""
-    bad = [
-        layer for layer in recording.layers if _onset(recording.of_layer(layer, Stat.NONFINITE), step) == 1 + step
-    ]
+    bad = [layer for layer in recording.layers if _onset(recording.of_layer(layer, Stat.NONFINITE), step) == 1 + step]
     return min(bad, key=lambda layer: layer.order) if bad else None
 
 

@@ -159,6 +159,11 @@ def made_by(*operations: str) -> Condition:
     return lambda origin: canonical(origin.upstream) in operations
 
 
+def born_of(*operations: str) -> Condition:
+    """The operation that first made the zeros of the guilty input is one of these."""
+    return lambda origin: canonical(origin.born) in operations
+
+
 def attribute(name: str, value: float | bool) -> Condition:
     """A scalar argument of the operation has this value."""
     return lambda origin: origin.attributes.get(name) == value

@@ -66,7 +66,7 @@ def culprits(origin: Origin) -> tuple[Origin, ...]:
 
 
 def place_of(origin: Origin) -> tuple[str, SourceLine | None]:
-    """The operation (canonical) that is to be edited, and its line: the one that made the guilty operand, where the form says so."""
+    """The operation (canonical) that is to be edited, and its line: what made the guilty operand, where the form says so."""
     edit = match(origin).edit
     if edit is not None and edit.of:
         return edit.of, origin.upstream_source

@@ -27,6 +27,13 @@ def _line_known(origin: Origin) -> bool:
 LOGARITHMS: tuple[Form, ...] = (
     row(
         _LOGS,
+        every(forward, op.born_of("prod")),
+        "A product of many factors is smaller than the smallest {dtype} number, so it is 0, and {op}(0) is -Inf.",
+        "Add the logarithms of the factors in place of multiplying them; torch.logsumexp adds up what is in logarithms.",
+        "log_p = factors.log().sum(dim=-1)  # in place of factors.prod(dim=-1).log()",
+    ),
+    row(
+        _LOGS,
         every(forward, made_by("softmax")),
         "The softmax before it rounded a probability to exactly 0, and {op}(0) is -Inf.",
         "Take the logarithm inside the softmax, where it cannot lose small probabilities.",
