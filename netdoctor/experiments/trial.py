@@ -341,7 +341,7 @@ class _Trials:
         """What fails in the user's code, or in the training of a changed copy, is an answer; all else is our fault."""
         frames = traceback.extract_tb(error.__traceback__)
         running = any(frame.name in ("iterate", "_first_loss") for frame in frames)
-        ours = not any(is_user_file(frame.filename) for frame in frames)
+        ours = not any(is_user_file(frame.filename) for frame in frames) and frames[-1].name != "__torch_function__"
         if ours and (not running or _OUR_FOLDER in frames[-1].filename.replace("\\", "/")):
             place = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
             self.faults.append(Fault(f"trial of {fix.treatment}", f"{type(error).__name__}: {error} ({place})"[:300]))

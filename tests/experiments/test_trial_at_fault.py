@@ -108,28 +108,39 @@ def test_raise_stops_before_the_weights_are_touched(loss_of: Callable[[Tensor, b
     model = nn.Linear(4, 4)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     before: list[Tensor] = []
-    with pytest.raises(FindingError) as caught, watch(model, optimizer, on_finding="raise"):
+
+    @watch(model, optimizer, on_finding="raise")
+    def train() -> None:
         for step in range(LATE):
-            before = [p.detach().clone() for p in model.parameters()]
+            before[:] = [p.detach().clone() for p in model.parameters()]
             loss = loss_of(model(torch.randn(6, 4)), step == 30)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    assert (step, caught.value.finding.location.step) == (30, 30)
-    assert caught.value.finding.check == f"non-finite-{check}"
+
+    with pytest.raises(FindingError) as caught:
+        train()
+    assert (caught.value.finding.check, caught.value.finding.location.step) == (f"non-finite-{check}", 30)
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 def test_raise_stops_at_the_step_whose_optimizer_makes_a_nan_that_the_loss_does_not_show() -> None:
     model = nn.Linear(4, 4)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, eps=0.0)
-    with pytest.raises(FindingError) as caught, watch(model, optimizer, on_finding="raise"):
+    taken: list[int] = []
+
+    @watch(model, optimizer, on_finding="raise")
+    def train() -> None:
         for step in range(20):
+            taken.append(step)
             loss = model(torch.randn(6, 4))[:, : 4 if step < 9 else 2].square().mean()
             if step == 9:
                 optimizer.state.clear()  # rows that have no gradient are 0/0 from here on
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    assert step == 9
+
+    with pytest.raises(FindingError) as caught:
+        train()
+    assert taken[-1] == 9
     assert (caught.value.finding.check, caught.value.finding.location.step) == ("non-finite-parameter", 9)
