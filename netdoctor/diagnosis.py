@@ -151,13 +151,14 @@ def _overfit(arms: Sequence[Arm], recording: Recording) -> Experiment:
     samples = f"{_number(shown, 'samples'):.0f} samples" if "samples" in shown.facts else "a tiny batch"
     numbers = f"loss {_number(shown, 'start'):.3g} → {_number(shown, 'best'):.3g} in {len(shown.losses)} steps"
     with_what = _optimizer(shown, recording)
+    own = next((arm for arm in ran if arm.name == "overfit/own"), None)
+    blocked = f"; {own.facts['class']}: {own.facts['why']}" if own is not None and own.facts.get("class") else ""
     if not reached:
         tried = "" if len(ran) == 1 else f", the best of {len(ran)} optimizer settings"
-        return Experiment(name, "failed", f"{samples} could not be fitted: {numbers} with {with_what}{tried}")
+        return Experiment(name, "failed", f"{samples} could not be fitted: {numbers} with {with_what}{tried}{blocked}")
     says = f"{samples} fitted: {numbers} with {with_what}"
-    own = next((arm for arm in ran if arm.name == "overfit/own"), None)
     if own is not None and own is not shown:
-        says += f"; the script's own optimizer only reached {_number(own, 'best'):.3g}"
+        says += f"; the script's own optimizer only reached {_number(own, 'best'):.3g}{blocked}"
     return Experiment(name, "passed", says)
 
 

@@ -94,8 +94,21 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What a trial looked at where the loss does not tell: one number on the copy without the fix, and on that with it."""
+
+    quantity: str  # such as "outputs of two passes in evaluation mode differ by"
+    control: float
+    treated: float
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
-    """A fix tried on a copy: the losses without it (control) and with it (treated), from the same start on the same batches."""
+    """A fix tried on a copy: the losses without it (control) and with it (treated), from the same start on the same batches.
+
+    `measured` is what the verdict is about where it is not the loss.
+    """
 
     verdict: Verdict
     control: tuple[float, ...] = ()
@@ -104,6 +117,7 @@ class Trial:
     seconds: float = 0.0
     says: str = ""
     side_effects: tuple[str, ...] = ()  # what is wrong with the treated copy alone
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
@@ -165,6 +165,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "seconds": trial.seconds,
         "says": trial.says,
         "side_effects": list(trial.side_effects),
+        "measured": None if trial.measured is None else asdict(trial.measured),
     }
 
 

@@ -14,6 +14,7 @@ from netdoctor.finding import (
     Finding,
     Fix,
     Location,
+    Measured,
     Reach,
     Severity,
     Trial,
@@ -145,7 +146,13 @@ def _trial(entry: _Reader) -> Trial:
         seconds=entry.number("seconds"),
         says=entry.get("says", str),
         side_effects=entry.all_of("side_effects", str, optional=True),
+        measured=None if entry.data.get("measured") is None else _measured(entry.child("measured")),
     )
+
+
+def _measured(entry: _Reader) -> Measured:
+    quantity, unit = entry.strings("quantity", "unit")
+    return Measured(quantity, entry.number("control"), entry.number("treated"), unit)
 
 
 class _Reader:

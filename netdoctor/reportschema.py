@@ -54,6 +54,7 @@ EVIDENCE = _object(
         "unit": TEXT,
     }
 )
+MEASURED = _object({"quantity": TEXT, "control": NUMBER, "treated": NUMBER, "unit": TEXT})
 TRIAL = _object(
     {
         "verdict": _one_of(Verdict),
@@ -63,8 +64,9 @@ TRIAL = _object(
         "seconds": NUMBER,
         "says": TEXT,
         "side_effects": _list(TEXT),
+        "measured": _maybe(MEASURED),
     },
-    ("side_effects",),
+    ("side_effects", "measured"),
 )
 FIX = _object({"treatment": TEXT, "says": TEXT, "code": TEXT, "reach": _one_of(Reach), "trial": _maybe(TRIAL)})
 SYMPTOM = _object(

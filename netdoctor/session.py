@@ -135,12 +135,16 @@ class Session:
             contained.run("journal", self._journal.close)
         contained.run("comparison of ranks", self._ranks.close)
         contained.run("last read-back", self._observer.recorder.flush, self._observer.step)
-        self._step = contained.run("captured step", self._observer.program.training_step)
+        self._step = contained.run("captured step", self._captured)
         self._observe()
         # The user's models and batches are held by the captured step alone, until the report is made.
         contained.run("release of the tape", self._observer.tape.clear)
         contained.run("release of the captured step", self._observer.program.release)
+        contained.run("release of the evaluations", self._observer.evaluation.release)
         self.recording.faults = contained.faults
+
+    def _captured(self) -> TrainingStep:
+        return replace(self._observer.program.training_step(), held=self._observer.evaluation.held())
 
     def _observe(self) -> None:
         """Make the recording of what was seen so far; what fails in that is a row of the report."""

@@ -70,7 +70,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     _name_losses(recording)
     recording.blind_spots = list(observer.blind_spots.values())
     recording.faults = observer.containment.faults
-    recording.facts = {**_facts(recording), **observer.facts}
+    recording.facts = {**_facts(recording), **observer.facts, **_variable(observer, recording)}
     recording.facts["scheduler_never_stepped"] = training.schedulers > 0 and not recording.counts.get("scheduler")
     if not recording.counts.get("step"):
         changed = observer.program.changed()
@@ -123,6 +123,16 @@ def _names(observer: Observer, recording: Recording) -> tuple[dict[str, str], di
             display[key] = ".".join(part for part in (label, path) if part) if several else path
             labels[key] = label if several else ""
     return display, labels
+
+
+def _variable(observer: Observer, recording: Recording) -> dict[str, str]:
+    """Under which variable the script holds its model, where only one trains."""
+    for root in observer.names.roots:
+        module = root.module()
+        trains = module is not None and any(p.requires_grad for p in module.parameters())
+        if trains and not any(layer.model for layer in recording.layers) and root.label != type(module).__name__:
+            return {"model_variable": root.label}
+    return {}
 
 
 def _parameters(

@@ -23,6 +23,7 @@ from netdoctor.data import Evaluation
 MAX_PLACES = 6  # lines that evaluate from
 WATCHED_PASSES = 16  # of one evaluation: an epoch's loss is read from as many batches
 SAMPLED_PASSES, SAMPLED_PHASES = 4, 16  # whose inputs are sampled
+HELD_PASSES, HELD_BYTES = 4, 16 << 20  # of each line that evaluates: kept whole, to be run again on a copy
 FRUITLESS = 3  # evaluations in which nothing was compared: acting, sampling, targets of a teacher
 _PROBED = 64  # numbers that tell whether the same batch is passed again
 _COMPARE = frozenset({"eq", "ne", "isclose", "allclose"})
@@ -64,6 +65,7 @@ class _Place:
     repeated: int = 0
     probe: Tensor | None = None
     module: str = ""
+    held: list[Backward] = field(default_factory=list)  # the first passes that gave a loss
 
     @property
     def watched(self) -> bool:
@@ -83,6 +85,7 @@ class _Pass:
     losses: dict[str, Tensor] = field(default_factory=dict)
     factor: float = 1.0
     compared: bool = False
+    held: Backward | None = None
 
 
 class EvaluationRecorder:
@@ -148,6 +151,16 @@ class EvaluationRecorder:
             last = backward.entries[-1]
             self._reduction = last.kwargs.get("reduction") if isinstance(last.kwargs, dict) else None
 
+    def held(self) -> dict[tuple[str, int], list[Backward]]:
+        """By the line that evaluates: its first passes that gave a loss, to be run again on a copy of the model."""
+        return {_line(place): list(place.held) for place in self._places.values() if place.held}
+
+    def release(self) -> None:
+        """Let go of the batches."""
+        self._pass = None
+        for place in self._places.values():
+            place.held.clear()
+
     def evaluations(self, display: Callable[[str], str]) -> list[Evaluation]:
         """What was seen, one entry per line that evaluates and compares."""
         self._commit()
@@ -162,6 +175,8 @@ class EvaluationRecorder:
             summed = kwargs.get("reduction") == "sum" and self._reduction != "sum"
             target = args[1] if len(args) > 1 else None
             running.factor = 1 / max(1, target.numel()) if summed and isinstance(target, Tensor) else 1.0
+            if not summed:
+                running.held = _held(running.place, result, behind)
         elif self._trained and self._trained[-1] == plain and self._trained[0] not in LOSSES:
             made = behind([result], ("", 0))
             if made is not None and _signature(made) == self._trained:
@@ -195,6 +210,7 @@ class EvaluationRecorder:
         place = done.place
         place.passes += 1
         place.compared |= done.compared
+        place.held += [] if done.held is None else [done.held]
         if done.training:
             place.train_mode += 1
             place.layers.update(dict.fromkeys(done.layers))
@@ -202,6 +218,24 @@ class EvaluationRecorder:
         value = done.losses.get(wanted) if wanted else next(iter(done.losses.values()), None)
         if value is not None:
             place.losses.add(done.step, float(value) * done.factor)
+
+
+def _held(place: _Place, loss: Tensor, behind: Behind) -> Backward | None:
+    """What led to the loss of an evaluation, while there is room."""
+    if len(place.held) >= HELD_PASSES or sum(e.bytes() for b in place.held for e in b.entries) >= HELD_BYTES:
+        return None
+    made = behind([loss], _line(place))
+    if made is None or any(entry.context is None for entry in made.entries if entry.module is not None):
+        return None
+    for entry in made.entries:
+        if entry.module is not None:
+            entry.modes = tuple(child.training for child in entry.module.modules())
+    made.value = float(loss.detach())
+    return made
+
+
+def _line(place: _Place) -> tuple[str, int]:
+    return next((frame for frame in place.chain[1:2] if frame[0] == place.chain[0][0]), place.chain[0])[:2]
 
 
 def _is_loss(tensor: Tensor) -> bool:
@@ -242,7 +276,7 @@ def _signature(backward: Backward) -> tuple[str, ...]:
 
 def _told(place: _Place, display: Callable[[str], str]) -> Evaluation:
     series = place.losses.series()
-    file, line = next((frame for frame in place.chain[1:2] if frame[0] == place.chain[0][0]), place.chain[0])[:2]
+    file, line = _line(place)
     return Evaluation(
         np.asarray(series.steps),
         series.values,

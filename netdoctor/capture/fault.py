@@ -16,8 +16,8 @@ from netdoctor.capture.tape import Backward
 from netdoctor.capture.watch import is_bad
 
 
-def faulty_step(begun: TrainingStep, backwards: list[Backward]) -> TrainingStep | None:
-    """The running step, followed by the first steps of the training, which are `begun`; None where it cannot be kept.
+def faulty_step(begun: TrainingStep, backwards: list[Backward], step: int) -> TrainingStep | None:
+    """The running step (number `step`), followed by the first steps of the training, which are `begun`; None where it cannot be kept.
 
     Must be called before the optimizer touches the weights. Copies of weights, buffers and optimizer states are kept.
     A loop that moves its weights without a torch optimizer gives None: its rule is read off its first steps alone.
@@ -28,7 +28,7 @@ def faulty_step(begun: TrainingStep, backwards: list[Backward]) -> TrainingStep 
     optimizers = [_as_it_is(start) for start in begun.optimizers]
     faulty = Iteration(_actions(begun.iterations, backwards, [start.optimizer for start in optimizers]))
     rest = [iteration for iteration in begun.iterations if iteration.backwards[0] is not backwards[0]]
-    return replace(begun, iterations=[faulty, *rest], optimizers=optimizers, starts=starts, verified=True, fault=None)
+    return replace(begun, iterations=[faulty, *rest], optimizers=optimizers, starts=starts, verified=True, begins=step)
 
 
 def _values(begun: TrainingStep) -> Iterable[tuple[int, tuple[Tensor, Tensor]]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from netdoctor.capture.identity import ByIdentity
-from netdoctor.capture.source import is_user_file, source_line, user_position, variable_name
+from netdoctor.capture.source import holder_name, is_user_file, source_line, user_position, variable_name
 from netdoctor.recording import SourceLine
 
 MOST_ROOTS = 64  # models that are told apart, those that are gone included
@@ -135,7 +135,7 @@ class ModuleNames:
 
     def name_loose(self, parameter: Tensor, fallback: str) -> str:
         """Name a parameter that no module holds, after the user's variable."""
-        name = variable_name(parameter) or fallback
+        name = variable_name(parameter) or holder_name(parameter) or fallback
         taken = {other for ref, other, _ in self._parameters.values() if ref() is not None}
         if name in taken:
             name = fallback

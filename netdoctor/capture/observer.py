@@ -90,6 +90,8 @@ class Observer:
         """A plain step is over, and left nothing to read back."""
         if len(self.tape):  # an evaluation ran within it
             self.tape.clear()
+        if self.program.current.actions:  # its clipping
+            self.program.current = Iteration()
         self.step += 1
         if self.schedule.due(self.step):
             self._begin(True)
@@ -375,7 +377,7 @@ class Observer:
             try:
                 self.origin = self.containment.run("origin search", self.find_origin, self, backwards, where)
                 if self.origin is not None and self.origin.reproduced and self.origin.operation:
-                    self.containment.run("faulty step", self.program.keep_fault, backwards)
+                    self.containment.run("faulty step", self.program.keep_fault, self.step, backwards)
             finally:
                 self.suspended -= 1
             if self.origin is None and where == "optimizer":

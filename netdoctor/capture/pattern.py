@@ -8,7 +8,6 @@ the new arguments. The first call that is not the expected one ends this, and th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -69,7 +68,7 @@ class Pattern:
         self._cursor = 0
         self._counts: dict[int, int] = {}  # calls of each module and function in a step that is watched in full
         self._calls: dict[int | str, list[Call]] = {}  # of each module and function in a step that follows the pattern
-        self._built: list[Backward | None] = []
+        self._built: list[Backward | float | None] = []  # a number where it is yet to be put together: its loss
         self._filled: dict[int, Entry | None] = {}
         # Asked to report the calls of a function of torch.nn.functional.
         self.intercept: Callable[[str], None] = lambda name: None
@@ -205,12 +204,12 @@ class Pattern:
     def backwards(self) -> list[Backward]:
         """The backward calls of the running step so far, for a replay; none when one of them cannot be put together."""
         done, self._built = self._built, []
-        found = [backward or self.build(math.nan) for backward in done]
+        found = [self.build(known) if isinstance(known, float) else known for known in done]
         return [backward for backward in found if backward is not None] if all(found) else []
 
-    def postpone(self) -> None:
-        """A backward call is running that is put together only if its gradients turn out to be bad."""
-        self._built.append(None)
+    def postpone(self, value: float) -> None:
+        """A backward call of this loss is running; it is put together only if the step turns out to be of interest."""
+        self._built.append(value)
 
     def build(self, value: float) -> Backward | None:
         """The backward call that is running, for a replay: the pattern's operations with this step's arguments."""

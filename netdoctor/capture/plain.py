@@ -30,6 +30,7 @@ class PlainSteps(Pattern):
         self.on = False  # the running step is plain, so far
         self.series: dict[Event, SeriesRecorder] = {}  # of the losses, by the place of the backward call
         self._recorder = observer.recorder
+        self._changes = observer.program.changes
         self._labels: dict[tuple[int, int], str] = {}
 
     def begin(self, plain: bool = False) -> None:
@@ -77,7 +78,7 @@ class PlainSteps(Pattern):
         if series is None or not math.isfinite(value):
             return False
         self._cursor += 1
-        self._built.append(None)
+        self._built.append(value)
         series.add(self._recorder.step, value)
         self._recorder.tick("backward")
         return True
@@ -86,6 +87,8 @@ class PlainSteps(Pattern):
         """An optimizer is about to step: whether that is what the pattern says, and every gradient is finite."""
         event = self._events[self._cursor]
         if event[0] != "step" or event[1] != id(optimizer):
+            return False
+        if self._changes.rates(optimizer, index, self._recorder.step):
             return False
         groups = optimizer.param_groups
         held = [gradient for group in groups for p in group["params"] if (gradient := p.grad) is not None]

@@ -1,190 +1,190 @@
-"""The captured iterations: what the loop did in the first steps, and the weights from before them."""
+"""The captured iterations: what the loop did in the first steps and, where it changes later, in the steps from there on."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from netdoctor.capture import statistics
+from netdoctor.capture.changes import Changes
 from netdoctor.capture.fault import faulty_step
 from netdoctor.capture.naming import ModuleNames, Root
-from netdoctor.capture.statistics import is_shard
-from netdoctor.capture.step import Action, Iteration, OptimizerStart, TrainingStep
-from netdoctor.capture.tape import Backward, Leaf, walk
+from netdoctor.capture.step import Action, Iteration, TrainingStep
+from netdoctor.capture.tape import Backward
+from netdoctor.capture.window import Window
 
 MAX_ITERATIONS = 24
 MAX_BYTES = 256 << 20  # of captured batches
-MAX_MODULES = 256  # outermost ones: more are copies that a loop makes and throws away
+LATE_ITERATIONS, LATE_BYTES = 12, 64 << 20  # of the late window: one of several passes over them is still a trend
+LATE_WINDOWS = 2  # that are kept: the first one and the last one
+LATE_START = 256 << 20  # bytes of weights and optimizer state: of what is larger no second copy is kept
 
 
 class Program:
-    """Captures iterations until there are enough, and snapshots what trains before it is trained."""
+    """Captures iterations until there are enough, and snapshots what trains before it is trained.
+
+    The first window takes the first steps. A late one begins, with a copy of all weights and optimizer states of that moment, at
+    the very step in which the loop becomes another or goes bad (see `Changes`). The first and the last of these are kept.
+    """
 
     def __init__(self, names: ModuleNames) -> None:
         self._names = names
-        self.iterations: list[Iteration] = []
         self.current = Iteration()
         self.functional = False  # parameters are used outside of modules before any module runs
         self.keep_start = True  # costs one copy of the model's weights
         self.lost = ""
-        self._bytes = 0
-        self._modules: dict[int, nn.Module] = {}
-        self._leaves: dict[int, Tensor] = {}
-        self._optimizers: dict[int, OptimizerStart] = {}
-        self._starts: dict[int, tuple[Tensor, Tensor]] = {}
-        self._seconds: dict[int, Tensor] = {}
+        self.changes = Changes()
+        self._first = Window(MAX_ITERATIONS, MAX_BYTES)
+        self._late: list[Window] = []
         self._fault: TrainingStep | None = None
+
+    @property
+    def iterations(self) -> list[Iteration]:
+        """Those of the first window."""
+        return self._first.iterations
+
+    @property
+    def _open(self) -> Window | None:
+        if not self.keep_start:
+            return None
+        if self._first.open:
+            return self._first
+        return self._late[-1] if self._late and self._late[-1].open else None
 
     @property
     def capturing(self) -> bool:
         """Whether more iterations are wanted."""
-        return len(self.iterations) < MAX_ITERATIONS and self._bytes < MAX_BYTES and self.keep_start
+        return self._open is not None
 
     @property
     def begun(self) -> bool:
         """Whether a backward call was captured: from then on what was kept as the start stands."""
-        return bool(self.iterations or self.current.backwards)
+        return bool(self._first.iterations or self.current.backwards)
 
     def see_module(self, module: nn.Module, root: Root, idle: bool = False) -> None:
         """An outermost module is about to run: keep the weights of the whole model as they are before its first step.
 
         `idle`: no result of an earlier call is alive, so a call before this one was no part of the first step.
         """
-        top = root.module()
-        again = idle and not self.begun
-        if not self.capturing or len(self._modules) >= MAX_MODULES or (id(module) in self._modules and not again):
+        window = self._open
+        if window is None:
             return  # what runs only later is in no captured step: it is not held, for it may be a copy made in every step
-        top = module if top is None else top
-        self._modules[id(module)] = module
-        self._modules.setdefault(id(top), top)
-        for tensor in [*top.parameters(), *top.buffers(), *module.parameters(), *module.buffers()]:
-            self._snapshot(tensor, again)
-
-    def _snapshot(self, tensor: Tensor, again: bool = False) -> None:
-        """Keep a tensor's value, once; `again`: anew, if it changed."""
-        if nn.parameter.is_lazy(tensor) or tensor.is_meta or is_shard(tensor):
-            return
-        known = self._starts.get(id(tensor))
-        if known is None or (again and not _same(known[1], tensor)):
-            with torch.no_grad():
-                self._starts[id(tensor)] = (tensor, tensor.detach().clone().requires_grad_(tensor.requires_grad))
+        top = root.module()
+        window.see_module(module, module if top is None else top, idle and not self.begun)
 
     def see_optimizer(self, optimizer: Optimizer, index: int) -> None:
         """An optimizer is about to take its first step: keep its options and whatever state it was loaded with."""
-        if index in self._optimizers or not self.keep_start:
-            return
-        parameters = [list(group["params"]) for group in optimizer.param_groups]
-        groups = [{k: copy.deepcopy(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        state: dict[int, Any] = {}
-        for tensor, entry in optimizer.state.items():
-            state[id(tensor)] = copy.deepcopy(entry)
-        self._optimizers[index] = OptimizerStart(optimizer, groups, parameters, state)
+        if self.keep_start:
+            self._first.see_optimizer(optimizer, index)
+            if self._late:
+                self._late[-1].see_optimizer(optimizer, index)
 
     def backward(self, backward: Backward) -> None:
         """A backward call of the running iteration."""
         if not self.begun:  # weights may have been set after the first pass, which only asked for shapes
-            for parameter in [p for module in self._modules.values() for p in module.parameters()]:
-                self._snapshot(parameter, again=True)
+            for parameter in [p for module in self._first.modules.values() for p in module.parameters()]:
+                self._first.snapshot(parameter, again=True)
         self.current.actions.append(Action("backward", backward))
-        if not self.capturing:
-            return
-
-        def keep(item: Any) -> None:
-            if isinstance(item, Leaf) and id(item.tensor) not in self._starts:
-                self._leaves[id(item.tensor)] = item.tensor
-                self._snapshot(item.tensor)
-
-        for entry in backward.entries:
-            walk((entry.args, entry.kwargs), keep)
-        if len(self.iterations) == 1 and not self._optimizers and not self._seconds:
-            # No optimizer steps so far: how the loop itself moved the weights tells its update rule.
-            self._seconds = {key: tensor.detach().clone() for key, (tensor, _) in self._starts.items()}
+        if self._open is not None:
+            self._open.see_leaves(backward)
 
     def end_iteration(self, step: int) -> None:
         """The running iteration is over: keep it if more are wanted."""
         done, self.current = self.current, Iteration()
-        if not self.capturing or not done.backwards:
-            return
-        seen = {id(entry): entry for backward in done.backwards for entry in backward.entries}
-        done.bytes = sum(entry.bytes() for entry in seen.values())
-        self._bytes += done.bytes
-        self.iterations.append(done)
+        window = self._open
+        if window is not None and done.backwards:
+            window.add(done)
+
+    # --- the late window ---------------------------------------------------------------------------------------------
+
+    @property
+    def may_renew(self) -> bool:
+        """Whether a late window may begin: the first one is full, and no other one is open."""
+        return self.keep_start and not self.capturing and self.begun
+
+    def renew(self, step: int, backwards: Sequence[Backward]) -> bool:
+        """Begin a late window with the running iteration, whose backward calls so far these are; weights are as before its step.
+
+        False where that is not possible: what trains is too large for another copy, or is not finite any more.
+        """
+        known = [tensor for tensor, _ in self._first.starts.values() if tensor.requires_grad]
+        sound = all(bool(torch.isfinite(statistics.local(tensor.detach())).all()) for tensor in known)
+        if self._size() > LATE_START or not backwards or not sound:
+            return False
+        window = Window(LATE_ITERATIONS, LATE_BYTES, step)
+        self._late = [*self._late[: LATE_WINDOWS - 1], window]
+        for module in self._first.modules.values():
+            window.see_module(module, module)
+        if not self.current.backwards:  # the step was followed by its calls alone
+            self.current.actions[:0] = [Action("backward", backward) for backward in backwards]
+        for backward in backwards:
+            for entry in backward.entries:
+                if entry.module is not None:
+                    top = self._names.root_of(entry.module).module()
+                    window.see_module(entry.module, entry.module if top is None else top)
+                    entry.modes = entry.modes or tuple(child.training for child in entry.module.modules())
+            window.see_leaves(backward)
+        for index, start in self._first.optimizers.items():
+            window.see_optimizer(start.optimizer, index)
+        return True
+
+    def _size(self) -> int:
+        """Bytes of all weights, buffers and optimizer states that are known."""
+        held: list[Tensor] = [tensor for tensor, _ in self._first.starts.values()]
+        for start in self._first.optimizers.values():
+            states = (entry for entry in start.optimizer.state.values() if isinstance(entry, dict))
+            held += [value for entry in states for value in entry.values() if isinstance(value, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    # --- what it holds -----------------------------------------------------------------------------------------------
 
     def training_step(self) -> TrainingStep:
-        """Everything that experiments need."""
-        modules = list(self._modules.values())
-        used = self._used_leaves()
-        owned = {id(p) for module in modules for p in module.parameters()}
-        leaves = [leaf for key, leaf in self._leaves.items() if key not in owned and key in used]
-        optimizers = [self._optimizers[index] for index in sorted(self._optimizers)]
+        """Everything that experiments need; its `late` is that of the last late window, whose `late` is the first one's."""
         lost = self.lost
-        if not self.iterations and not lost:
+        if not self._first.iterations and not lost:
             lost = "no complete training step was captured"
-        return TrainingStep(
-            self.iterations,
-            modules,
-            leaves,
-            optimizers,
-            dict(self._starts),
-            lost,
-            seconds=self._seconds,
-            fault=self._fault,
-        )
+        late: TrainingStep | None = None
+        for window in self._late:
+            late = replace(window.training_step(lost), late=late) if window.iterations else late
+        if self._fault is not None:
+            late = replace(self._fault, late=late)
+        return replace(self._first.training_step(lost), late=late)
 
-    def keep_fault(self, backwards: list[Backward]) -> None:
+    def keep_fault(self, step: int, backwards: list[Backward]) -> None:
         """The running step made a NaN or Inf, and the weights are still untouched: keep it and them."""
-        if self.keep_start and self._fault is None:
-            self._fault = faulty_step(self.training_step(), backwards)
+        if self.keep_start and self._fault is None and self._size() <= LATE_START:
+            begun = self._first.training_step(self.lost)
+            self._fault = faulty_step(begun, backwards, step)
 
     def release(self) -> None:
         """Let go of models, weights and batches; what `training_step` gave out keeps its own."""
         self.keep_start = False
-        self.iterations, self.current, self._fault = [], Iteration(), None
-        for held in (self._modules, self._leaves, self._optimizers, self._starts, self._seconds):
-            held.clear()
+        self.current = Iteration()
+        self._first.clear()
+        self._late, self._fault = [], None
 
     def changed(self) -> bool:
         """Whether any weight differs from what it was before the first step."""
-        return any(
-            tensor.requires_grad and not torch.equal(tensor.detach(), start) for tensor, start in self._starts.values()
-        )
+        return any(tensor.requires_grad and not torch.equal(tensor.detach(), start) for tensor, start in self.starts())
 
     def starts(self) -> list[tuple[Tensor, Tensor]]:
         """(tensor, its value from before its first step) of everything that was kept."""
-        return list(self._starts.values())
+        return list(self._first.starts.values())
 
     def loose(self) -> list[Tensor]:
         """Leaves that no module holds and no optimizer is known to own, and that train all the same: several iterations use
         them, or there is nothing else that could."""
-        alone = not self._modules and not self._optimizers
-        used = self._used_leaves()
-        return [leaf for key, leaf in self._leaves.items() if alone or key in used]
+        alone = not self._first.modules and not self._first.optimizers
+        used = self._first.used_leaves()
+        return [leaf for key, leaf in self._first.leaves.items() if alone or key in used]
 
     def parameters(self) -> Iterator[tuple[Tensor, str]]:
         """Everything that trains, as it is now, with its key."""
-        held: list[Tensor] = [p for module in self._modules.values() for p in module.parameters()]
-        held += [p for start in self._optimizers.values() for group in start.parameters for p in group]
+        held: list[Tensor] = [p for module in self._first.modules.values() for p in module.parameters()]
+        held += [p for start in self._first.optimizers.values() for group in start.parameters for p in group]
         for parameter in {id(p): p for p in held}.values():
             yield parameter, self._names.parameter_key(parameter)
-
-    def _used_leaves(self) -> set[int]:
-        """Loose leaves that persist: those that an optimizer owns, or that more than one iteration uses."""
-        owned = {id(p) for start in self._optimizers.values() for group in start.parameters for p in group}
-        counts: dict[int, int] = {}
-        for iteration in self.iterations:
-            found: list[Any] = []
-            for backward in iteration.backwards:
-                for entry in backward.entries:
-                    walk((entry.args, entry.kwargs), found.append)
-            for key in {id(item.tensor) for item in found if isinstance(item, Leaf)}:
-                counts[key] = counts.get(key, 0) + 1
-        return owned | {key for key, count in counts.items() if count > 1}
-
-
-def _same(kept: Tensor, tensor: Tensor) -> bool:
-    alike = kept.device == tensor.device and kept.dtype == tensor.dtype and kept.requires_grad == tensor.requires_grad
-    return alike and torch.equal(kept, tensor)

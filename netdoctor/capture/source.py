@@ -7,7 +7,9 @@ import linecache
 import os
 import sys
 import sysconfig
+from collections.abc import Callable
 from types import CodeType, FrameType
+from typing import Any
 
 from netdoctor.recording import SourceLine
 
@@ -16,6 +18,7 @@ _LIBRARIES = tuple(
     os.path.abspath(path) + os.sep for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")} if path
 )
 _is_user: dict[str, bool] = {}
+_DEEP, _MANY = 3, 2_000  # levels below the variables, and things looked at in all, before a tensor stays nameless
 _OURS = 3  # references to a frame's copy of its variables: the frame's, the one here, and that of the question
 
 
@@ -87,27 +90,34 @@ def line_outside_of(thing: object) -> SourceLine | None:
 
 def variable_name(thing: object) -> str:
     """The name under which the user's nearest frames hold `thing` ("model", "self.net"), or "" when none does."""
+    return _searched(lambda variables: _held(variables, thing))
+
+
+def holder_name(thing: object) -> str:
+    """How the user's nearest frames reach `thing` inside a list, a dict or an object ("layers[0].W"), or "".
+
+    Only plain containers and attributes are looked at, `_DEEP` levels down and `_MANY` things at most, and nothing of
+    the user's is called.
+    """
+    return _searched(lambda variables: _reached(variables, thing))
+
+
+def _searched(find: Callable[[dict[str, Any]], str]) -> str:
+    """What `find` says of the variables of the nearest user frame for which it says anything."""
     frame = user_frame()
     while frame is not None:
-        name = _name_in(frame, thing) if is_user_file(frame.f_code.co_filename) else ""
+        name = _found_in(frame, find) if is_user_file(frame.f_code.co_filename) else ""
         if name:
             return name
         frame = frame.f_back
     return ""
 
 
-def _name_in(frame: FrameType, thing: object) -> str:
-    variables = variables_of(frame)
-    for name, value in variables.items():
-        if value is thing and not name.startswith("_") and name != "self":
-            return name
-    for name, value in list(getattr(variables.get("self"), "__dict__", {}).items()):
-        if value is thing:
-            return f"self.{name}"
-    return ""
+def _found_in(frame: FrameType, find: Callable[[dict[str, Any]], str]) -> str:
+    return find(variables_of(frame))
 
 
-def variables_of(frame: FrameType) -> dict[str, object]:
+def variables_of(frame: FrameType) -> dict[str, Any]:
     """The variables of a running function or module, as they are now, in a dictionary of its own."""
     variables = frame.f_locals
     try:
@@ -120,3 +130,46 @@ def variables_of(frame: FrameType) -> dict[str, object]:
         if copied and sys.version_info < (3, 13) and sys.getrefcount(variables) <= _OURS:
             for name in (*code.co_varnames, *code.co_cellvars, *code.co_freevars):
                 variables.pop(name, None)
+
+
+def _held(variables: dict[str, Any], thing: object) -> str:
+    for name, value in list(variables.items()):
+        if value is thing and not name.startswith("_") and name != "self":
+            return name
+    for name, value in list(getattr(variables.get("self"), "__dict__", {}).items()):
+        if value is thing:
+            return f"self.{name}"
+    return ""
+
+
+def _reached(variables: dict[str, Any], thing: object) -> str:
+    """Breadth first, so that the shortest expression is found."""
+    level = [(name, value) for name, value in list(variables.items()) if not name.startswith("_")]
+    left, seen = _MANY, set[int]()
+    for _ in range(_DEEP):
+        below: list[tuple[str, object]] = []
+        for expression, value in level:
+            for name, part in _parts(expression, value):
+                if part is thing:
+                    return name
+                left -= 1
+                if left < 0:
+                    return ""
+                if id(part) not in seen:
+                    seen.add(id(part))
+                    below.append((name, part))
+        level = below
+    return ""
+
+
+def _parts(expression: str, value: Any) -> list[tuple[str, object]]:
+    """What a container, or an object of a class of the user's, holds, each part with its expression."""
+    if type(value) in (list, tuple):
+        return [(f"{expression}[{number}]", part) for number, part in enumerate(value[:_MANY])]
+    if type(value) is dict:
+        return [(f"{expression}[{key!r}]", part) for key, part in list(value.items()) if type(key) in (str, int)]
+    home = getattr(sys.modules.get(type(value).__module__), "__file__", None)
+    if home is None or not is_user_file(home):
+        return []
+    held = value.__dict__ if type(getattr(value, "__dict__", None)) is dict else {}
+    return [(f"{expression}.{name}", part) for name, part in list(held.items()) if name.isidentifier()]

@@ -256,3 +256,11 @@ def strided(parameter: Tensor, stride: int) -> Tensor:
     values = local(parameter).detach()
     values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
     return values.reshape(-1)[::stride]
+
+
+def gradient_norm(gradients: list[Tensor]) -> float:
+    """The 2-norm over all gradients, in one fused pass per device and one read-back. NaN and Inf show in it."""
+    norms = list(torch._foreach_norm(gradients))
+    if len({norm.device for norm in norms}) > 1:
+        norms = [norm.cpu() for norm in norms]
+    return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))

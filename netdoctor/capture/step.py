@@ -25,7 +25,10 @@ SAME = 1e-4  # relative; on a CPU the loss comes back to the last bit, on a GPU 
 
 @dataclass(slots=True)
 class Action:
-    """One thing that the loop did: "zero" (gradients), "backward", "clip", or "step" (of optimizer `optimizer`, at `lrs`)."""
+    """One thing that the loop did: "zero" (gradients), "backward", "clip", or "step" (of optimizer `optimizer`, at `lrs`).
+
+    A treatment may add "scale": the gradients of `parameters` times `limit`.
+    """
 
     kind: str
     backward: Backward | None = None
@@ -280,7 +283,18 @@ class TrainingStep:
     seconds: dict[int, Tensor] = field(
         default_factory=dict
     )  # values at the second step, where no torch optimizer steps
-    fault: TrainingStep | None = None  # the step that made the first NaN or Inf, and these, from the weights before it
+    begins: int = 0  # the step of the first iteration
+    held: dict[tuple[str, int], list[Backward]] = field(
+        default_factory=dict
+    )  # by (file, line): the script's own evaluations
+    late: TrainingStep | None = None  # the same of a later part, where the loop became another
+
+    def parts(self) -> Iterator[TrainingStep]:
+        """This one and the later ones, in no order."""
+        part: TrainingStep | None = self
+        while part is not None:
+            yield part
+            part = part.late
 
     def copies(self) -> Copies:
         """Fresh copies of all that trains, in the state from before the first step.

@@ -17,8 +17,10 @@ from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.parameters import ParameterRecorder
 from netdoctor.capture.pattern import Event
 from netdoctor.capture.recorder import SeriesRecorder
+from netdoctor.capture.renewal import Renewal
 from netdoctor.capture.retention import Retention
 from netdoctor.capture.source import source_line, user_line, user_position
+from netdoctor.capture.statistics import gradient_norm
 from netdoctor.capture.step import Action, Iteration
 from netdoctor.capture.stepped import StepWatch
 from netdoctor.recording import MAX_SKIPS, SourceLine
@@ -51,6 +53,7 @@ class TrainingTaps:
         self._stepped_on = StepWatch(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._retention = Retention(observer.recorder)
+        self._renewal = Renewal(observer)
         self._positions: dict[
             Event, tuple[Position, str, SourceLine | None]
         ] = {}  # of backward calls, by where they are made
@@ -74,13 +77,14 @@ class TrainingTaps:
         if observer.program.capturing or not math.isfinite(value):
             captured = light.build(value)
         else:
-            light.postpone()
+            light.postpone(value)
         if captured is not None:
             observer.program.backward(captured)
         observer.recorder.loss(label, observer.step, value)
         observer.recorder.count("backward", observer.step, value=value, source=source)
         if not math.isfinite(value):
             observer.trip([captured] if captured is not None else [], "forward")
+            self._renewal.begin(observer.program.current.backwards)
         self._backwards += 1
         return True
 
@@ -130,6 +134,8 @@ class TrainingTaps:
         self._keep_graph(true_losses[0] if true_losses else None)
         if not math.isfinite(value):
             observer.trip([captured] if captured is not None else [], "forward")
+        if captured is not None:
+            self._renewal.loss(captured, math.isfinite(value), self._backwards)
         observer.mode.leave()
         self._backwards += 1
 
@@ -321,6 +327,8 @@ class TrainingTaps:
             light = None
             observer.pattern.note("step", id(optimizer))
         observer.program.see_optimizer(optimizer, index)
+        if not self._stepped and self._renewal.rates(optimizer, index) and light is not None:
+            self._backwards = len(observer.program.current.backwards)
         if self._lost:  # nothing was computed anew since: an attack's or penalty's own gradients may be thrown away
             observer.recorder.count("zeroed before step", observer.step)
             self._lost = False
@@ -331,13 +339,15 @@ class TrainingTaps:
             norm = norms.gradient_norm(gradients)
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
             if not math.isfinite(norm) and (self._backwards or light is not None):
-                observer.trip(observer.program.current.backwards if light is None else light.backwards(), "backward")
+                backwards = observer.program.current.backwards if light is None else light.backwards()
+                observer.trip(backwards, "backward")
+                _ = self._stepped or self._renewal.begin(backwards)
         if observer.detailed:
             self._parameters.gradients(parameters)
             self._parameters.weights(parameters)
             self._stepped_on.before(parameters)
         for number, group in enumerate(optimizer.param_groups[:4]):
-            label = "lr" if index == 0 and number == 0 else f"lr ({index}.{number})"
+            label = "lr" if index == number == 0 else f"lr ({index}.{number})"
             observer.recorder.scalar(label, observer.step, float(group.get("lr", math.nan)))
 
     def after_step(self, optimizer: Optimizer) -> None:

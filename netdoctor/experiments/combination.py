@@ -52,16 +52,16 @@ def combined(parts: Sequence[Part]) -> Treatment | None:
     BatchNorm stays: what it hides is told by the trial of that part alone.
     """
     plain = Treatment()
-    treatments = [_kept(part) for part in parts]
+    treatments = [kept(part) for part in parts]
     sandboxes = [t.sandbox for t in treatments if t.sandbox is not Sandbox]
     controls = [t.control for t in treatments if t.control is not Sandbox]
     measures = [t.beside for t in treatments if t.beside is not plain.beside]
     if max(len(sandboxes), len(controls), len(measures)) > 1:
         return None
     return Treatment(
-        _in_turn([t.apply for t in treatments]),
+        in_turn([t.apply for t in treatments]),
         sandboxes[0] if sandboxes else Sandbox,
-        _in_turn([t.both for t in treatments]),
+        in_turn([t.both for t in treatments]),
         measures[0] if measures else plain.beside,
         controls[0] if controls else Sandbox,
         math.prod(t.unit for t in treatments),
@@ -69,13 +69,15 @@ def combined(parts: Sequence[Part]) -> Treatment | None:
     )
 
 
-def _kept(part: Part) -> Treatment:
+def kept(part: Part) -> Treatment:
+    """The treatment of a part as it is used beside others: with BatchNorm in its place."""
     if part.finding.check != "batchnorm-masking":
         return part.treatment
     return replace(part.treatment, both=Treatment().both)
 
 
-def _in_turn(changes: Sequence[Callable[[Bench], object]]) -> Callable[[Bench], object]:
+def in_turn(changes: Sequence[Callable[[Bench], object]]) -> Callable[[Bench], object]:
+    """One change that makes all of these, in order."""
     wanted = tuple(change for change in changes if change is not Treatment().both)
     if not wanted:
         return Treatment().both
@@ -115,7 +117,7 @@ def on_tiny_batch(
     untreated = _arm(step, Treatment(treatment.both, treatment.control), iterations, budget.share(budget.left / 2))
     treated = _arm(
         step,
-        replace(treatment, apply=_in_turn([treatment.both, treatment.apply])),
+        replace(treatment, apply=in_turn([treatment.both, treatment.apply])),
         iterations,
         budget.share(budget.left),
     )

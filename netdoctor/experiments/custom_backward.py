@@ -77,6 +77,12 @@ def compare(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
     return arms
 
 
+def error_of(step: TrainingStep, name: str) -> float:
+    """How far off the gradient of the function of this name is, relative; NaN where the first step does not call it."""
+    call = _calls(step).get(name)
+    return math.nan if call is None else float(_judge(call)["off"])
+
+
 def _calls(step: TrainingStep) -> dict[str, _Call]:
     """The first call of each custom function behind the first loss."""
     found: dict[str, _Call] = {}

@@ -26,8 +26,8 @@ from netdoctor.recording import Arm, Recording
 SEEDS = (1, 2)
 SAME = 1e-5  # of the largest output: the rounding of another order of summation
 _DROPOUT_NAMES = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
-_DROPOUTS = frozenset(_DROPOUT_NAMES.split())
-_ATTENTION = "scaled_dot_product_attention"
+DROPOUTS = frozenset(_DROPOUT_NAMES.split())
+ATTENTION = "scaled_dot_product_attention"
 
 
 def repeat(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
@@ -46,13 +46,19 @@ def repeat(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str
             again, _ = _run(step, copies, SEEDS[0])  # a model that counts its calls differs by itself
     except Exception as error:
         return {name: Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])}
-    share = _difference(first, second)
-    differs = share > SAME and _difference(first, again) <= SAME
+    share = difference(first, second)
+    differs = share > SAME and difference(first, again) <= SAME
     facts: dict[str, float | str | bool] = {"differs": differs, "share": share}
     facts["says"] = f"two passes in evaluation mode differ by {100 * share:.3g} %" if differs else "the same both times"
     if active:
         facts.update(active[0].facts())
     return {name: Arm(name, np.empty(0), time.perf_counter() - began, facts)}
+
+
+def two_passes(step: TrainingStep, copies: Copies) -> float:
+    """By which share of their magnitude the outputs of two passes in evaluation mode differ, in these copies."""
+    (one, _), (other, _) = (_run(step, copies, seed) for seed in SEEDS)
+    return difference(one, other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +103,11 @@ class _Dropouts(TorchFunctionMode):
 
 def _probability(name: str, args: Any, kwargs: Any) -> float:
     """With which probability a call drops; 0 for calls that do not."""
-    if name in _DROPOUTS:
+    if name in DROPOUTS:
         training = args[2] if len(args) > 2 else kwargs.get("training", True)
         p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
         return float(p) if training else 0.0
-    if name == _ATTENTION:
+    if name == ATTENTION:
         return float(args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0))
     return 0.0
 
@@ -139,11 +145,11 @@ def _run(step: TrainingStep, copies: Copies, seed: int) -> tuple[list[Tensor], l
 
 
 def _call(replay: Replay, entry: Entry, seed: int) -> list[Tensor]:
-    replay.run_entry(replace(entry, modes=(False,) * len(entry.modes), context=_context(entry, seed)))
+    replay.run_entry(replace(entry, modes=(False,) * len(entry.modes), context=seeded(entry, seed)))
     return [replay.value(number) for number in entry.outputs]
 
 
-def _context(entry: Entry, seed: int) -> Context | None:
+def seeded(entry: Entry, seed: int) -> Context | None:
     """The surroundings of a call with random states that a seed made."""
     if entry.context is None:
         return None
@@ -158,7 +164,7 @@ def _context(entry: Entry, seed: int) -> Context | None:
     )
 
 
-def _difference(one: list[Tensor], other: list[Tensor]) -> float:
+def difference(one: list[Tensor], other: list[Tensor]) -> float:
     """The largest mean difference of two lists of outputs, over their mean magnitude."""
     pairs = [(a, b) for a, b in zip(one, other, strict=False) if a.shape == b.shape and a.numel()]
     shares = [float((a - b).abs().mean() / a.abs().mean().clamp_min(1e-12)) for a, b in pairs]

@@ -57,12 +57,12 @@ def _arm(name: str, step: TrainingStep, normed: bool, budget: Budget) -> Arm:
     began = time.perf_counter()
     try:
         with quiet():
-            for backward in _backwards(step):
+            for backward in batches(step):
                 if budget.left <= 0:
                     break
                 refuse_overwritten(backward)
                 copies = Copies(step.modules, step.leaves)  # as they are now, and afresh: running statistics move
-                value, terms = watched_terms(copies, _switched(backward, normed))
+                value, terms = watched_terms(copies, switched(backward, normed))
                 losses.append(value)
                 _count(terms, counts)
     except Exception as error:  # the model was taken apart after the training, or cannot be copied
@@ -77,7 +77,8 @@ def _arm(name: str, step: TrainingStep, normed: bool, budget: Budget) -> Arm:
     return Arm(name, np.asarray(losses), time.perf_counter() - began, facts, {}, curves)
 
 
-def _backwards(step: TrainingStep) -> Iterator[Backward]:
+def batches(step: TrainingStep) -> Iterator[Backward]:
+    """Some of the captured batches, from all over."""
     if step.lost or not step.iterations:
         return
     stride = max(1, len(step.iterations) // BATCHES)
@@ -85,10 +86,10 @@ def _backwards(step: TrainingStep) -> Iterator[Backward]:
         yield iteration.backwards[0]
 
 
-def _switched(backward: Backward, normed: bool) -> Backward:
+def switched(backward: Backward, normed: bool) -> Backward:
     """The backward with all modules in evaluation mode; `normed`: but the BatchNorms that were in training mode."""
 
-    def switched(entry: Entry) -> Entry:
+    def _switched(entry: Entry) -> Entry:
         if entry.module is None:
             return entry
         modes = (
@@ -97,7 +98,7 @@ def _switched(backward: Backward, normed: bool) -> Backward:
         )
         return replace(entry, modes=tuple(modes))
 
-    return replace(backward, entries=[switched(entry) for entry in backward.entries])
+    return replace(backward, entries=[_switched(entry) for entry in backward.entries])
 
 
 @torch.no_grad()
@@ -132,17 +133,28 @@ def _classes(term: Term, prediction: Tensor, target: Tensor) -> tuple[Tensor, Te
 def _frozen_drift(step: TrainingStep) -> dict[str, float | str | bool]:
     """How far running means of frozen BatchNorms in training mode moved since the start; nothing where there are none."""
     worst, where = 0.0, ""
+    for path, norm, mean, variance in frozen_norms(step):
+        moved = drift_of(norm, mean, variance)
+        if moved > worst:
+            worst, where = moved, path
+    return {"frozen_drift": worst, "frozen_module": where}
+
+
+def frozen_norms(step: TrainingStep) -> Iterator[tuple[str, _BatchNorm, Tensor, Tensor]]:
+    """(path, BatchNorm, mean, variance) of the frozen ones in training mode that began with statistics of their own."""
     for top in step.modules:
         for path, norm in top.named_modules():
             if not (_trains(norm) and isinstance(norm, _BatchNorm) and norm.weight is not None and norm.training):
                 continue
             starts = [step.starts.get(id(buffer)) for buffer in (norm.running_mean, norm.running_var)]
-            if norm.weight.requires_grad or starts[0] is None or starts[1] is None or norm.running_mean is None:
+            if norm.weight.requires_grad or starts[0] is None or starts[1] is None:
                 continue
             mean, variance = starts[0][1], starts[1][1]
-            if bool((mean == DEFAULT[0]).all()) and bool((variance == DEFAULT[1]).all()):
-                continue
-            moved = float(((norm.running_mean - mean).abs() / (variance + norm.eps).sqrt()).median())
-            if moved > worst:
-                worst, where = moved, path
-    return {"frozen_drift": worst, "frozen_module": where}
+            if not (bool((mean == DEFAULT[0]).all()) and bool((variance == DEFAULT[1]).all())):
+                yield path, norm, mean, variance
+
+
+def drift_of(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> float:
+    """How far the running mean lies from another one, in standard deviations: the median over channels."""
+    assert norm.running_mean is not None
+    return float(((norm.running_mean - mean).abs() / (variance + norm.eps).sqrt()).median())

@@ -7,26 +7,66 @@ from collections.abc import Callable
 import numpy as np
 
 from netdoctor.capture.step import TrainingStep
+from netdoctor.checks.training.update_ratios import medians
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.sandbox import Budget, Run, Sandbox, quiet
-from netdoctor.recording import Arm
+from netdoctor.recording import Arm, Recording
 
 STEPS = 60  # enough for a trend over noise (trend.py asks for 30), short enough to be run five times
 FACTORS = (0.1, 10.0, 0.01, 100.0)  # nearest first: a budget that runs out has answered the likeliest question
+USUAL, DECADE = 1e-3, 10.0  # rms(update) / rms(weight) per step of healthy training (CS231n), and what is far from it
+JUMP = 2.0  # times the first loss: no minibatch noise
 
 
-def trials(step: TrainingStep, budget: Budget, say: Callable[[str], None], steps: int = STEPS) -> dict[str, Arm]:
-    """The arms "trial/control" and "trial/lr xF" for each factor F. An arm that cannot run carries the reason."""
+def likely(recording: Recording) -> tuple[float, ...]:
+    """The factors in the order in which they are likely to help, by what the script's own run shows.
+
+    Lower rates first where the loss jumped or the weights change by ten times what is usual per step, higher ones
+    where they change by a tenth of it.
+    """
+    ratios = list(medians(recording).values())
+    ratio = float(np.median(ratios)) if ratios else USUAL
+    losses = np.empty(0) if recording.loss is None else recording.loss.values
+    jumped = losses.size > 0 and not losses.max() <= JUMP * abs(losses[0])  # NaN jumped
+    if jumped or ratio > DECADE * USUAL:
+        return tuple(sorted(FACTORS, key=lambda factor: (factor > 1, abs(np.log(factor)))))
+    if ratio < USUAL / DECADE:
+        return tuple(sorted(FACTORS, key=lambda factor: (factor < 1, abs(np.log(factor)))))
+    return FACTORS
+
+
+def trials(
+    step: TrainingStep,
+    budget: Budget,
+    say: Callable[[str], None],
+    steps: int = STEPS,
+    factors: tuple[float, ...] = FACTORS,
+    least: int = 0,
+) -> dict[str, Arm]:
+    """The arms "trial/control" and "trial/lr xF" for each factor F. An arm that cannot run carries the reason.
+
+    No arm takes so much that the first `least` of them would not get as much.
+    """
     arms: dict[str, Arm] = {}
-    for factor in (1.0, *FACTORS):
+    for number, factor in enumerate((1.0, *factors)):
         name = "trial/control" if factor == 1.0 else f"trial/lr x{factor:g}"
         if budget.left <= 0:
             break
+        parts = least - number if number < least else 2
         say("learning rate as it is" if factor == 1.0 else f"learning rate x{factor:g}")
-        arms[name] = _arm(step, name, factor, budget.share(budget.left / 2), steps)
+        arms[name] = _arm(step, name, factor, budget.share(budget.left / parts), steps)
         if arms[name].failure:
             break  # what stops one of them stops them all
     return arms
+
+
+def known(recording: Recording, factor: float) -> tuple[Run, Run] | None:
+    """The runs at the script's own rate and at `factor` times that, where the trials had both."""
+    arms = [recording.arms.get(name) for name in ("trial/control", f"trial/lr x{factor:g}")]
+    if any(arm is None or arm.failure for arm in arms):
+        return None
+    one, other = (Run(list(arm.losses), str(arm.facts["ended"]), arm.seconds) for arm in arms if arm is not None)
+    return one, other
 
 
 def _arm(step: TrainingStep, name: str, factor: float, budget: Budget, steps: int) -> Arm:

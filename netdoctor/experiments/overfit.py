@@ -13,11 +13,25 @@ from torch import Tensor
 
 from netdoctor.capture.step import Copies, Replay, TrainingStep
 from netdoctor.errors import CannotReplayError
-from netdoctor.experiments.loss_terms import CLASSES, OTHER, PENALTY, REGRESSION, Term, watched_terms
+from netdoctor.experiments.blocking import broadcast, classify, idle
+from netdoctor.experiments.loss_terms import (
+    BINARY_LOSSES,
+    CLASS_LOSSES,
+    CLASSES,
+    DIFFERENCES,
+    OTHER,
+    PENALTY,
+    REGRESSION,
+    Term,
+    watched_terms,
+)
 from netdoctor.experiments.sandbox import Budget, Run, Sandbox, quiet
 from netdoctor.experiments.score import Fit, fits
+from netdoctor.experiments.side_effects import units
 from netdoctor.experiments.tiny_batch import TinyBatch, cut, input_rows, sample
+from netdoctor.experiments.treatments.treatment import Bench
 from netdoctor.experiments.unblocking import Treatment, treatments
+from netdoctor.experiments.width import bends, wider
 from netdoctor.graph import StepGraph
 from netdoctor.recording import Arm
 
@@ -41,6 +55,7 @@ FACTORS = (
 )  # of the script's own learning rate, nearest first
 LOST = 0.95  # of the start: what a loss of unknown kind must lose, if its floor is 0
 HALF = 0.5  # of the start: a loss of unknown kind that lost as much is being learned
+TURNED = BINARY_LOSSES | CLASS_LOSSES | DIFFERENCES | {"gather", "square", "pow", "abs"}  # which a minus sign turns
 IGNORED = 1e-6  # relative change of the outputs under which they do not depend on the input (float32 resolves 1.2e-7)
 Facts = dict[str, float | str | bool]
 
@@ -51,8 +66,9 @@ def overfit(step: TrainingStep, budget: Budget, graph: StepGraph | None = None) 
     At most 8 samples of the first captured batch are repeated for up to 200 steps, until they are fitted or the
     budget is spent. Facts: `kind` ("classes", "regression", "other"), `reached`, `start`, `best`, `floor`, `constant`
     (losses; NaN where unknown), `samples`, `accuracy` (share of right targets), `lr`, `falls` (share of the start
-    that was lost), `ended` (see `Run`); and of the first arm `conflicting`, `gradient`, `unreached`, `input_ignored`,
-    `output_spread` where they could be taken. Every failure is an arm with its reason; only KeyboardInterrupt comes
+    that was lost), `ended` (see `Run`); and of the first arm `conflicting`, `gradient`, `unreached`, `cut`,
+    `input_ignored`, `output_spread`, `broadcast`, `idle` where they could be taken, and `class` and `why`
+    (`blocking.classify`) where it does not fit. Every failure is an arm with its reason; only KeyboardInterrupt comes
     through.
     """
     with quiet():
@@ -60,7 +76,12 @@ def overfit(step: TrainingStep, budget: Budget, graph: StepGraph | None = None) 
             experiment = _Experiment(step, budget, graph)
         except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault
             return {"overfit/own": _failed("overfit/own", error)}
-        return experiment.run()
+        arms = experiment.run()
+        name, why = classify(arms, graph is None or bends(graph))
+        if name:
+            own = arms["overfit/own"]
+            arms["overfit/own"] = replace(own, facts={**own.facts, "class": name, "why": why})
+        return arms
 
 
 def _failed(name: str, error: Exception) -> Arm:
@@ -100,6 +121,7 @@ class _State:
 class _Experiment:
     def __init__(self, step: TrainingStep, budget: Budget, graph: StepGraph | None) -> None:
         self._step, self._budget = step, budget
+        self._wider = [] if graph is None else list(wider(graph))
         self._operations = frozenset(() if graph is None else (operation.name for operation in graph.operations))
         copies = step.copies()
         self._batch: TinyBatch = cut(step, copies)
@@ -111,6 +133,9 @@ class _Experiment:
     def _refuse_bottomless(self) -> None:
         """A loss of unknown kind that starts below zero has no floor that it could be held to."""
         if self._kind(reached=False) == OTHER and -math.inf < self._start.value <= 0:
+            turned = [term.name for term in self._start.terms if term.name in TURNED]
+            if turned:
+                raise CannotReplayError(f"wrong sign: what makes {turned[0]} larger makes this loss smaller")
             raise CannotReplayError("the loss may fall below zero, so its floor is not known")
 
     def _refuse_slow(self) -> None:
@@ -166,7 +191,7 @@ class _Experiment:
 
     def _unblock(self, arms: dict[str, Arm], setting: _Setting) -> None:
         penalised = any(term.kind == PENALTY for term in self._start.terms)
-        for treatment in treatments(penalised, self._operations):
+        for treatment in (*treatments(penalised, self._operations), *self._wider):
             if self._budget.left <= 0:
                 return
             arm = self._attempt(f"overfit/{treatment.name}", setting, treatment)
@@ -288,7 +313,7 @@ class _Experiment:
         facts: Facts = {}
         if self._batch.conflicting:
             facts["conflicting"] = ", ".join(map(str, self._batch.conflicting))
-        for measure in (self._gradient, self._dependence):
+        for measure in (self._gradient, self._dependence, self._blocked):
             try:
                 facts.update(measure())
             except Exception:  # these facts are extras; without them the arm says what it says
@@ -296,7 +321,10 @@ class _Experiment:
         return replace(arm, facts={**arm.facts, **facts})
 
     def _gradient(self) -> Facts:
-        """Root mean square of the first gradient; share of trainable tensors without any, then and in the last step."""
+        """Root mean square of the first gradient; share of trainable tensors without any, then and in the last step.
+
+        `cut`: the share of those that are no part of the graph.
+        """
         sandbox = _Setting(RATES[0]).sandbox(self._step)
         for backward in self._batch.iterations[0].backwards:
             Replay(sandbox.copies).loss(backward).backward()
@@ -304,10 +332,25 @@ class _Experiment:
         gradients = [p.grad.double() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         squares = sum(float(gradient.square().sum()) for gradient in gradients)
         count = sum(p.numel() for p in parameters)
+        cut = sum(p.grad is None for p in parameters) / max(1, len(parameters))
         later = parameters if self._trained is None else self._trained.trainable()
         # What starts behind a zero-initialised weight gets its gradient a step later.
         unreached = sum(_is_unreached(p) and _is_unreached(q) for p, q in zip(parameters, later, strict=True))
-        return {"gradient": math.sqrt(squares / max(1, count)), "unreached": unreached / max(1, len(parameters))}
+        return {
+            "gradient": math.sqrt(squares / max(1, count)),
+            "unreached": unreached / max(1, len(parameters)),
+            "cut": cut,
+        }
+
+    def _blocked(self) -> Facts:
+        """What lets nothing through in the trained copy, and shapes that are compared although they differ."""
+        found: Facts = {}
+        sandbox = self._trained or Sandbox(self._step)
+        if self._start.terms and (shapes := broadcast(self._start.terms)):
+            found["broadcast"] = shapes
+        if names := idle(units(Bench(sandbox, self._batch.iterations))):
+            found["idle"] = names
+        return found
 
     def _dependence(self) -> Facts:
         """Whether the trained copy's outputs depend on its inputs: they are exchanged between the samples."""

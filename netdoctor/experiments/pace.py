@@ -48,6 +48,12 @@ def tiny_pace(step: TrainingStep, pace: float) -> float:
     return pace * min(1.0, SAMPLES / max(1, batch_size(step.iterations[0], 0))) if step.iterations else 0.0
 
 
+def least_seconds(step: TrainingStep) -> float:
+    """About the seconds of the shortest trial: two arms of a few steps on the lightest form of the step."""
+    size = batch_size(step.iterations[0], 0) if step.iterations else 0
+    return 2 * QUICK * seconds_per_step(step) * min(1.0, _LEAST / max(1, size))
+
+
 def lighter(step: TrainingStep, pace: float, seconds: float, arms: int = 2) -> TrainingStep:
     """The same training on a handful of the samples of its first batch, repeated: as many as the time allows.
 
@@ -64,3 +70,9 @@ def lighter(step: TrainingStep, pace: float, seconds: float, arms: int = 2) -> T
     except Exception:  # no batch dimension was found, or the model wants the whole of it
         return step
     return replace(step, iterations=iterations, verified=True)
+
+
+def all_lighter(step: TrainingStep, pace: float, seconds: float) -> TrainingStep:
+    """`lighter` of every captured part of the training."""
+    late = None if step.late is None else all_lighter(step.late, pace, seconds)
+    return replace(lighter(step, pace, seconds), late=late)

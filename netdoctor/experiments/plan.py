@@ -23,7 +23,7 @@ from netdoctor.experiments import (
     scaling,
     width,
 )
-from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step, tiny_pace
+from netdoctor.experiments.pace import QUICK, is_slow, least_seconds, lighter, seconds_per_step, tiny_pace
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.experiments.treatments import TREATMENTS
 from netdoctor.finding import Severity
@@ -33,7 +33,9 @@ from netdoctor.trend import judge
 
 FOR_TRIALS = 0.25  # of the budget: kept for the trials of the fixes, however slow the experiments are
 FIRST_TRIALS = 0.75  # of it, where steps are slow and what was only watched names a cause with a fix to be tried
-NO_TRIALS = 0.1  # of it, where steps are slow and there is no such cause: then the experiments look for one
+NO_TRIALS = 0.1  # of it, where steps are slow and the experiments begin with what would be tried, and
+ONE_TRIAL = 1 / 3  # at most where there is no such cause: the experiments look for one, and its first fix has two arms
+_OF_RATE = frozenset({"lower-learning-rate", "raise-learning-rate", "lower-lr"})
 _ARMS = 3  # that must fit: the script as it is, and the two nearest learning rates
 Say = Callable[[str], None]
 
@@ -47,7 +49,11 @@ def kept_for_trials(step: TrainingStep, seconds: float, so_far: Callable[[], Rep
     if not is_slow(seconds_per_step(step), (1 - FOR_TRIALS) * seconds, _ARMS):
         return FOR_TRIALS
     grave = [f for f in so_far().findings if f.severity is not Severity.ADVICE]
-    return FIRST_TRIALS if any(fix.treatment in TREATMENTS for f in grave[:1] for fix in f.fixes) else NO_TRIALS
+    named = [fix.treatment for f in grave[:1] for fix in f.fixes]
+    tried_anyway = bool(_OF_RATE.intersection(named))  # what the experiments begin with, and nothing else is needed
+    if TREATMENTS.keys() & set(named) and not tried_anyway:
+        return FIRST_TRIALS
+    return NO_TRIALS if tried_anyway else max(NO_TRIALS, min(ONE_TRIAL, least_seconds(step) / seconds))
 
 
 def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) -> None:
@@ -61,9 +67,12 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) 
     learning = judge(recording).learning
     slow = is_slow(pace, seconds, _ARMS)
     if slow and not learning:
-        few, limit = lighter(step, pace, budget.left, 3), budget.share(0.8 * budget.left)
+        few, limit = lighter(step, pace, budget.left, _ARMS), budget.share(0.9 * budget.left)
         _add(
-            recording, lambda: learning_rate.trials(few, limit, say, QUICK), say, "trying learning rates on few samples"
+            recording,
+            lambda: learning_rate.trials(few, limit, say, QUICK, learning_rate.likely(recording), _ARMS),
+            say,
+            "trying learning rates on few samples",
         )
     if tiny_pace(step, pace) * overfit.LEAST_STEPS < budget.left:
         share = budget.share(seconds * 0.4)

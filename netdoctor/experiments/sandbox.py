@@ -145,8 +145,8 @@ class Sandbox:
                 loss.backward(retain_graph=action.backward.retain)
             elif self._own:
                 self._act(action, first_pass)
-            elif action.kind == "clip" and self.clipping:
-                self._clip(action)
+            else:
+                self._change_gradients(action)
             stepped = stepped or action.kind == "step"
         if not self._own or self._by_hand:
             self.optimizers[0].step()
@@ -161,13 +161,13 @@ class Sandbox:
     def _act(self, action: Action, first_pass: bool) -> None:
         if action.kind == "zero":
             self._clear([c for c in (self.copies.of(p) for p in action.parameters) if isinstance(c, Tensor)])
-        elif action.kind == "clip" and self.clipping:
-            self._clip(action)
-        elif action.kind == "step":
+        elif action.kind != "step":
+            self._change_gradients(action)
+        else:
             optimizer = self.optimizers[action.optimizer]
             if first_pass:
                 for group, lr in zip(optimizer.param_groups, action.lrs, strict=False):
-                    if math.isfinite(lr):
+                    if "lr" in group:
                         group["lr"] = lr * self._lr_factor
                 for group, options in zip(optimizer.param_groups, action.options, strict=False):
                     group.update(options | self.pinned)
@@ -175,9 +175,13 @@ class Sandbox:
                 raise CannotReplayError("L-BFGS evaluates its loss many times a step, which is not captured")
             optimizer.step()
 
-    def _clip(self, action: Action) -> None:
+    def _change_gradients(self, action: Action) -> None:
         held = [c for c in (self.copies.of(p) for p in action.parameters) if isinstance(c, Tensor)]
-        if action.by_value:
+        if action.kind == "scale":
+            torch._foreach_mul_([p.grad for p in held if p.grad is not None], action.limit)
+        elif action.kind != "clip" or not self.clipping:
+            return
+        elif action.by_value:
             nn.utils.clip_grad_value_(held, action.limit)
         else:
             nn.utils.clip_grad_norm_(held, action.limit, action.norm_type)

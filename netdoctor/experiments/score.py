@@ -6,6 +6,7 @@ Measures are per target: cross-entropy in nats for classes, mean squared or abso
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netdoctor.experiments.loss_terms import ABSOLUTE, BINARY_LOSSES, CLASSES, REGRESSION, Term
+from netdoctor.capture.step import TrainingStep
+from netdoctor.experiments.loss_terms import ABSOLUTE, BINARY_LOSSES, CLASSES, REGRESSION, Term, watched_terms
 
 SMALL_LOSS = 0.05  # nats: every target is given 95 % probability in the geometric mean
 SMALL_SHARE = 0.05  # of the loss at the start (pytest-torch asks for the same)
 NEARLY = 0.2  # of the start, with enough targets right: as far as bounded logits (cosine similarities) can get
 RESIDUAL = 0.01  # of the targets' variance: what regression may leave
+_LOOKED = 8  # iterations that the loss of a constant prediction is taken from
 TOKENS_RIGHT = 0.95  # with many targets per sample: the first tokens of texts cannot be told from what comes before
 
 
@@ -123,3 +126,22 @@ def _classes(term: Term, prediction: Tensor, target: Tensor, samples: int) -> Fi
 
 def _entropy(shares: Tensor) -> float:
     return float(torch.special.entr(shares).sum(-1).mean())
+
+
+def constant_loss(step: TrainingStep) -> float | None:
+    """The median over captured iterations of the loss of the best constant prediction, in the unit of the loss."""
+    copies, values = step.copies(), []
+    for iteration in step.iterations[:_LOOKED]:
+        total = 0.0
+        for backward in iteration.backwards:
+            value, terms = watched_terms(copies, backward)
+            found = fits(terms, 1)
+            measure = sum(fit.measure for fit in found)
+            if not terms or len(found) != len(terms) or any(t.kind not in (CLASSES, REGRESSION) for t in terms):
+                return None
+            if not 0 < measure < math.inf:
+                return None
+            total += value / measure * sum(fit.constant for fit in found)
+        values.append(total)
+    found_one = statistics.median(values) if values else math.nan
+    return found_one if 0 < found_one < math.inf else None

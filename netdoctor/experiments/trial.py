@@ -13,19 +13,22 @@ from netdoctor import ranking
 from netdoctor.capture.source import is_user_file
 from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
-from netdoctor.checks.numerics.history import level_before
 from netdoctor.errors import CannotReplayError
+from netdoctor.checks.numerics.history import level_before
+from netdoctor.experiments import learning_rate
+from netdoctor.experiments.atop import BLOCKED, atop, put_back
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
-from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
-from netdoctor.experiments.pace import QUICK, is_slow, lighter, seconds_per_step
+from netdoctor.experiments.pace import QUICK, all_lighter, is_slow, seconds_per_step
 from netdoctor.experiments.proposals import ELSEWHERE, OF_RATE, OPEN, propose, written_elsewhere
 from netdoctor.experiments.sandbox import Budget, Run, quiet
-from netdoctor.experiments.score import fits
+from netdoctor.experiments.score import constant_loss
 from netdoctor.experiments.side_effects import Units, side_effects, units
 from netdoctor.experiments.treatments import treatment_of
+from netdoctor.experiments.treatments.optimization import rate_alone
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
-from netdoctor.experiments.verdict import decide, goes_on, scale_of
-from netdoctor.finding import Certainty, Finding, Fix, Severity, Trial, Verdict
+from netdoctor.experiments.tried import cures, improves, rank, told
+from netdoctor.experiments.verdict import by_itself, by_measure, decide, goes_on, scale_of
+from netdoctor.finding import Certainty, Finding, Fix, Measured, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
 from netdoctor.report import Crash, Experiment, Report
 from netdoctor.trend import judge_series
@@ -34,7 +37,6 @@ STEPS = 100  # enough for a trend over noise (trend.py asks for 30), and a few p
 FINDINGS = 3  # of a report, and
 FIXES = 3  # of a finding: what comes later hardly is the cause, or the cure
 SHARE = 0.25  # of the time that is left: the most that one arm may take; half of it where steps are slow
-_LOOKED = 8  # iterations that the loss of a constant prediction is taken from
 _BROKEN = frozenset(
     {"nan-input", "non-finite-activation", "non-finite-gradient", "non-finite-parameter", "half-precision-overflow"}
 )
@@ -43,8 +45,6 @@ _BUILT_IN = frozenset(
     {"parameter-not-in-optimizer", "unregistered-parameters", "detached-graph", "symmetric-initialization"}
 )
 _GAINS = frozenset({Verdict.CURED, Verdict.EASED})  # of what a combination has over the same without one of its parts
-_ORDER = {Verdict.CURED: 0, Verdict.EASED: 1, Verdict.NO_EFFECT: 3, Verdict.WORSE: 4}
-_UNTRIED = 2
 _OUR_FOLDER = "netdoctor/experiments/treatments/"
 Say = Callable[[str], None]
 
@@ -67,9 +67,7 @@ def try_fixes(
     before, pace = budget.spent, seconds_per_step(step)
     trials = _Trials(recording, step, places, budget, say)
     if is_slow(pace, budget.left):
-        trials = _Trials(recording, lighter(step, pace, budget.left), places, budget, say, QUICK, 2 * SHARE)
-    if step.fault is not None:
-        trials.fault = replace(trials, step=step.fault, usual=level_before(recording))
+        trials = _Trials(recording, all_lighter(step, pace, budget.left), places, budget, say, QUICK, 2 * SHARE)
     interrupted = False
     try:
         with quiet():
@@ -95,6 +93,7 @@ class _Done:
     run: Run
     units: Units
     holds: bool | None = None  # whether the copy is rid of the trouble; None where the loss decides
+    measured: float = math.nan  # of the treatment's measure
 
 
 @dataclass(slots=True)
@@ -106,14 +105,12 @@ class _Trials:
     say: Say
     steps: int = STEPS
     share: float = SHARE
-    fault: _Trials | None = None  # those that begin with the step that made the first NaN or Inf
-    usual: float | None = None  # the loss before that step
     faults: list[Fault] = field(default_factory=list)
     rows: list[Experiment] = field(default_factory=list)
     _fixes: dict[int, list[Fix]] = field(default_factory=dict)  # by id of the finding
     _needed: set[int] = field(default_factory=set)  # ids of findings whose part of a combination is needed
-    _controls: list[tuple[Treatment, _Done]] = field(default_factory=list)
-    _chance: list[float | None] = field(default_factory=list)
+    _controls: list[tuple[int, Treatment, _Done]] = field(default_factory=list)
+    _chance: dict[int, float | None] = field(default_factory=dict)  # by the first step of the captured ones
 
     # --- which ---------------------------------------------------------------------------------------------------
 
@@ -129,12 +126,39 @@ class _Trials:
             for number, fix in enumerate(fixes[:FIXES]):
                 trial = self._attempt(finding, fix)
                 if trial is not None:
-                    fixes[number] = _told(fix, trial)
-            if not any(_cures(fix) for fix in fixes):
+                    fixes[number] = told(fix, trial)
+                    self._put_back(finding, fix, trial)
+            if not any(cures(fix) for fix in fixes):
                 fixes += self._proposed(finding)
-        uncured = [f for f in first if f.fixes and not any(map(_cures, self._fixes.get(id(f), f.fixes)))]
+        self._try_atop(first)
+        uncured = [f for f in first if f.fixes and not any(map(cures, self._fixes.get(id(f), f.fixes)))]
         if uncured:
             self._combine(uncured[0], first)
+
+    def _try_atop(self, first: Sequence[Finding]) -> None:
+        """Where a fix shows nothing by itself and another finding has a proven one: both, beside that one alone."""
+        cured = [f for f in first if any(map(cures, self._fixes.get(id(f), f.fixes)))]
+        proven = [part for f in cured for part in self._usable(f)[:1]][:1]
+        for finding in first if proven else ():
+            fixes = [] if finding in cured else self._fixes.get(id(finding), [])
+            for number, fix in enumerate(fixes[:FIXES]):
+                part = next((p for p in self._usable(finding) if p.fix.treatment == fix.treatment), None)
+                if fix.trial is None or fix.trial.verdict not in BLOCKED or part is None:
+                    continue
+                both = atop(proven[0], part.treatment)
+                trial = None if both is None else self._attempt(finding, part.fix, both)
+                if trial is not None and improves(trial, fix.trial):
+                    fixes[number] = told(part.fix, trial)
+
+    def _put_back(self, finding: Finding, fix: Fix, trial: Trial) -> None:
+        """Weights that BatchNorm hid train without it: a row on how they train with it."""
+        if finding.check != "batchnorm-masking" or trial.verdict is not Verdict.CURED or self.budget.left <= 0:
+            return
+        treatment = treatment_of(Case(self.step, self.recording, finding, fix, self.places))
+        if treatment is not None:
+            own = self._control(self.step, Treatment()).run.losses
+            together = self._arm(self.step, Treatment(treatment.apply), []).run.losses
+            self.rows.append(put_back(own, trial.treated, together))
 
     def _better_rate(self, finding: Finding) -> None:
         """For a learning rate that its check has tried: that of the range test, where it does twice as well."""
@@ -160,7 +184,7 @@ class _Trials:
         if finding.check not in OPEN or self.budget.left <= 0:
             return None
         try:
-            return written_elsewhere(self.recording, self.step, self._control(Treatment()).run.losses)
+            return written_elsewhere(self.recording, self.step, self._control(self.step, Treatment()).run.losses)
         except Exception:  # the captured steps cannot be run, which the experiments have said
             return None
 
@@ -168,8 +192,8 @@ class _Trials:
         """The finding with its tried fixes in order, proven when one of them cured it, and the symptoms that are causes."""
         own, fixes = id(finding) in self._needed, finding.fixes
         if id(finding) in self._fixes:
-            fixes = tuple(sorted(self._fixes[id(finding)], key=_rank))
-        proven = own or (id(finding) in self._fixes and any(map(_cures, fixes)))
+            fixes = tuple(sorted(self._fixes[id(finding)], key=rank))
+        proven = own or (id(finding) in self._fixes and any(map(cures, fixes)))
         freed = [s for s in finding.symptoms if id(s) in self._needed]
         kept = tuple(s for s in finding.symptoms if id(s) not in self._needed)
         certainty = Certainty.PROVEN if proven else finding.certainty
@@ -195,7 +219,7 @@ class _Trials:
             return
         self._needed.update(id(part.finding) for part in needed)
         fix = replace(as_fix(needed), trial=best)
-        self._fixes[id(finding)] = [_told(fix, best), *self._fixes.get(id(finding), finding.fixes)]
+        self._fixes[id(finding)] = [told(fix, best), *self._fixes.get(id(finding), finding.fixes)]
         self._on_tiny_batch(needed)
 
     def _candidates(self, finding: Finding, others: Sequence[Finding]) -> list[Part]:
@@ -210,7 +234,7 @@ class _Trials:
 
     def _usable(self, finding: Finding) -> list[Part]:
         found = []
-        for fix in sorted(self._fixes.get(id(finding), finding.fixes), key=_rank):
+        for fix in sorted(self._fixes.get(id(finding), finding.fixes), key=rank):
             try:
                 harmful = fix.trial is not None and fix.trial.verdict is Verdict.WORSE
                 made = None if harmful else treatment_of(Case(self.step, self.recording, finding, fix, self.places))
@@ -227,7 +251,7 @@ class _Trials:
             return None
         self.say(f"trying {named(parts)}")
         try:
-            return self._compared(parts[0].finding, treatment)
+            return self._compared(self.step, parts[0].finding, treatment)
         except Exception:  # one of them does not go with another: no combination
             return None
 
@@ -253,89 +277,109 @@ class _Trials:
     # --- one trial ---------------------------------------------------------------------------------------------------
 
     def _attempt(self, finding: Finding, fix: Fix, treatment: Treatment | None = None) -> Trial | None:
-        """The trial of a fix; None where it cannot be tried, or time is up. A NaN that a training gets only later is looked for
-        in the step that made it."""
-        if self.fault is None or finding.check not in _BROKEN:
-            return self._tried(finding, fix, treatment)
-        origin, found = self.recording.origin, None
-        if origin is not None and origin.step < len(self.step.iterations):
-            found = self._tried(finding, fix, treatment)
-        if found is not None and found.verdict is not Verdict.NOT_REPRODUCED:
-            return found
-        return self.fault._tried(finding, fix, treatment) or found
+        """The trial of a fix; None where it cannot be tried, or time is up.
 
-    def _tried(self, finding: Finding, fix: Fix, treatment: Treatment | None) -> Trial | None:
+        What began after the first captured steps, or does not show in them, is tried on those of the late window.
+        """
+        trial = None
+        for step in self._windows(finding) if treatment is None else [self.step]:
+            trial = self._attempt_on(step, finding, fix, treatment) or trial
+            if trial is not None and trial.verdict is not Verdict.NOT_REPRODUCED:
+                break
+        return trial
+
+    def _windows(self, finding: Finding) -> list[TrainingStep]:
+        """The captured parts of the training: the last one that begins before the finding does, then the others."""
+        first = finding.first_step or 0
+        return sorted(self.step.parts(), key=lambda part: (part.begins > first, abs(first - part.begins)))
+
+    def _attempt_on(self, step: TrainingStep, finding: Finding, fix: Fix, treatment: Treatment | None) -> Trial | None:
         if self.budget.left <= 0:
             return None
         try:
-            case = Case(self.step, self.recording, finding, fix, self.places)
-            treatment = treatment or treatment_of(case)
+            treatment = treatment or treatment_of(Case(step, self.recording, finding, fix, self.places))
             if treatment is None:
                 return None
             self.say(f"trying {fix.treatment} against {finding.check}")
-            return self._compared(finding, treatment)
+            return self._compared(step, finding, treatment)
         except (CannotReplayError, LookupError):
             return None  # there is nothing to change, or nothing to run
         except Exception as error:
             self._note(fix, error)
             return None
 
-    def _compared(self, finding: Finding, treatment: Treatment) -> Trial | None:
-        before = self._control(treatment)
+    def _compared(self, step: TrainingStep, finding: Finding, treatment: Treatment) -> Trial | None:
+        factor = None if step.begins else rate_alone(treatment)
+        known = None if factor is None else learning_rate.known(self.recording, factor)
+        before = self._control(step, treatment) if known is None else _Done(known[0], {})
         notes: list[str] = [treatment.says] if treatment.says else []
-        after = self._arm(treatment, notes)
+        notes += [f"the training from step {step.begins} on"] if step.begins and treatment.steps != 0 else []
+        after = self._arm(step, treatment, notes) if known is None else _Done(known[1], {})
         control, treated = before.run, after.run
         one = [treatment.control_unit * loss for loss in control.losses]
         other = [treatment.unit * loss for loss in treated.losses]
         bound = float(self.recording.facts.get("loss_lower_bound", -math.inf))
         broken = finding.check in _BROKEN
-        chance = None if broken or treatment.control_unit != 1.0 else self._constant()
+        chance = None if broken or treatment.control_unit != 1.0 else self._constant(step)
         scale = scale_of(bound, chance, one, other)
-        verdict = decide(one, other, scale, broken, finding.check in _BUILT_IN)
-        if verdict is Verdict.EASED and self.usual is not None and goes_on(other, self.usual, scale):
+        verdict = decide(one, other, scale, broken, finding.check in _BUILT_IN) if treatment.steps != 0 else None
+        usual = level_before(self.recording) if broken and step.begins > 0 else None
+        if verdict is Verdict.EASED and usual is not None and goes_on(other, usual, scale):
             verdict = Verdict.CURED
+        found, measure = None, treatment.measure
+        if measure is not None:
+            if not measure.witness:
+                verdict = Verdict.WORSE if judge_series(other).kind in {"rises", "non-finite"} else None
+            verdict = by_measure(before.measured, after.measured, measure.limit, verdict)
+            if not math.isnan(before.measured):
+                found = Measured(measure.quantity, before.measured, after.measured, measure.unit)
         if verdict is None:
             return None
         if treatment.holds is not None:
-            verdict = _by_itself(before.holds, after.holds, other)
+            verdict = by_itself(before.holds, after.holds, other)
         seconds = control.seconds + treated.seconds
-        besides = side_effects(before.units, after.units, other)
-        return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes), besides)
+        besides = side_effects(before.units, after.units, other) if other else ()
+        return Trial(verdict, tuple(one), tuple(other), len(other), seconds, "; ".join(notes), besides, found)
 
-    def _control(self, treatment: Treatment) -> _Done:
+    def _control(self, step: TrainingStep, treatment: Treatment) -> _Done:
         """The untreated arm; trials with the same one share it."""
-        for other, done in self._controls:
-            same = (other.both, other.beside, other.control) == (treatment.both, treatment.beside, treatment.control)
+        for begins, other, done in self._controls:
+            same = begins == step.begins and other.control == treatment.control
+            same = same and (other.both, other.beside) == (treatment.both, treatment.beside)
+            same = same and other.steps == treatment.steps and treatment.measure in (None, other.measure)
             if same and (treatment.holds is None or treatment.holds is other.holds):
                 return done
-        done = self._arm(treatment)
-        self._controls.append((treatment, done))
+        done = self._arm(step, treatment)
+        self._controls.append((step.begins, treatment, done))
         return done
 
-    def _arm(self, treatment: Treatment, notes: list[str] | None = None) -> _Done:
+    def _arm(self, step: TrainingStep, treatment: Treatment, notes: list[str] | None = None) -> _Done:
         """A control arm or, with `notes` to write to, a treated one."""
-        sandbox = (treatment.control if notes is None else treatment.sandbox)(self.step)
+        sandbox = (treatment.control if notes is None else treatment.sandbox)(step)
         with ExitStack() as stack:
-            bench = Bench(sandbox, self.step.iterations, stack)
+            bench = Bench(sandbox, step.iterations, stack)
             treatment.both(bench)
             (treatment.beside if notes is None else treatment.apply)(bench)
             if notes is not None:
                 notes += bench.notes
-            run = sandbox.run(bench.iterations, self.steps, self.budget.share(self.share * self.budget.left))
+            steps = self.steps if treatment.steps is None else min(self.steps, treatment.steps)
+            share = self.share if notes is None else self.share / (1 - self.share)  # as long as the control had
+            run = sandbox.run(bench.iterations, steps, self.budget.share(share * self.budget.left))
             if len(bench.measured) == len(run.losses) and run.ended != "non-finite":
                 run.losses = list(bench.measured)  # before anything else runs the loss, which would be noted as well
-            alive = units(bench) if run.ended != "non-finite" else {}
+            alive = units(bench) if run.losses and run.ended != "non-finite" else {}
             holds = None if treatment.holds is None else treatment.holds(bench)
-        return _Done(run, alive, holds)
+            measured = math.nan if treatment.measure is None else treatment.measure.of(bench)
+        return _Done(run, alive, holds, measured)
 
-    def _constant(self) -> float | None:
+    def _constant(self, step: TrainingStep) -> float | None:
         """The loss of the best constant prediction on the captured batches; None where the loss is of another kind."""
-        if not self._chance:
+        if step.begins not in self._chance:
             try:
-                self._chance.append(constant_loss(self.step))
+                self._chance[step.begins] = constant_loss(step)
             except Exception:  # the loss was not understood: judged without
-                self._chance.append(None)
-        return self._chance[0]
+                self._chance[step.begins] = None
+        return self._chance[step.begins]
 
     def _note(self, fix: Fix, error: Exception) -> None:
         """What fails in the user's code, or in the training of a changed copy, is an answer; all else is our fault."""
@@ -347,53 +391,5 @@ class _Trials:
             self.faults.append(Fault(f"trial of {fix.treatment}", f"{type(error).__name__}: {error} ({place})"[:300]))
 
 
-def constant_loss(step: TrainingStep) -> float | None:
-    """The median over captured iterations of the loss of the best constant prediction, in the unit of the loss."""
-    copies, values = step.copies(), []
-    for iteration in step.iterations[:_LOOKED]:
-        total = 0.0
-        for backward in iteration.backwards:
-            value, terms = watched_terms(copies, backward)
-            found = fits(terms, 1)
-            measure = sum(fit.measure for fit in found)
-            if not terms or len(found) != len(terms) or any(t.kind not in (CLASSES, REGRESSION) for t in terms):
-                return None
-            if not 0 < measure < math.inf:
-                return None
-            total += value / measure * sum(fit.constant for fit in found)
-        values.append(total)
-    found_one = statistics.median(values) if values else math.nan
-    return found_one if 0 < found_one < math.inf else None
-
-
-def _told(fix: Fix, trial: Trial) -> Fix:
-    """The fix with its trial; what is unusual about that, and harm that it did, is said."""
-    says = fix.says
-    if trial.says:
-        says = f"{says} (Tried with {trial.says}.)"
-    if trial.verdict is Verdict.WORSE:
-        says = f"{says} On a copy this made it worse."
-    if trial.side_effects:
-        says = f"{says} Side effect on the copy: {'; '.join(trial.side_effects)}."
-    return replace(fix, says=says, trial=trial)
-
-
-def _by_itself(before: bool | None, after: bool | None, losses: Sequence[float]) -> Verdict:
-    """The verdict where the trouble itself was looked for in both copies: gone, and the treated one trains."""
-    if before:
-        return Verdict.NOT_REPRODUCED
-    if not after:
-        return Verdict.NO_EFFECT
-    return Verdict.EASED if judge_series(losses).kind in {"rises", "non-finite"} else Verdict.CURED
-
-
 def _end(losses: Sequence[float]) -> float:
     return statistics.median(losses[-max(2, len(losses) // 5) :])
-
-
-def _cures(fix: Fix) -> bool:
-    return fix.trial is not None and fix.trial.verdict is Verdict.CURED
-
-
-def _rank(fix: Fix) -> int:
-    return _UNTRIED if fix.trial is None else _ORDER.get(fix.trial.verdict, _UNTRIED)

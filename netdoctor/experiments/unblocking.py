@@ -21,7 +21,7 @@ from netdoctor.experiments.initialisation import match_initialisation
 from netdoctor.experiments.sandbox import Edit, Sandbox
 
 _NAMES = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout"
-_DROPOUTS = frozenset(name + end for name in _NAMES.split() for end in ("", "_"))
+DROPOUTS = frozenset(name + end for name in _NAMES.split() for end in ("", "_"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def treatments(penalised: bool, operations: frozenset[str]) -> Iterator[Treatmen
 
     `penalised`: the loss has a weight penalty. `operations`: the names of what the step ran.
     """
-    functional = bool(_DROPOUTS & operations)
+    functional = bool(DROPOUTS & operations)
     yield Treatment("with matched initialisation", lambda *_: True, _match)
     yield Treatment("without batchnorm", _has(_BatchNorm), _bypass)
     yield Treatment("without dropout", lambda s, i: functional or _drops(s), _stop_dropping, NoDropout)
@@ -55,7 +55,7 @@ class NoDropout(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = function_name(func)
-        if name in _DROPOUTS:
+        if name in DROPOUTS:
             return args[0] if args else kwargs["input"]
         if name == "scaled_dot_product_attention":
             kwargs["dropout_p"] = 0.0

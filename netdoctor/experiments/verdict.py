@@ -74,6 +74,32 @@ def decide(
     return Verdict.NO_EFFECT if sick or built_in else Verdict.NOT_REPRODUCED
 
 
+def by_measure(control: float, treated: float, limit: float, losses: Verdict | None = None) -> Verdict | None:
+    """The verdict where a number on both copies tells, which grows with the trouble; that of the losses where it is NaN.
+
+    A copy with `limit` or less is free of the trouble. A number that is halved is an improvement. `losses` is what the
+    losses of the same copies say: a treatment that makes them worse is no cure.
+    """
+    if math.isnan(control):
+        return losses
+    if control <= limit:
+        return Verdict.NOT_REPRODUCED
+    if treated <= limit:
+        return Verdict.EASED if losses is Verdict.WORSE else Verdict.CURED
+    if MARGIN * treated <= control:
+        return Verdict.NO_EFFECT if losses is Verdict.WORSE else Verdict.EASED
+    return Verdict.WORSE if treated >= MARGIN * control else Verdict.NO_EFFECT
+
+
+def by_itself(before: bool | None, after: bool | None, losses: Sequence[float]) -> Verdict:
+    """The verdict where the trouble itself was looked for in both copies: gone, and the treated one trains."""
+    if before:
+        return Verdict.NOT_REPRODUCED
+    if not after:
+        return Verdict.NO_EFFECT
+    return Verdict.EASED if judge_series(losses).kind in {"rises", "non-finite"} else Verdict.CURED
+
+
 def _after_breakdown(control: Array, treated: Array, scale: Scale) -> Verdict:
     if not _finite(treated):
         return Verdict.EASED if treated.size >= LASTS * control.size else Verdict.NO_EFFECT

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
 from netdoctor.capture.step import TrainingStep
+from netdoctor.experiments.blocking import WIDER as WIDER_LAYERS
 from netdoctor.experiments.held_out import learn
 from netdoctor.experiments.sandbox import Budget, Sandbox
+from netdoctor.experiments.unblocking import Treatment
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Arm, Recording
 
@@ -22,6 +25,19 @@ relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardsig
     dropout alpha_dropout identity
 """
 _ALONG = frozenset(_ALONG_NAMES.split())
+_BENDING_NAMES = (
+    "softmax log_softmax max_pool2d max_pool1d lstm gru rnn_tanh rnn_relu scaled_dot_product_attention mul pow"
+)
+_BENDING = frozenset(_BENDING_NAMES.split()) | {
+    "layer_norm",
+    "batch_norm",
+    "group_norm",
+    "maximum",
+    "square",
+    "exp",
+    "sin",
+    "cos",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,19 @@ def pairs(graph: StepGraph) -> list[Pair]:
     return found
 
 
+def bends(graph: StepGraph) -> bool:
+    """Whether the captured step has a nonlinear operation inside of a model."""
+    names = _ALONG - {"dropout", "alpha_dropout", "identity"} | _BENDING
+    return any(operation.name in names for operation in graph.operations if operation.module)
+
+
+def wider(graph: StepGraph) -> Iterator[Treatment]:
+    """The treatment that gives narrow hidden dense layers more units, for the tiny batch; none where there are none."""
+    found = [pair for pair in pairs(graph) if pair.units <= MOST]
+    if found:
+        yield Treatment(WIDER_LAYERS, lambda *_: True, lambda sandbox, _: _rebuild(sandbox, found, TIMES))
+
+
 def _next(graph: StepGraph, operation: Operation) -> Operation | None:
     """The dense layer that alone reads what this one makes, with only activations between; None where it is not so."""
     while True:
@@ -105,5 +134,7 @@ def _rebuild(sandbox: Sandbox, found: list[Pair], times: int) -> None:
             layer.weight.device,
             layer.weight.dtype,
         )
-        layer.weight, layer.bias = new.weight, new.bias
+        layer.weight.data = new.weight.data  # the very parameters, which an optimizer may hold already
+        if layer.bias is not None:
+            layer.bias.data = new.bias.data
         layer.in_features, layer.out_features = new.in_features, new.out_features

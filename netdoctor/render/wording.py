@@ -146,7 +146,11 @@ def course(losses: Sequence[float]) -> str:
 
 
 def trial_sentence(trial: Trial) -> str:
-    """ "with it: 2.31 → 0.004 in 100 steps; without it: 2.31 → NaN at step 2"."""
+    """ "with it: 2.31 → 0.004 in 100 steps; without it: 2.31 → NaN at step 2", or what was measured in place of the loss."""
+    if trial.measured is not None:
+        found = trial.measured
+        with_it, without = (with_unit(value, found.unit) for value in (found.treated, found.control))
+        return f"{clean(found.quantity, 200)}: with it {with_it}, without it {without}"
     if not trial.treated and not trial.control:
         return clean(trial.says) or trial.verdict.value
     finite = all(map(math.isfinite, trial.treated))

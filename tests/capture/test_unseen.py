@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from netdoctor.capture.naming import MOST_ROOTS
-from netdoctor.capture.source import variable_name
+from netdoctor.capture.source import holder_name, variable_name
 from tests.capture.observing import assert_replays, observing, seed
 from tests.capture.test_origin import BadBackward, fit, model_with, origin_of
 from tests.reliability.hazards import Scale, scale
@@ -49,6 +49,27 @@ def test_a_variable_that_was_asked_for_may_go() -> None:
     del wanted
     gc.collect()
     assert alive() is None
+
+
+class Holder:
+    def __init__(self) -> None:
+        self.W = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("held", "get", "name"),
+    [
+        ([Holder(), Holder()], lambda held: held[1].W, "held[1].W"),
+        ({"layers": {"last": Holder()}}, lambda held: held["layers"]["last"].W, "held['layers']['last'].W"),
+        ({"deep": [[[Holder()]]]}, lambda held: held["deep"][0][0][0].W, ""),
+    ],
+)
+def test_how_a_loose_weight_is_reached(held: object, get, name: str) -> None:
+    assert reached(get(held)) == name
+
+
+def reached(_thing: object) -> str:
+    return holder_name(_thing)
 
 
 @pytest.mark.parametrize("apply", [Scale.apply, scale])

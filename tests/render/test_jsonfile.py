@@ -11,7 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netdoctor.errors import MisuseError
-from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity, Trial, Verdict
+from netdoctor.finding import (
+    Abstention,
+    Certainty,
+    Evidence,
+    Finding,
+    Fix,
+    Location,
+    Measured,
+    Reach,
+    Severity,
+    Trial,
+    Verdict,
+)
 from netdoctor.recording import Stat
 from netdoctor.render import jsonfile
 from netdoctor.render.atomic import write_text
@@ -35,7 +47,8 @@ LOCATIONS = st.builds(
 )
 STAT = st.none() | st.sampled_from(list(Stat))
 EVIDENCE = st.builds(Evidence, TEXT, NUMBER, TEXT, NUMBER, TEXT, st.none(), STAT)
-TRIALS = st.builds(Trial, st.sampled_from(list(Verdict)), LOSSES, LOSSES, COUNT, NUMBER, TEXT)
+MEASURED = st.none() | st.builds(Measured, TEXT, NUMBER, NUMBER, TEXT)
+TRIALS = st.builds(Trial, st.sampled_from(list(Verdict)), LOSSES, LOSSES, COUNT, NUMBER, TEXT, measured=MEASURED)
 FIXES = st.builds(Fix, TEXT, TEXT, TEXT, st.sampled_from(list(Reach)), st.none() | TRIALS)
 SEVERITY = st.sampled_from(list(Severity))
 SYMPTOMS = st.builds(Finding, TEXT, TEXT, SEVERITY, st.just(""), LOCATIONS)

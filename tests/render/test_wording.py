@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netdoctor.finding import Evidence, Location, Trial, Verdict
+from netdoctor.finding import Evidence, Location, Measured, Trial, Verdict
 from netdoctor.render import wording
 from tests.render import builders
 
@@ -82,6 +82,8 @@ def test_trial_sentence_says_both_arms() -> None:
         == "with it: 2.31 → 0.004 in 100 steps; without it: 2.31 → NaN at step 2"
     )
     assert wording.trial_sentence(Trial(Verdict.COULD_NOT_RUN, says="no copy can be made")) == "no copy can be made"
+    differ = Trial(Verdict.CURED, (2.0,), (1.0,), measured=Measured("two passes differ by", 31.0, 0.0, "%"))
+    assert wording.trial_sentence(differ) == "two passes differ by: with it 0 %, without it 31 %"
 
 
 def test_every_verdict_of_a_trial_has_words() -> None:

@@ -80,7 +80,8 @@ class CannotOverfitTinyBatch(Check):
         little = f"its loss stays at {least:.2g}, above the {floor:.2g} that it can reach"
         title = f"a tiny batch cannot be fitted: {f'{100 * left:.0f} % of the loss is left at best' if left >= 0.01 else little}"
         grade = Severity.WARNING if trend.learning else Severity.ERROR
-        says = MEANINGS[overfit.course(best)]
+        own = arms[0].facts
+        says = f"{str(own['class']).capitalize()}: {own['why']}." if "class" in own else MEANINGS[overfit.course(best)]
         if causes:
             says = f"It does fit {' and '.join(causes)}, one at a time: the cause lies there."
         fixes = tuple(Fix(cause, f"Train {cause}: on a copy this fits.", "", Reach.MODEL) for cause in causes)

@@ -74,7 +74,7 @@ def course(arm: Arm) -> str:
 
 
 def samples(arm: Arm) -> str:
-    """How many samples the batch had, in words."""
+    """How many samples there were, in words."""
     return f"{number(arm, 'samples'):.0f} samples" if "samples" in arm.facts else "a tiny batch"
 
 

@@ -49,16 +49,17 @@ class Underfitting(Check):
         start = constant if np.isfinite(constant) else first
         before, after = min(float(narrow.facts["best"]), trend.end), float(wide.facts["best"])
         if before >= self.left * start and after <= self.ratio * before:
-            yield self._finding(recording, narrow, wide, after / before)
+            verdict = Verdict.CURED if after < self.left * start else Verdict.EASED
+            yield self._finding(recording, narrow, wide, after / before, verdict)
 
-    def _finding(self, recording: Recording, narrow: Arm, wide: Arm, ratio: float) -> Finding:
+    def _finding(self, recording: Recording, narrow: Arm, wide: Arm, ratio: float, verdict: Verdict) -> Finding:
         layers = [name for name in str(wide.facts.get("layers", "")).split(",") if name]
         units, wider = float(wide.facts.get("units", 0)), float(wide.facts.get("wider", 0))
         layer = next((x for name in layers for x in recording.layers if x.path == name and x.units == units), None)
         path = layer.path if layer is not None else layers[0] if layers else None
         words = f"held-out loss {narrow.facts['best']:.4g} with {units:.0f} units, {wide.facts['best']:.4g} with {wider:.0f}"
         curves = tuple(map(float, narrow.losses)), tuple(map(float, wide.losses))
-        trial = Trial(Verdict.EASED, *curves, steps=len(curves[1]), seconds=wide.seconds, says=words)
+        trial = Trial(verdict, *curves, steps=len(curves[1]), seconds=wide.seconds, says=words)
         return Finding(
             self.name,
             f"the model is too small: {units:.0f} hidden units leave a loss that {wider:.0f} bring down to {100 * ratio:.0f} %",

@@ -68,10 +68,15 @@ def _signs(graph: StepGraph, made: Operation, sign: int) -> list[tuple[int, int]
 
 def bootstraps(pair: Pair) -> bool:
     """Whether one side is data plus the discounted output of a pass of its own."""
-    own = [pair.of_target - pair.behind]
+    return bootstrapped_side(pair) is not None
+
+
+def bootstrapped_side(pair: Pair) -> int | None:
+    """Which of the two compared tensors is data plus the discounted output of a pass of its own; None for neither."""
+    own = [(1, pair.of_target - pair.behind)]
     if not pair.known_target:
-        own.append(pair.behind - pair.of_target)
-    return any(_discounts(pair.graph, side) and _adds_data(pair.graph, side) for side in own)
+        own.append((0, pair.behind - pair.of_target))
+    return next((n for n, side in own if _discounts(pair.graph, side) and _adds_data(pair.graph, side)), None)
 
 
 def _discounts(graph: StepGraph, side: Iterable[int]) -> bool:

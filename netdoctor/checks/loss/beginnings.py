@@ -46,8 +46,8 @@ def smaller_start(recording: Recording, layer: Layer, factor: float) -> Fix:
     mean, std = (recording.of_layer(layer, stat) for stat in (Stat.MEAN, Stat.STD))
     shifted = mean is not None and std is not None and abs(mean.values[0]) > 2 * std.values[0]
     if not shifted or not layer.bias:
-        code = f"with torch.no_grad():\n    {expression(layer.weight)}.mul_({float(f'{factor:.1g}'):g})"
+        code = f"with torch.no_grad():\n    {expression(recording, layer.weight)}.mul_({float(f'{factor:.1g}'):g})"
         return Fix("shrink-output", "Start with a smaller output layer.", code, Reach.MODEL)
     target = recording.targets[0].columns.mean if recording.facts.get("loss_family") in _REGRESSIONS else np.zeros(1)
-    code = f"torch.nn.init.constant_({expression(layer.bias)}, {float(np.mean(target)):.3g})"
+    code = f"torch.nn.init.constant_({expression(recording, layer.bias)}, {float(np.mean(target)):.3g})"
     return Fix("centre-output", "Start with outputs around the targets.", code, Reach.MODEL)

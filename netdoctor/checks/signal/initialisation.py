@@ -109,7 +109,7 @@ def fix(recording: Recording, layers: Sequence[Layer]) -> Fix:
         loose = parameter is not None and not parameter.module_type  # a tensor of the script's own, under its own name
         if loose and parameter is not None and parameter.shape[0] == layer.fan_in != parameter.shape[-1]:
             call = call.replace("({}", '({}, mode="fan_out"') if "kaiming" in call else call  # x @ w: rows are inputs
-        written = name if loose else expression(name)
+        written = name if loose else expression(recording, name)
         if written not in calls.setdefault(call, []):
             calls[call].append(written)
     lines = [line for call, names in calls.items() for line in _lines(call, names)]
@@ -126,10 +126,19 @@ def remedies(recording: Recording, layers: Sequence[Layer], *, grows: bool) -> t
     return (RESCALE, weights) if usual else (weights, RESCALE)
 
 
-def expression(name: str) -> str:
-    """A parameter's name as Python: "body.3.weight" becomes "model.body[3].weight"."""
-    parts = name.split(".")
-    return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
+def expression(recording: Recording, name: str) -> str:
+    """A parameter's name as the reader's Python: "body.3.weight" becomes "net.body[3].weight"."""
+    start, path = owner(recording, name)
+    return start + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split("."))
+
+
+def owner(recording: Recording, name: str) -> tuple[str, str]:
+    """The reader's variable that holds a parameter's model ("model" when unknown), and the parameter's path inside of it."""
+    parameter = recording.parameters.get(name)
+    label = parameter.model if parameter is not None else ""
+    if label and name.startswith(f"{label}."):
+        return label, name.removeprefix(f"{label}.")
+    return str(recording.facts.get("model_variable", "")) or "model", name
 
 
 def described(found: Scale) -> str:
@@ -169,10 +178,11 @@ def _lines(call: str, names: list[str]) -> list[str]:
     if len(names) <= LISTED:
         listed = "".join(f"    {name},\n" for name in names)
         return [f"for weight in (\n{listed}):\n    {call.format('weight')}"]
-    ends = tuple(sorted({name.removeprefix("model.").replace("[", ".").replace("]", "") for name in names}))
+    model = names[0].partition(".")[0] if not names[0].startswith("self.") else ".".join(names[0].split(".")[:2])
+    ends = tuple(sorted({name.removeprefix(f"{model}.").replace("[", ".").replace("]", "") for name in names}))
     return [
         f"names = {set(ends)!r}".replace("'", '"'),
-        "for name, weight in model.named_parameters():\n    if name in names:\n        " + call.format("weight"),
+        f"for name, weight in {model}.named_parameters():\n    if name in names:\n        " + call.format("weight"),
     ]
 
 

@@ -35,7 +35,7 @@ class LstmForgetBias(Check):
         }.values():
             mean = self._mean(recording, layer)
             if mean is not None and abs(mean) < self.limit and not recording.facts.get("pretrained"):
-                yield self._finding(layer, mean)
+                yield self._finding(recording, layer, mean)
 
     def _mean(self, recording: Recording, layer: Layer) -> float | None:
         names = (f"{layer.path}.bias_ih_l0".lstrip("."), f"{layer.path}.bias_hh_l0".lstrip("."))
@@ -43,8 +43,8 @@ class LstmForgetBias(Check):
         found = [track.values[0] for track in tracks if track is not None and track.steps[0] == 0]
         return float(sum(found)) if len(found) == len(names) else None
 
-    def _finding(self, layer: Layer, mean: float) -> Finding:
-        name = initialisation.expression(f"{layer.path}.bias_ih_l0".lstrip("."))
+    def _finding(self, recording: Recording, layer: Layer, mean: float) -> Finding:
+        name = initialisation.expression(recording, f"{layer.path}.bias_ih_l0".lstrip("."))
         code = f"with torch.no_grad():\n    hidden = {name}.numel() // 4\n    {name}[hidden : 2 * hidden].fill_(1.0)"
         return Finding(
             check=self.name,

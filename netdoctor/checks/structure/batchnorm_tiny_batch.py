@@ -60,7 +60,7 @@ class BatchnormTinyBatch(Check):
         number, batch, channels = per_channel(value), value.shape[0], value.shape[1]
         single = number >= self.values
         title = f"BatchNorm normalises over {number} values per channel"
-        group = f"nn.GroupNorm({_groups(channels)}, {channels})"
+        group = f"nn.GroupNorm({groups(channels)}, {channels})"
         evidence = Evidence("samples in the batch", batch, "=", 1) if single else None
         return Finding(
             self.name,
@@ -90,5 +90,6 @@ def _trains(graph: StepGraph, operation: Operation) -> bool:
     return any(w.requires_grad for w in weights) or not weights
 
 
-def _groups(channels: int) -> int:
-    return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
+def groups(channels: int) -> int:
+    """Into how many groups GroupNorm may part this many channels: up to 8."""
+    return next(number for number in (8, 4, 2, 1) if channels % number == 0)

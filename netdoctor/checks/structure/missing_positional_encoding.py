@@ -58,8 +58,10 @@ class MissingPositionalEncoding(Check):
         says = "All its sequences permuted alike give the same output, permuted likewise. "
         says += f"{unused} is there, and has no effect." if unused else "It has nothing that tells positions apart."
         before, after = (tuple(map(float, arm.losses)) for arm in pair)
+        cured = float(pair[1].facts["best"]) < self.left * after[0]
+        verdict = Verdict.CURED if cured else Verdict.EASED
         words = f"held-out loss {pair[0].facts['best']:.4g} without positions, {pair[1].facts['best']:.4g} with them"
-        trial = Trial(Verdict.EASED, before, after, len(after), pair[1].seconds, words)
+        trial = Trial(verdict, before, after, len(after), pair[1].seconds, words)
         at = recording.layer_at(unused) or next(iter(recording.layers), None)  # positions go where the data enters
         return Finding(
             self.name,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.training.lr_trials import Rescue, ran, rescue, rescue_on_few, why_not, works
+from netdoctor.checks.training.lr_trials import Rescue, fell_until_broken, ran, rescue, rescue_on_few, why_not, works
 from netdoctor.checks.training.optimizer_line import with_lr
 from netdoctor.checks.training.update_ratios import medians
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
@@ -31,7 +31,8 @@ class LearningRateTooHigh(Check):
     lower loses at least 30 % of the loss where the script's own loses less than 10 %. Without the trials only a
     flagrant case is reported: half of the weight matrices change by more than a tenth per step while the loss does not
     fall.
-    When it stays silent: the training learns; lower rates train no better; biases, norms, embeddings and
+    When it stays silent: the training learns, or did until an operation broke (a lower rate would only break it later);
+    lower rates train no better; biases, norms, embeddings and
     zero-initialised matrices; the first steps of Adam and of a warm-up.
     Fix: the learning rate that the trial found, in the script's own line.
     Sources: CS231n's notes (healthy update ratio about 1e-3); TheDeepChecker and DeepDiagnosis (upper limit 1e-1).
@@ -50,7 +51,7 @@ class LearningRateTooHigh(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         trend = judge(recording)
-        if works(trend, self.learning) or not recording.optimizers:
+        if works(trend, self.learning) or not recording.optimizers or fell_until_broken(recording, self.learning):
             return
         found = rescue(recording, FACTORS, self.gain, self.stuck)
         if found is None and trend.failing and not _came_broken(recording):

@@ -102,6 +102,19 @@ def works(trend: Trend, enough: float) -> bool:
     return trend.kind == "converged" or (trend.kind == "falls" and trend.drop >= enough)
 
 
+def fell_until_broken(recording: Recording, enough: float) -> bool:
+    """Whether the loss had come down by a share of `enough`, and was not on its way up again, when it became NaN or Inf."""
+    series = recording.loss
+    if series is None or np.isfinite(series.values).all():
+        return False
+    values = series.values[: int(np.argmin(np.isfinite(series.values)))]
+    if len(values) < STEPS:
+        return False
+    parts = [float(np.median(part)) for part in np.array_split(values, 4)]
+    low = parts[-1] <= min(parts) and float(values[-2:].max()) <= parts[0]
+    return parts[0] > 0 and parts[-1] <= (1 - enough) * parts[0] and low
+
+
 def ran(recording: Recording, name: str) -> Arm | None:
     """An arm that ran long enough to be judged: until it broke, where it did."""
     arm = recording.arms.get(name)

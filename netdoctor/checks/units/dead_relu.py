@@ -85,7 +85,8 @@ class DeadRelu(Check):
         """By share; where training works, or the loss could not show the harm, only much lost width is a warning."""
         grave = any(map(self._grave, sick))
         aimless = any(recording.facts.get(fact) for fact in ("moving_target", "several_optimizers"))
-        if outcome.learns(trend) or aimless:
+        cut_short = trend.kind == "non-finite" and not grave  # a NaN ended it before idle units could do harm, or wake
+        if outcome.learns(trend) or aimless or cut_short:
             width = sum(layer.units for layer in recording.of_kind(Kind.ACTIVATION))  # of whatever activation
             lost = sum(int(item.dead.sum()) for item in judged) / max(width, sum(len(item.dead) for item in judged))
             return Severity.WARNING if grave and lost >= self.warning_share else Severity.ADVICE

@@ -117,8 +117,8 @@ def _lr(recording: Recording, step: int) -> float:
 
 def _initialise(recording: Recording, first: Liveness) -> tuple[Fix, ...]:
     fed = first.feeder
-    weight = _variable(fed.weight, "weight") if fed else "weight"
-    bias = _variable(fed.bias, "bias") if fed and fed.bias else ""
+    weight = _variable(recording, fed.weight, "weight") if fed else "weight"
+    bias = _variable(recording, fed.bias, "bias") if fed and fed.bias else ""
     code = f'torch.nn.init.kaiming_normal_({weight}, nonlinearity="relu")'
     if bias and _by_bias(recording, first):
         zero = Fix("zero-bias", "Start the bias at 0.", f"torch.nn.init.zeros_({bias})", Reach.MODEL)
@@ -126,12 +126,12 @@ def _initialise(recording: Recording, first: Liveness) -> tuple[Fix, ...]:
     return (Fix("variance-scaling-init", "Initialise the incoming weights for a ReLU.", code, Reach.MODEL),)
 
 
-def _variable(name: str, otherwise: str) -> str:
+def _variable(recording: Recording, name: str, otherwise: str) -> str:
     """The parameter as Python; `otherwise` where it has a made-up name (a loose tensor of a functional model)."""
     parts = name.split(".")
     if not all(part.isdigit() or part.isidentifier() for part in parts):
         return otherwise
-    return expression(name) if len(parts) > 1 else name
+    return expression(recording, name) if len(parts) > 1 else name
 
 
 def _slower(recording: Recording, first: Liveness) -> tuple[Fix, ...]:

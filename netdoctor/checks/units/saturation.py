@@ -68,7 +68,7 @@ def fixes(recording: Recording, item: Saturation) -> tuple[Fix, ...]:
         ), relu
     if fed is not None and fed.weight and _blown_up(recording, fed):
         gain = 'torch.nn.init.calculate_gain("tanh")' if item.function == "tanh" else "1.0"
-        code = f"torch.nn.init.xavier_normal_({expression(fed.weight)}, gain={gain})"
+        code = f"torch.nn.init.xavier_normal_({expression(recording, fed.weight)}, gain={gain})"
         return Fix("variance-scaling-init", "Initialise the layer before for its fan.", code, Reach.MODEL), relu
     says = "Bring what goes in to a scale of about 1: standardise it, or take a mean in place of a sum."
     code = f"x = nn.LayerNorm({item.layer.units})(x)  # before the {item.function}; made once, in __init__"

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from netdoctor.experiments.treatments import (
     batches,
+    composition,
     connections,
     dependences,
+    evaluation,
+    held_out,
     layers,
+    loop,
     loss_functions,
     losses,
     optimization,
+    precision,
     safe_operations,
+    samples,
+    targets,
     weights,
 )
 from netdoctor.experiments.treatments.treatment import Case, Maker, Treatment
@@ -20,11 +27,18 @@ TREATMENTS: dict[str, Maker] = {
     **layers.TREATMENTS,
     **connections.TREATMENTS,
     **dependences.TREATMENTS,
+    **evaluation.TREATMENTS,
+    **composition.TREATMENTS,
+    **loop.TREATMENTS,
+    **held_out.TREATMENTS,
     **optimization.TREATMENTS,
+    **precision.TREATMENTS,
     **batches.TREATMENTS,
     **losses.TREATMENTS,
     **loss_functions.TREATMENTS,
     **safe_operations.TREATMENTS,
+    **samples.TREATMENTS,
+    **targets.TREATMENTS,
 }
 
 

@@ -45,7 +45,7 @@ def _is_given(entry: Entry) -> bool:
     return entry.module is not None
 
 
-def _axis(tensor: Tensor) -> int:
+def axis_of(tensor: Tensor) -> int:
     """The dimension of the features: channels of images, the last one of everything else."""
     return 1 if tensor.dim() > 3 else tensor.dim() - 1
 
@@ -89,7 +89,7 @@ def impute(case: Case) -> Treatment | None:
 
 def standardise_inputs(_: Case) -> Treatment:
     """Mean 0 and standard deviation 1 per feature, from all captured batches, of what the models are given."""
-    return Treatment(lambda bench: _standardise(bench, _is_given, _axis))
+    return Treatment(lambda bench: _standardise(bench, _is_given, axis_of))
 
 
 def standardise_targets(case: Case) -> Treatment | None:
@@ -113,16 +113,16 @@ def _standardise(bench: Bench, concerned: Callable[[Entry], bool], axis: Callabl
     for entry in _entries(bench.iterations):
         for tensor in _constants(entry) if concerned(entry) else ():
             along = axis(tensor)
-            seen.setdefault(_kind(tensor, along), []).append(_rows(tensor, along))
+            seen.setdefault(kind_of(tensor, along), []).append(rows_of(tensor, along))
     if not seen:
         raise LookupError("no floating-point data was seen")
-    scales = {kind: _scale(torch.cat(rows)) for kind, rows in seen.items()}
+    scales = {kind: scale_of(torch.cat(rows)) for kind, rows in seen.items()}
 
     def change(tensor: Tensor) -> Tensor:
         along = axis(tensor)
-        if not _is_data(tensor) or _kind(tensor, along) not in scales:
+        if not _is_data(tensor) or kind_of(tensor, along) not in scales:
             return tensor
-        mean, std = scales[_kind(tensor, along)]
+        mean, std = scales[kind_of(tensor, along)]
         shape = [1] * tensor.dim()
         if along is not None:
             shape[along] = -1
@@ -131,16 +131,19 @@ def _standardise(bench: Bench, concerned: Callable[[Entry], bool], axis: Callabl
     bench.rewrite(lambda entry: with_constants(entry, change) if concerned(entry) else entry)
 
 
-def _kind(tensor: Tensor, along: int | None) -> tuple[int, int | None]:
+def kind_of(tensor: Tensor, along: int | None) -> tuple[int, int | None]:
+    """What tensors of the same meaning have in common: their number of dimensions, and of features."""
     return tensor.dim(), None if along is None else int(tensor.shape[along])
 
 
-def _rows(tensor: Tensor, along: int | None) -> Tensor:
+def rows_of(tensor: Tensor, along: int | None) -> Tensor:
+    """(rows, features) in double precision; one column where the features are not told apart."""
     values = tensor.detach().double()
     return values.reshape(-1, 1) if along is None else values.movedim(along, -1).reshape(-1, values.shape[along])
 
 
-def _scale(rows: Tensor) -> Columns:
+def scale_of(rows: Tensor) -> Columns:
+    """Mean and standard deviation per column; a deviation of 1 where a column does not vary."""
     mean, std = rows.mean(0), rows.std(0)
     return mean, torch.where(std > _SMALL * (1 + mean.abs()), std, 1.0)
 

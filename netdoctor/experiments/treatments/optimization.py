@@ -42,11 +42,21 @@ def optimizer_line(case: Case) -> Treatment | None:
     if not math.isfinite(factor):
         return None
 
+    if not options:
+        return Treatment(sandbox=partial(_at_rate, factor))
+
     def apply(bench: Bench) -> None:
         for group in bench.sandbox.optimizers[0].param_groups:
             group.update({key: value for key, value in options.items() if key in group})
 
     return Treatment(apply, partial(_at_rate, factor))
+
+
+def rate_alone(treatment: Treatment) -> float | None:
+    """By what a treatment multiplies the learning rate, where it does nothing else."""
+    made = treatment.sandbox
+    factor = made.args[0] if isinstance(made, partial) and made.func is _at_rate else None
+    return float(factor) if factor is not None and treatment == Treatment(sandbox=made) else None
 
 
 def _at_rate(factor: float, step: TrainingStep) -> Sandbox:

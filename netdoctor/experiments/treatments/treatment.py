@@ -96,6 +96,27 @@ def _nothing(_: Bench) -> None:
     return None
 
 
+def as_trained(step: TrainingStep) -> Sandbox:
+    """A copy of everything as the training left it."""
+    return Sandbox(replace(step, starts={}, verified=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a trial is about where the loss does not tell: a number that grows with the trouble, taken of both copies.
+
+    `of` is asked after the steps of the trial; NaN where it cannot tell. A copy with `limit` or less is free of the trouble.
+    """
+
+    quantity: str  # "outputs of two passes differ by", for the reader
+    of: Callable[[Bench], float]
+    limit: float
+    unit: str = ""
+    witness: bool = (
+        True  # a worse loss is worse; False where the trouble itself lowers the loss, or both are not the same
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Treatment:
     """One change. `sandbox` makes the copy, `apply` changes it before it trains.
@@ -114,6 +135,8 @@ class Treatment:
     control_unit: float = 1.0
     says: str = ""
     holds: Callable[[Bench], bool] | None = None  # of a trained copy: is it rid of the trouble? None: the loss decides
+    measure: Measure | None = None  # the number that decides, with the loss as a witness; None: the loss decides alone
+    steps: int | None = None  # of both arms; 0: the copies are looked at as they are. None: as many as a trial has
 
 
 @dataclass(frozen=True, slots=True)

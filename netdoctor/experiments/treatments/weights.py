@@ -25,12 +25,19 @@ def run_code(case: Case) -> Treatment | None:
 
     Only code that names nothing but torch, the model and what it sets itself; None for any other.
     """
-    compiled = _compiled(case.fix.code, frozenset(case.places.leaves))
+    leaves = {name: f"leaf_{number}" for number, name in enumerate(case.places.leaves)}
+    code = case.fix.code
+    for name in sorted(leaves, key=len, reverse=True):  # "layers[0].W" is no name that could be given a value
+        code = code.replace(name, leaves[name]) if not name.isidentifier() else code
+    loose = frozenset({*case.places.leaves, *leaves.values()})
+    compiled = _compiled(code, loose | {label.partition(".")[0] for label in case.places.models})
     if compiled is None:
         return None
 
     def apply(bench: Bench) -> None:
-        names = {**_LIBRARIES, "model": _model(case, bench), **_loose(case, bench)}
+        copies = _loose(case, bench)
+        names = {**_LIBRARIES, "model": _model(case, bench), **_variables(case, bench), **copies}
+        names |= {leaves[name]: copied for name, copied in copies.items()}
         torch.manual_seed(_SEED)
         with torch.no_grad():
             exec(compiled, names)  # the code is netdoctor's own, made from names of parameters
@@ -84,6 +91,18 @@ def _model(case: Case, bench: Bench) -> Any:
     ] + list(loose.items())
     both = {"named_parameters": lambda: parameters, "parameters": lambda: [p for _, p in parameters]}
     return SimpleNamespace(**{**loose, **copies, **both})
+
+
+def _variables(case: Case, bench: Bench) -> dict[str, Any]:
+    """The copied models under the names of the script's variables; what hangs on `self` under a stand-in of it."""
+    found: dict[str, Any] = {}
+    for label, module in case.places.models.items():
+        start, _, attribute = label.partition(".")
+        if attribute:
+            setattr(found.setdefault(start, SimpleNamespace()), attribute, bench.copy_of(module))
+        else:
+            found[start] = bench.copy_of(module)
+    return found
 
 
 def _loose(case: Case, bench: Bench) -> dict[str, Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netdoctor.checks.signal import initialisation
 from netdoctor.checks.signal.growth import jump
 from netdoctor.checks.signal.profile import Profile, profile
-from netdoctor.recording import Kind, Layer, Recording, Series
+from netdoctor.recording import Kind, Layer, Parameter, Recording, Series
 from tests.checks.builders import Builder
 
 LAYERS = [Layer(f"net.{k}", "Linear", Kind.LINEAR, k) for k in range(12)]
@@ -50,8 +51,18 @@ def test_unknown_and_zero_scales_are_left_out() -> None:
     assert profile(LAYERS[:5], lambda layer: scales[layer.order], 4) is None
 
 
-def test_expressions_can_be_pasted() -> None:
-    assert initialisation.expression("encoder.layers.0.fc.weight") == "model.encoder.layers[0].fc.weight"
+@pytest.mark.parametrize(
+    ("facts", "model", "name", "written"),
+    [
+        ({}, "", "encoder.layers.0.fc.weight", "model.encoder.layers[0].fc.weight"),
+        ({"model_variable": "self.net"}, "", "layers.0.weight", "self.net.layers[0].weight"),
+        ({"model_variable": "other"}, "critic", "critic.fc.weight", "critic.fc.weight"),
+    ],
+)
+def test_expressions_can_be_pasted(facts: dict[str, str], model: str, name: str, written: str) -> None:
+    parameter = Parameter(name, name.rpartition(".")[0], "Linear", (4, 4), "float32", model=model)
+    recording = Recording(parameters={name: parameter}, facts=dict(facts))
+    assert initialisation.expression(recording, name) == written
 
 
 def test_many_layers_make_code_that_parses() -> None:

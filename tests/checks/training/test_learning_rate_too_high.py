@@ -132,3 +132,23 @@ def test_no_optimizer_no_rate():
     build = proven()
     build.recording.optimizers.clear()
     assert judged(build) == []
+
+
+def until_nan(*levels):
+    """Ten steps at each level, then NaN."""
+    return np.r_[np.repeat(levels, 10), np.full(4, math.nan)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "fires"),
+    [
+        (until_nan(2.3, 2.0, 1.9, 1.83), False),  # 20 % gone, and still falling: what broke is not the rate
+        (until_nan(2.3, 2.0, 1.9, 1.86), True),
+        (until_nan(2.3, 1.0, 1.4, 1.8), True),  # on its way up again
+        (np.r_[until_nan(2.3, 2.0, 1.9, 1.0)[:-4], 9.0, math.nan], True),  # it blew up at the end
+        (np.r_[2.3, 2.0, 1.5, 1.0, 0.5, 0.4, 0.3, math.nan], True),  # too short to tell
+    ],
+)
+def test_a_loss_that_fell_until_something_broke(losses, fires):
+    build = network(0.3, steps=len(losses)).loss(losses)
+    assert bool(judged(build.arm("trial/control", np.full(40, math.nan)).arm("trial/lr x0.1", falls(0.5)))) is fires

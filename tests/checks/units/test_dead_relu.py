@@ -196,6 +196,12 @@ def test_idle_units_of_a_frozen_part_are_silent() -> None:
     assert run(build.activation("relu", units=20, active=units(6), samples=100.0).done()) == []
 
 
+@pytest.mark.parametrize(("dead", "severity"), [(9, Severity.ADVICE), (10, Severity.ERROR)])
+def test_a_part_of_a_layer_is_no_warning_where_a_nan_ended_the_training(dead: int, severity: Severity) -> None:
+    build = net(units(dead))
+    assert only(build.loss(lambda step: 1.0 if step < 50 else float("nan")).done()).severity is severity
+
+
 def test_only_steps_before_the_first_nan_count() -> None:
     build = net(lambda step: units(0) if step < 8 else units(20)).origin("forward", "NaN", 8)
     assert run(build.done()) == []
