@@ -260,6 +260,20 @@ class Operand:
     zeros: int = 0
 
 
+MAX_SKIPS = 20  # a scaler that starts at 2**16 and halves gets under 1 with 17 skips: more are a fault of the gradient
+NORMALISED = "div by sum over "  # of `Origin.downstream`, with the dimension: what was made is divided by its sum
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit:
+    """Another operation of the faulty step that breaks by itself: on the same line, or the same operation elsewhere."""
+
+    operation: str
+    source: SourceLine | None = None
+    inputs: tuple[Operand, ...] = ()
+    upstream: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where the first NaN or Inf was born.
@@ -286,6 +300,12 @@ class Origin:
     columns: tuple[int, ...] = ()
     source: SourceLine | None = None
     upstream: str = ""  # the operation that made the guilty input, e.g. "softmax"
+    upstream_source: SourceLine | None = None  # its line
+    born: str = ""  # where the guilty input is 0: the operation that first made it 0, of values that were not
+    born_source: SourceLine | None = None
+    downstream: tuple[str, ...] = ()  # the operations that read what it made
+    also: tuple[Culprit, ...] = ()  # what would break next, once this is mended
+    constant: bool = False  # made of data alone, outside of what can be run again on a copy
     reproduced: bool = True
     note: str = ""
 

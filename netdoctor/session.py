@@ -111,8 +111,10 @@ class Session:
         self._taps.training.made(optimizer)
 
     def raise_on_trip(self) -> None:
-        """Raise a `FindingError` at the very step that makes a NaN or Inf, before the optimizer touches the weights."""
+        """Raise a `FindingError` at the very step that makes a NaN or Inf: before the optimizer touches the weights, or right after
+        it where it is the optimizer that makes it."""
         self._observer.on_trip = self._raise
+        self._observer.watch_weights = True
 
     def _raise(self) -> None:
         found = [finding for finding in self.findings() if finding.severity is Severity.ERROR]

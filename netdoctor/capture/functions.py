@@ -122,6 +122,11 @@ def plain(name: str) -> str:
     return name[:-1] if name.endswith("_") and not name.startswith("_") else name
 
 
+def reflection(name: str) -> dict[str, float | str | bool]:
+    """{"reflected": True} where the first operand is the one below the line: `2 / x`."""
+    return {"reflected": True} if name in ("__rdiv__", "__rtruediv__") else {}
+
+
 def mutates(name: str, kwargs: dict[str, Any]) -> bool:
     """Whether the call changes its first argument in place."""
     if name in _SETTERS or kwargs.get("inplace") is True:

@@ -52,6 +52,7 @@ class Observer:
         self.find_origin: Callable[[Observer, list[Backward], str], Origin | None] | None = None
         self.on_step: Callable[[int], None] = lambda step: None  # told the number of steps taken, after each
         self.on_trip: Callable[[], None] = lambda: None  # told once, when the first NaN or Inf was found
+        self.watch_weights = False  # look at the weights after every step, and not only at what they do in the next one
         self.pending: Exception | None = None  # to be raised into the user's code, on their own wish
         self.facts: dict[str, float | str | bool] = {}
         self.step = 0
@@ -283,7 +284,7 @@ class Observer:
                 self.data.see_inputs(
                     self.step, -user_position()[1], args[:2], user_position(), self.made, self.value_of
                 )
-        return (entry, inputs) if entry is not None or self.detailed else None
+        return (entry, inputs) if entry is not None or self.detailed or self._unit is None else None
 
     def made(self, tensor: Tensor) -> bool:
         return self.tape.slot(tensor) is not None
@@ -318,6 +319,8 @@ class Observer:
         """Keep what an operation made."""
         entry, inputs = noted
         made = args[0] if functions.mutates(name, kwargs) and args else result
+        if entry is None and self._unit is None:
+            self.tape.births.note(name, user_position(), args, kwargs, made)
         if entry is not None:
             self.tape.add(entry, made)
             self.evaluation.see(name, args, kwargs, made, self.tape.backward)
@@ -373,8 +376,12 @@ class Observer:
             self.suspended += 1
             try:
                 self.origin = self.containment.run("origin search", self.find_origin, self, backwards, where)
+                if self.origin is not None and self.origin.reproduced and self.origin.operation:
+                    self.containment.run("faulty step", self.program.keep_fault, self.step, backwards)
             finally:
                 self.suspended -= 1
+            if self.origin is None and where == "optimizer":
+                return  # large weights, whose squares overflow
             if self.origin is None:
                 self.origin = Origin(where, "NaN", self.step, reproduced=False, note="the step could not be run again")
             self.on_trip()

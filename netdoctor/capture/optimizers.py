@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netdoctor.capture.naming import ModuleNames
-from netdoctor.capture.source import user_line
+from netdoctor.capture.source import line_outside_of
 from netdoctor.recording import Optimizer as OptimizerFacts
 from netdoctor.recording import SourceLine
 
@@ -33,7 +33,7 @@ class Optimizers:
     def made(self, optimizer: Optimizer) -> None:
         """An optimizer was constructed."""
         self.alive.add(optimizer)
-        line = user_line()
+        line = line_outside_of(optimizer)
         if line is not None:
             self._sources[optimizer] = line
         for number, group in enumerate(optimizer.param_groups):

@@ -13,30 +13,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netdoctor.capture import lineage
+from netdoctor.capture.births import Maker
+from netdoctor.capture.constants import computed_again
 from netdoctor.capture.functions import is_library_leaf
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.ranks import alone
-from netdoctor.capture.source import source_line
+from netdoctor.capture.source import source_line, variable_name
 from netdoctor.capture.step import Copies, Replay, preserved_random_state
 from netdoctor.capture.tape import Backward
 from netdoctor.capture.watch import NODE_KEY, Watch, Watched, backward_nodes, is_bad
 from netdoctor.errors import CannotReplayError
-from netdoctor.recording import Operand, Origin, SourceLine
+from netdoctor.recording import Culprit, Operand, Origin, SourceLine
 
 _MASKING = frozenset(
     {"masked_fill", "where", "full", "full_like", "new_full", "triu", "tril", "setitem", "fill", "masked_scatter"}
 )
+# operations that masks of -inf are made for, or pass through
+_MASKED_NAMES = """
+softmax log_softmax logsumexp add sub attention scaled_dot_product_attention
+multi_head_attention_forward max min cross_entropy nll_loss
+"""
+_MASKED = frozenset(_MASKED_NAMES.split())
 _MAX_LISTED = 16
+_MAX_ALSO = 8
 
 
 def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Origin | None:
-    """The origin of a non-finite loss (`where` = "forward") or gradient ("backward") of the running step.
+    """The origin of a non-finite loss (`where` = "forward"), gradient ("backward") or weight ("optimizer") of the running step.
 
     Must be called before the optimizer touches the weights. The user's model, random states and gradients are left as they were.
     """
-    broken = _broken_parameter(observer)
-    if broken is not None:
+    broken = _broken_parameter(observer, where == "optimizer")
+    if broken is not None or where == "optimizer":
         return broken
     if not backwards:
         return Origin(
@@ -50,12 +60,12 @@ def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Or
         return Origin(where, "NaN", observer.step, reproduced=False, note=str(error))
 
 
-def _broken_parameter(observer: Observer) -> Origin | None:
-    """A parameter that is not finite before the step ran: the optimizer made it so, or it was loaded so."""
+def _broken_parameter(observer: Observer, just_now: bool) -> Origin | None:
+    """A parameter that is not finite before the step ran, or `just_now` after it: the optimizer made it so, or it was loaded so."""
     for parameter, name in _trained(observer):
         nan, inf = is_bad(parameter.detach())
         if nan or inf:
-            steps = observer.step
+            steps = observer.step + just_now
             phase = "optimizer" if steps > 0 or observer.recorder.counts.get("step") else "parameter"
             owner = observer.names.parameter_owner(parameter)
             return Origin(
@@ -82,6 +92,7 @@ class _Search:
         self._replay = Replay(copies)
         self._originals: dict[int, nn.Module] = {}
         self._parameters: dict[int, str] = {}
+        self._broken_backward: list[Watched] = []  # whose gradient is bad though what they received was finite
         self._watch = Watch(self._replay, lambda tensor: self._parameters.get(id(tensor), ""))
         for module in modules:
             copied = copies.of(module)
@@ -143,7 +154,8 @@ class _Search:
         nans = [number for number, nan, _ in bad if nan]
         culprits = nans or [number for number, _, _ in bad]
         if made_nan and not nans and all(self._intended(operation, number) for number in culprits):
-            return self._origin(operation, "forward", True), []
+            brought = None if operation.name in _MASKED else self._brought(operation)
+            return brought or self._origin(operation, "forward", True), []
         further = [operation.makers[number] for number in culprits]
         outside = [number for number, maker in zip(culprits, further, strict=True) if maker is None]
         on = [maker for maker in further if maker is not None]
@@ -151,16 +163,23 @@ class _Search:
             return self._from_outside(operation, outside[0], bool(nans)), []
         return None, on
 
-    def _intended(self, operation: Watched, number: int, depth: int = 0) -> bool:
+    def _intended(self, operation: Watched, number: int) -> bool:
         """Whether an Inf was put there on purpose: by a masking function or a constant, possibly passed on."""
-        maker = operation.makers[number]
-        if maker is None:
-            return True
-        producer = self._watch.operations[maker]
-        if producer.name in _MASKING:
-            return True
-        bad = [index for index, state in enumerate(producer.bad) if any(state)]
-        return bool(bad) and depth < 20 and all(self._intended(producer, index, depth + 1) for index in bad)
+        queue, seen = [(operation, number)], set()
+        while queue:
+            reader, index = queue.pop()
+            maker = reader.makers[index]
+            if maker is None or maker in seen:
+                continue
+            seen.add(maker)
+            producer = self._watch.operations[maker]
+            if producer.name in _MASKING:
+                continue
+            bad = [n for n, state in enumerate(producer.bad) if any(state)]
+            if not bad:
+                return False
+            queue.extend((producer, n) for n in bad)
+        return True
 
     def _is_mask(self, operation: Watched, number: int) -> bool:
         """Whether a non-finite operand is a mask: infinities that were filled in, or beside a single other value."""
@@ -172,8 +191,12 @@ class _Search:
     def _from_outside(self, operation: Watched, number: int, nan: bool) -> Origin:
         """It came from outside of the captured operations: with the batch, or in a parameter."""
         tensor, name = operation.inputs[number], operation.parameters[number]
+        made = None if name else self._made_of_data(operation.given[number])
+        if made is not None:
+            return self._of_data(operation, made, nan)
         bad = ~torch.isfinite(tensor)
-        shown = name or ("the model's input" if operation.module is not None else "the target or input")
+        shown = name or variable_name(operation.given[number])
+        shown = shown or ("the model's input" if operation.module is not None else "the target or input")
         origin = self._origin(operation, "parameter" if name else "input", nan)
         source = origin.source if name else source_line(*operation.outer)
         return replace(
@@ -185,6 +208,51 @@ class _Search:
             source=source or origin.source,
         )
 
+    # --- what the loop computed of data alone ---------------------------------------------------------------------------
+
+    def _made_of_data(self, tensor: Tensor) -> Maker | None:
+        """The operation of the user's that made a constant of the tape out of finite values."""
+        found = self._observer.tape.births.maker(tensor)
+        if found is None:
+            found = self._observer.containment.run("assignment", computed_again, tensor)
+        return None if found is None or found.name in _MASKING else found
+
+    def _brought(self, operation: Watched) -> Origin | None:
+        """The origin outside of the captured operations of the infinite operands of one that is not made for masks."""
+        queue, seen = [operation], {operation.index}
+        while queue:
+            reader = queue.pop()
+            for number, state in enumerate(reader.bad):
+                maker = reader.makers[number] if any(state) else None
+                if any(state) and maker is None and not reader.parameters[number]:
+                    made = self._made_of_data(reader.given[number])
+                    if made is not None:
+                        return self._of_data(reader, made, False)
+                    if not self._is_mask(reader, number):
+                        return self._from_outside(reader, number, False)
+                elif maker is not None and maker not in seen:
+                    seen.add(maker)
+                    queue.append(self._watch.operations[maker])
+        return None
+
+    def _of_data(self, reader: Watched, made: Maker, nan: bool) -> Origin:
+        inputs = tuple(_operand(t, "input" if n == 0 else f"operand {n}") for n, t in enumerate(made.inputs[:4]))
+        base = self._origin(reader, "forward", nan)
+        return replace(
+            base,
+            operation=made.name,
+            module="",
+            inputs=inputs,
+            output=None,
+            attributes=made.attributes,
+            source=source_line(*made.position),
+            upstream="",
+            upstream_source=None,
+            downstream=(),
+            also=(),
+            constant=True,
+        )
+
     # --- backward ----------------------------------------------------------------------------------------------------
 
     def _backward(self, loss: Tensor) -> Origin | None:
@@ -192,7 +260,7 @@ class _Search:
 
         def hook_for(node: Any) -> Any:
             def hook(given: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> None:
-                if first or any(g is not None and any(is_bad(g.detach())) for g in received):
+                if any(g is not None and any(is_bad(g.detach())) for g in received):
                     return
                 for gradient in given:
                     if gradient is not None and any(is_bad(gradient.detach())):
@@ -210,6 +278,7 @@ class _Search:
                 handle.remove()
         if not first:
             return None
+        self._broken_backward = [self._watch.operations[n.metadata[NODE_KEY]] for n, _, _ in first]
         node, nan, gradient = first[0]
         operation = self._watch.operations[node.metadata[NODE_KEY]]
         numbers = [n for n, state in enumerate(operation.bad) if any(state) and not self._is_mask(operation, n)]
@@ -224,8 +293,8 @@ class _Search:
     def _origin(self, operation: Watched, phase: str, nan: bool, gradient: Tensor | None = None) -> Origin:
         module = None if operation.module is None else self._originals.get(id(operation.module))
         made = gradient if gradient is not None else next((t for t in operation.outputs if any(is_bad(t))), None)
-        upstream = next((self._watch.operations[m].name for m in operation.makers if m is not None), "")
-        names = self._observer.names
+        operations, names = self._watch.operations, self._observer.names
+        before, zeros = lineage.upstream(operations, operation), lineage.zero_maker(operations, operation)
         return Origin(
             phase,
             "NaN" if nan else "Inf",
@@ -238,8 +307,30 @@ class _Search:
             attributes=operation.attributes,
             samples=() if made is None else _rows(~torch.isfinite(made)),
             source=self._source(operation, module),
-            upstream=upstream,
+            upstream="" if before is None else before.name,
+            upstream_source=lineage.line_of(before),
+            born="" if zeros is None else zeros.name,
+            born_source=lineage.line_of(zeros),
+            downstream=lineage.downstream(operations, operation),
+            also=self._also(operation, phase),
         )
+
+    def _also(self, operation: Watched, phase: str) -> tuple[Culprit, ...]:
+        """What breaks by itself on the same line, and the same operation on other lines: to be mended along with it."""
+        if phase == "backward":
+            others = self._broken_backward
+        else:
+            others = [o for o in self._watch.operations if lineage.breaks_by_itself(o) and o.name not in _MASKING]
+        found: dict[tuple[str, tuple[str, int]], Culprit] = {}
+        for other in others:
+            near = other.position == operation.position or other.name == operation.name
+            key = other.name, other.position
+            if other is operation or not near or key == (operation.name, operation.position) or key in found:
+                continue
+            inputs = tuple(_operand(t, self._operand_name(other, n)) for n, t in enumerate(other.inputs[:4]))
+            before = lineage.upstream(self._watch.operations, other)
+            found[key] = Culprit(other.name, lineage.line_of(other), inputs, "" if before is None else before.name)
+        return tuple(found.values())[:_MAX_ALSO]
 
     def _operand_name(self, operation: Watched, number: int) -> str:
         key = operation.parameters[number]

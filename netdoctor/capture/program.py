@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from netdoctor.capture import statistics
 from netdoctor.capture.changes import Changes
+from netdoctor.capture.fault import faulty_step
 from netdoctor.capture.naming import ModuleNames, Root
 from netdoctor.capture.step import Action, Iteration, TrainingStep
 from netdoctor.capture.tape import Backward
@@ -39,6 +40,7 @@ class Program:
         self.changes = Changes()
         self._first = Window(MAX_ITERATIONS, MAX_BYTES)
         self._late: list[Window] = []
+        self._fault: TrainingStep | None = None
 
     @property
     def iterations(self) -> list[Iteration]:
@@ -148,14 +150,22 @@ class Program:
         late: TrainingStep | None = None
         for window in self._late:
             late = replace(window.training_step(lost), late=late) if window.iterations else late
+        if self._fault is not None:
+            late = replace(self._fault, late=late)
         return replace(self._first.training_step(lost), late=late)
+
+    def keep_fault(self, step: int, backwards: list[Backward]) -> None:
+        """The running step made a NaN or Inf, and the weights are still untouched: keep it and them."""
+        if self.keep_start and self._fault is None and self._size() <= LATE_START:
+            begun = self._first.training_step(self.lost)
+            self._fault = faulty_step(begun, backwards, step)
 
     def release(self) -> None:
         """Let go of models, weights and batches; what `training_step` gave out keeps its own."""
         self.keep_start = False
         self.current = Iteration()
         self._first.clear()
-        self._late = []
+        self._late, self._fault = [], None
 
     def changed(self) -> bool:
         """Whether any weight differs from what it was before the first step."""

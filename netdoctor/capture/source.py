@@ -78,6 +78,16 @@ def user_line() -> SourceLine | None:
     return source_line(*user_position())
 
 
+def line_outside_of(thing: object) -> SourceLine | None:
+    """The nearest user line that is not in a method of `thing`: where it is built, not where its class calls its base."""
+    frame = user_frame()
+    while frame is not None:
+        if is_user_file(frame.f_code.co_filename) and variables_of(frame).get("self") is not thing:
+            return source_line(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
 def variable_name(thing: object) -> str:
     """The name under which the user's nearest frames hold `thing` ("model", "self.net"), or "" when none does."""
     return _searched(lambda variables: _held(variables, thing))
@@ -104,9 +114,14 @@ def _searched(find: Callable[[dict[str, Any]], str]) -> str:
 
 
 def _found_in(frame: FrameType, find: Callable[[dict[str, Any]], str]) -> str:
+    return find(variables_of(frame))
+
+
+def variables_of(frame: FrameType) -> dict[str, Any]:
+    """The variables of a running function or module, as they are now, in a dictionary of its own."""
     variables = frame.f_locals
     try:
-        return find(variables)
+        return dict(variables)
     finally:
         # Before Python 3.13 a function's f_locals is a copy that the frame keeps, and with it all that the function deletes.
         # Its variables are taken out again, unless somebody else holds the copy: the user, who called `locals()`.

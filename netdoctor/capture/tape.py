@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from netdoctor.capture.births import Births
 from netdoctor.capture.tree import substitute, tensors
 
 _PRUNE_ENTRIES, _PRUNE_BYTES = 256, 64 << 20  # beyond what is in use: then calls that no backward can reach are dropped
@@ -172,6 +173,7 @@ class Tape:
         self._count = 0
         self._bytes = 0
         self._limits = (_PRUNE_ENTRIES, _PRUNE_BYTES)
+        self.births = Births()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -180,6 +182,7 @@ class Tape:
         """Forget the step."""
         self._slots.clear()
         self._entries.clear()
+        self.births.clear()
         self._bytes = 0
         self._limits = (_PRUNE_ENTRIES, _PRUNE_BYTES)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor.capture import statistics, unseen
+from netdoctor.capture import norms, statistics, unseen
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.histograms import HistogramRecorder
 from netdoctor.capture.observer import Observer
@@ -24,7 +24,7 @@ from netdoctor.capture.source import source_line, user_line, user_position
 from netdoctor.capture.statistics import gradient_norm
 from netdoctor.capture.step import Action, Iteration
 from netdoctor.capture.stepped import StepWatch
-from netdoctor.recording import SourceLine
+from netdoctor.recording import MAX_SKIPS, SourceLine
 
 _SCHEDULED = ("momentum", "betas", "weight_decay")  # options that schedules move beside the learning rate
 _NEVER_STEPPED = 65  # backward calls without any optimizer step: more than a usual accumulation of gradients
@@ -42,6 +42,7 @@ class TrainingTaps:
         self._stepped: set[int] = set()  # optimizers that stepped since this step began
         self._expected: set[int] | None = None  # those that stepped in the one before
         self._backwards = 0  # since the last optimizer step
+        self._skips = 0  # steps in a row that the loss scaler left out
         self._zeroed = False  # zero_grad ran since the last backward
         self._lost = False  # and it cleared gradients that no optimizer had used
         self._thrown_away = 0  # how often gradients were cleared that no optimizer had used
@@ -103,6 +104,8 @@ class TrainingTaps:
         if len(observer.tape):
             observer.over = False  # another loss of the same pass
         observer.settle()
+        if self._stepping:  # a closure, which the optimizer evaluates as often as it likes
+            observer.facts["closure"] = True
         if observer.step != self._at:
             self._at, self._backwards = observer.step, 0
         position = user_position()
@@ -306,6 +309,8 @@ class TrainingTaps:
         self.optimizers.count(index, self._observer.step)
         self._observer.recorder.tick("step")
         self._stepped.add(index)
+        if self._observer.watch_weights and not norms.finite_weights(optimizer):
+            self._observer.trip([], "optimizer")
         if light.over:
             self._stepped.clear()
             self._observer.end_plain_step()
@@ -333,7 +338,7 @@ class TrainingTaps:
         gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         gradients = unseen.local_parts(observer, gradients)
         if gradients:
-            norm = gradient_norm(gradients)
+            norm = norms.gradient_norm(gradients)
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
             if not math.isfinite(norm) and (self._backwards or light is not None):
                 backwards = observer.program.current.backwards if light is None else light.backwards()
@@ -356,13 +361,15 @@ class TrainingTaps:
         self.optimizers.count(index, self._observer.step)
         self._parameters.updates()
         self._stepped_on.after()
+        if observer.watch_weights and not norms.finite_weights(optimizer):
+            observer.trip([], "optimizer")
         if observer.light is None or observer.program.capturing:
             lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
             moved = tuple({k: group[k] for k in _SCHEDULED if k in group} for group in optimizer.param_groups)
             observer.program.current.actions.append(Action("step", optimizer=index, lrs=lrs, options=moved))
         observer.recorder.count("step" if self._backwards else "step without backward", observer.step)
         self._stepped.add(index)
-        self._backwards, self._zeroed = 0, False
+        self._backwards, self._zeroed, self._skips = 0, False, 0
         expected = self._expected if self._expected is not None else self.optimizers.numbers()
         if expected <= self._stepped:
             self._close()
@@ -374,9 +381,13 @@ class TrainingTaps:
         self._observer.end_step()
 
     def skipped(self) -> None:
-        """The loss scaler left out an optimizer step, because a scaled gradient overflowed: the pass counts for nothing."""
+        """The loss scaler left out an optimizer step, because a scaled gradient overflowed: the pass counts for nothing, unless it
+        does so again and again, whatever the scale."""
         observer = self._observer
         observer.pattern.spoil()
+        self._skips += 1
+        if self._skips > MAX_SKIPS:
+            observer.trip(observer.program.current.backwards, "backward")
         if observer.light is not None:
             observer.light.leave()
         observer.recorder.count("scaler-skip", observer.step)

@@ -43,6 +43,7 @@ class Watched:
         default_factory=list
     )  # per input, from before the call: (holds a NaN, holds an Inf)
     outer: tuple[str, int] = ("", 0)  # the line of the loop that led here, where `position` may lie inside the model
+    given: list[Tensor] = field(default_factory=list)  # the inputs themselves
     parameters: list[str] = field(default_factory=list)  # per input, the key of the parameter that it is, or ""
 
 
@@ -87,7 +88,7 @@ class Watch(TorchFunctionMode):
                 outputs = list(tensors(result))
                 inside = {id(t): made for t in outputs if (made := self.maker(t)) is not None and made >= start}
                 self._keep(f"{cls.__name__}.apply", kept, outputs, makers, {})
-                self._describe(bad, names)
+                self._describe(bad, names, inputs)
                 for tensor in outputs:
                     if id(tensor) in inside:
                         self._makers[id(tensor)] = (weakref.ref(tensor), inside[id(tensor)])
@@ -118,7 +119,7 @@ class Watch(TorchFunctionMode):
         name = functions.function_name(func)
         if functions.is_silent(func, name):
             return func(*args, **kwargs)
-        inputs = list(tensors((args, kwargs)))
+        inputs = given = list(tensors((args, kwargs)))
         makers = [self.maker(tensor) for tensor in inputs]
         changes = functions.mutates(name, kwargs)
         bad = [is_bad(tensor) for tensor in inputs]
@@ -127,8 +128,9 @@ class Watch(TorchFunctionMode):
         inputs = [t.detach().clone() if changes or t.numel() <= _SMALL else t.detach() for t in inputs]
         result = func(*args, **kwargs)
         outputs = list(tensors(args[0] if changes and args else result))
-        self._keep(functions.plain(name), inputs, outputs, makers, scalar_attributes(args, kwargs))
-        self._describe(bad, parameters)
+        attributes = scalar_attributes(args, kwargs) | functions.reflection(name)
+        self._keep(functions.plain(name), inputs, outputs, makers, attributes)
+        self._describe(bad, parameters, given)
         return result
 
     def _keep(
@@ -153,9 +155,9 @@ class Watch(TorchFunctionMode):
             self._makers[id(tensor)] = (weakref.ref(tensor), index)
             _mark(tensor, index)
 
-    def _describe(self, bad: list[tuple[bool, bool]], parameters: list[str]) -> None:
+    def _describe(self, bad: list[tuple[bool, bool]], parameters: list[str], given: list[Tensor]) -> None:
         made = self.operations[-1]
-        made.bad, made.parameters = bad, parameters
+        made.bad, made.parameters, made.given = bad, parameters, given
         made.outer = made.position if self._replay.entry is None else self._replay.entry.position
 
     def close(self) -> None:

@@ -10,11 +10,14 @@ from typing import Any
 from torch import nn
 
 from netdoctor.capture.step import TrainingStep
+from netdoctor.checks.numerics.birth import birth
+from netdoctor.checks.numerics.safe_forms import MARGINS, prescribe
 from netdoctor.checks.signal import initialisation
 from netdoctor.checks.training.optimizer_line import with_lr
 from netdoctor.experiments import range_test
 from netdoctor.experiments.treatments.operations import Exchange, exchange_operations
 from netdoctor.experiments.treatments.optimization import optimizer_line
+from netdoctor.experiments.treatments.safe_operations import safe_form
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment, first_argument
 from netdoctor.experiments.treatments.weights import run_code
 from netdoctor.experiments.verdict import decide, scale_of
@@ -42,11 +45,27 @@ def propose(
     recording: Recording, step: TrainingStep, places: Places, finding: Finding
 ) -> Iterator[tuple[Fix, Treatment]]:
     """Fixes to be tried, with their treatments."""
+    if finding.check in ("non-finite-activation", "non-finite-gradient"):
+        yield from _wider_margins(recording, step, places, finding)
     if finding.check in OPEN:
         yield from _plain_weights(recording, places)
     yield from _wider_initialisation(recording, step, places, finding)
     if finding.check in OF_RATE:
         yield from _rate_of_range_test(recording, step, places, finding)
+
+
+def _wider_margins(
+    recording: Recording, step: TrainingStep, places: Places, finding: Finding
+) -> Iterator[tuple[Fix, Treatment]]:
+    """The same safe form with a larger number: 1e-8 under a square keeps a loss finite, and its gradient useless."""
+    origin = birth(recording)
+    if origin is None or all(known.treatment != "safe-form" for known in finding.fixes):
+        return
+    for margin in MARGINS:
+        fix = prescribe(origin, margin)
+        treatment = safe_form(Case(step, recording, finding, fix, places), margin)
+        if treatment is not None and fix.code not in {known.code for known in finding.fixes}:
+            yield fix, treatment
 
 
 def _rate_of_range_test(

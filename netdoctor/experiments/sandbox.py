@@ -196,7 +196,12 @@ class Sandbox:
             if budget.left <= 0:
                 result.ended = "out of time"
                 break
-            loss = self.iterate(iterations[number % len(iterations)], number < len(iterations))
+            try:
+                loss = self.iterate(iterations[number % len(iterations)], number < len(iterations))
+            except RuntimeError as error:  # linear algebra says so where a matrix holds NaN, or became singular
+                if not str(error).startswith("linalg."):
+                    raise
+                loss = math.nan
             result.losses.append(loss)
             if not math.isfinite(loss):
                 result.ended = "non-finite"

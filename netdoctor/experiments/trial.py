@@ -14,6 +14,7 @@ from netdoctor.capture.source import is_user_file
 from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
 from netdoctor.errors import CannotReplayError
+from netdoctor.checks.numerics.history import level_before
 from netdoctor.experiments import learning_rate
 from netdoctor.experiments.atop import BLOCKED, atop, put_back
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
@@ -26,7 +27,7 @@ from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.optimization import rate_alone
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
 from netdoctor.experiments.tried import cures, improves, rank, told
-from netdoctor.experiments.verdict import by_itself, by_measure, decide, scale_of
+from netdoctor.experiments.verdict import by_itself, by_measure, decide, goes_on, scale_of
 from netdoctor.finding import Certainty, Finding, Fix, Measured, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
 from netdoctor.report import Crash, Experiment, Report
@@ -322,6 +323,9 @@ class _Trials:
         chance = None if broken or treatment.control_unit != 1.0 else self._constant(step)
         scale = scale_of(bound, chance, one, other)
         verdict = decide(one, other, scale, broken, finding.check in _BUILT_IN) if treatment.steps != 0 else None
+        usual = level_before(self.recording) if broken and step.begins > 0 else None
+        if verdict is Verdict.EASED and usual is not None and goes_on(other, usual, scale):
+            verdict = Verdict.CURED
         found, measure = None, treatment.measure
         if measure is not None:
             if not measure.witness:
@@ -381,7 +385,7 @@ class _Trials:
         """What fails in the user's code, or in the training of a changed copy, is an answer; all else is our fault."""
         frames = traceback.extract_tb(error.__traceback__)
         running = any(frame.name in ("iterate", "_first_loss") for frame in frames)
-        ours = not any(is_user_file(frame.filename) for frame in frames)
+        ours = not any(is_user_file(frame.filename) for frame in frames) and frames[-1].name != "__torch_function__"
         if ours and (not running or _OUR_FOLDER in frames[-1].filename.replace("\\", "/")):
             place = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
             self.faults.append(Fault(f"trial of {fix.treatment}", f"{type(error).__name__}: {error} ({place})"[:300]))

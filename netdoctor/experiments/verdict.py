@@ -108,6 +108,14 @@ def _after_breakdown(control: Array, treated: Array, scale: Scale) -> Verdict:
     return Verdict.CURED if _trains(treated, scale) else Verdict.EASED
 
 
+def goes_on(treated: Sequence[float], usual: float, scale: Scale) -> bool:
+    """Whether a training that broke at its first step here stays, with the treatment, at the level it had reached before."""
+    values = np.asarray(treated, dtype=np.float64)
+    if values.size < MIN_STEPS or not _finite(values):
+        return False
+    return _level(values) - scale.bound <= MARGIN * max(usual - scale.bound, 0.0)
+
+
 def _is_cure(control: Array, treated: Array, scale: Scale) -> bool:
     lost = _lost(treated, scale)
     clear = _apart(control, treated) or lost >= MARGIN * _lost(control, scale) or _stays(control, treated, scale)

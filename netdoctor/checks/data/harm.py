@@ -19,7 +19,8 @@ SLOW = 0.5  # of a constant predictor's loss (of the start, where that is unknow
 
 # Operations in which values that are merely large overflow; a NaN that is born elsewhere has another cause.
 _GROWING_NAMES = """
-linear addmm matmul mm bmm conv1d conv2d conv3d add sub mul pow square sum mean mse_loss cross_entropy relu
+exp expm1 exp2 sinh cosh linear addmm matmul mm bmm conv1d conv2d conv3d add sub mul pow square sum mean
+    mse_loss cross_entropy relu
     lstm gru batch_norm layer_norm huber_loss smooth_l1_loss l1_loss
 """
 _GROWING = frozenset(_GROWING_NAMES.split())

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from netdoctor.recording import Layer, Origin, Recording, Role, Series, Stat, Track
-
-MAX_SKIPS = 20  # a scaler that starts at 2**16 and halves gets under 1 with 17 skips: more are a fault of the gradient
+from netdoctor.recording import MAX_SKIPS, Layer, Origin, Recording, Role, Series, Stat, Track
 
 
 def birth(recording: Recording) -> Origin | None:
@@ -73,11 +71,10 @@ def _kind(recording: Recording) -> str:
 
 
 def _bad_layer(recording: Recording, step: int) -> Layer | None:
-    """The first layer, in order of execution, with a non-finite output at the earliest sampled step from there on."""
-    starts = [
-        (at, layer) for layer in recording.layers if (at := _onset(recording.of_layer(layer, Stat.NONFINITE), step))
-    ]
-    return min(starts, key=lambda pair: (pair[0], pair[1].order))[1] if starts else None
+    """The first layer, in order of execution, with a non-finite output in that very step; None where it was not sampled, as
+    weights that took the step give NaN everywhere later."""
+    bad = [layer for layer in recording.layers if _onset(recording.of_layer(layer, Stat.NONFINITE), step) == 1 + step]
+    return min(bad, key=lambda layer: layer.order) if bad else None
 
 
 def _onset(track: Track | None, step: int) -> int | None:

@@ -82,7 +82,7 @@ class HalfPrecisionOverflow(Check):
         )
 
     def _finding(self, title: str, grade: Severity, says: str, at: Location, number: Evidence, step: int) -> Finding:
-        code = 'with torch.autocast("cuda", enabled=False):\n    x = x.float()  # and this operation in here'
+        code = "with torch.autocast(x.device.type, enabled=False):\n    x = x.float()  # and this operation in here"
         fix = Fix("float32-operation", "Compute it in float32, or scale its inputs down.", code, Reach.MODEL)
         return Finding(self.name, title, grade, says, at, (number,), (fix,), first_step=step, share=1.0)
 

@@ -84,6 +84,15 @@ def _outcomes(recording: Recording) -> Iterator[tuple[str, Track | Series]]:
         yield f"the {label}", series
 
 
+def level_before(recording: Recording) -> float | None:
+    """The level of the losses in the steps before the first NaN or Inf; None where there were none."""
+    origin, series = recording.origin, recording.loss
+    if origin is None or series is None:
+        return None
+    values = series.values[(series.steps < origin.step) & np.isfinite(series.values)][-WINDOW:]
+    return float(np.median(values)) if len(values) else None
+
+
 def _growth(what: str, track: Track | Series, step: int) -> Growth | None:
     kept = (track.steps <= step) & np.isfinite(track.values) & (np.abs(track.values) > 0)
     steps, values = track.steps[kept][-WINDOW:], np.abs(track.values[kept][-WINDOW:])

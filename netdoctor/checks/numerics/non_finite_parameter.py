@@ -43,7 +43,8 @@ class NonFiniteParameter(Check):
         if origin is None or origin.phase not in {"parameter", "optimizer"}:
             return
         reason = explain(recording, origin)
-        by = "the optimizer step makes" if origin.phase == "optimizer" else "before the forward pass"
+        maker = "the optimizer step" if recording.optimizers else "the loop's own update"
+        by = f"{maker} makes" if origin.phase == "optimizer" else "before the forward pass"
         subject = origin.parameter or f"a parameter{place(origin)}"
         how = f"{by} {subject} {origin.kind}" if origin.phase == "optimizer" else f"{subject} is {origin.kind} {by}"
         yield Finding(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from netdoctor.recording import Operand, Origin
+from netdoctor.recording import NORMALISED, Operand, Origin
 
 Condition = Callable[[Origin], bool]
 
@@ -74,6 +74,8 @@ def canonical(operation: str) -> str:
 
 def plain(operation: str) -> str:
     """What a reader calls it: the function's own name where it is one ("linear"), else the canonical name."""
+    if operation.endswith(".apply"):  # the user's own autograd function
+        return operation.removesuffix(".apply")
     return (
         operation
         if operation.islower() and operation.isidentifier() and "__" not in operation
@@ -157,9 +159,24 @@ def made_by(*operations: str) -> Condition:
     return lambda origin: canonical(origin.upstream) in operations
 
 
+def born_of(*operations: str) -> Condition:
+    """The operation that first made the zeros of the guilty input is one of these."""
+    return lambda origin: canonical(origin.born) in operations
+
+
 def attribute(name: str, value: float | bool) -> Condition:
     """A scalar argument of the operation has this value."""
     return lambda origin: origin.attributes.get(name) == value
+
+
+def normalised(origin: Origin) -> bool:
+    """What it makes is divided by its own sum afterwards."""
+    return normalised_over(origin) != ""
+
+
+def normalised_over(origin: Origin) -> str:
+    """The dimension of that sum; "" where there is none."""
+    return next((s.removeprefix(NORMALISED) for s in origin.downstream if s.startswith(NORMALISED)), "")
 
 
 def all_targets_ignored(origin: Origin) -> bool:

@@ -14,6 +14,7 @@ from netdoctor.finding import Evidence, Fix, Reach
 from netdoctor.recording import Optimizer, Origin, Recording, Stat
 
 _DIVIDES = frozenset({"adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta", "sparseadam"})
+_OF_TORCH = _DIVIDES | {"sgd", "asgd", "rprop", "lbfgs", "adafactor", "muon"}
 _HALF_EPS = 6e-8  # the smallest number above 0 of float16: a smaller eps is 0 there
 _LARGE_UPDATE = 0.1  # two decades over the healthy 1e-3 (CS231n): the step overwrites the weight
 
@@ -34,10 +35,11 @@ def explain(recording: Recording, origin: Origin) -> Reason:
         return _loaded(recording, origin)
     optimizer = _owner(recording, origin)
     if optimizer is None:
-        return _too_large(recording, origin, None)
+        return _own_rule("the loop") if not recording.optimizers else _too_large(recording, origin, None)
     return (
         _no_eps(recording, origin, optimizer)
         or _bad_lr(recording, origin, optimizer)
+        or (None if optimizer.type.lower() in _OF_TORCH else _own_rule(optimizer.type))
         or _too_large(recording, origin, optimizer)
     )
 
@@ -95,6 +97,16 @@ def _bad_lr(recording: Recording, origin: Origin, optimizer: Optimizer) -> Reaso
     return Reason(
         "learning rate is not finite", why, fix, (Evidence("learning rate", float(rates[-1]), "=", float(rates[-1])),)
     )
+
+
+def _own_rule(owner: str) -> Reason:
+    """The update is the user's own code, of which only the result is seen."""
+    why = (
+        f"The update is a rule that {owner} writes itself, and its result is non-finite though the gradient was finite. A "
+        "division by the size of the gradient, or by a running mean of it, is 0/0 where a gradient is exactly 0."
+    )
+    code = "p -= lr * p.grad / (p.grad.norm() + 1e-8)  # a small number below the line, also beside v.sqrt()"
+    return Reason("", why, Fix("eps", "Add a small number to what the update divides by.", code, Reach.RUN))
 
 
 def _too_large(recording: Recording, origin: Origin, optimizer: Optimizer | None) -> Reason:

@@ -16,6 +16,15 @@ _CLAMP_DENOMINATOR = Edit(1, "{x}.clamp_min({eps})", once=True)
 
 EXPONENTIALS: tuple[Form, ...] = (
     row(
+        "exp",
+        every(forward, op.normalised),
+        "Its input reaches {high}; exp of more than {limit} is beyond the largest {dtype} number ({largest}). It is divided "
+        "by its sum afterwards, where a common factor makes no difference.",
+        "Subtract the largest entry first, as torch.softmax does.",
+        "torch.exp(x - x.amax(dim={dim}, keepdim=True).detach())",
+        Edit(0, "{x} - {x}.amax(dim={dim}, keepdim=True).detach()"),
+    ),
+    row(
         "exp expm1 exp2 sinh",
         always,
         "Its input reaches {high}; exp of more than {limit} is beyond the largest {dtype} number ({largest})."
@@ -97,6 +106,14 @@ BOUNDED_FUNCTIONS: tuple[Form, ...] = (
         CLAMP,
     ),
     row(
+        "eigh",
+        backward,
+        "The gradient of eigenvectors and singular vectors divides by the differences of the values, and two are equal.",
+        "Add a small diagonal that tells them apart, or use the values alone.",
+        "a = a + torch.diag(torch.linspace(0, 1e-4, a.shape[-1], dtype=a.dtype, device=a.device))",
+        Edit(0, "({x} + torch.diag(torch.linspace(0, 1e-4, {x}.shape[-1], dtype={x}.dtype, device={x}.device)))"),
+    ),
+    row(
         "logdet inv eigh",
         always,
         "The matrix is singular, or has equal eigenvalues: the operation, or its gradient, divides by 0.",
@@ -155,11 +172,27 @@ LOSSES: tuple[Form, ...] = (
 
 ARITHMETIC: tuple[Form, ...] = (
     row(
+        "apply",
+        backward,
+        "{op} is an autograd function of your own, and its backward makes it of finite values: it divides by 0, or leaves "
+        "the range of {dtype}, where its forward does not.",
+        "Have the backward of {op} bound what it divides by as its forward does.",
+        "return grad / x.clamp_min({eps})  # in {op}.backward",
+    ),
+    row(
         "mul",
         every(forward, either(infinite(0), infinite(1))),
         "0 times infinity is NaN: a mask of zeros does not remove an infinite value.",
         "Select in place of multiplying by the mask.",
         "x = x.masked_fill(mask == 0, 0.0)  # in place of x * mask",
+    ),
+    row(
+        "sub",
+        every(forward, infinite(0), infinite(1)),
+        "Infinity minus infinity is NaN: both hold -Inf in the same place (a mask made with -inf).",
+        "Bound both before they are subtracted: what is masked in both gives 0.",
+        "x.clamp_min(-1e4) - y.clamp_min(-1e4)",
+        Edit(replaced="{x}.clamp_min(-1e4) - {y}.clamp_min(-1e4)"),
     ),
     row(
         "sub add sum mean",

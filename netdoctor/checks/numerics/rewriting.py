@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from netdoctor.checks.numerics.operations import canonical
 
 _NAMESPACES = frozenset({"torch", "F", "nn", "th", "functional", "special", "linalg", "fft"})
+_OTHERS = frozenset({"math", "np", "numpy"})  # their functions are no operations on tensors
 _OPERATORS: dict[type[ast.operator], str] = {ast.Div: "div", ast.Pow: "pow", ast.Mult: "mul", ast.Sub: "sub"}
 
 
@@ -39,6 +40,7 @@ class Edit:
     replaced: str = ""
     keyword: str = ""
     drops: tuple[str, ...] = ()  # keywords that `replaced` leaves out
+    of: str = ""  # the operation that is edited in place of the guilty one: the one that made the guilty operand
     once: bool = False  # only where the line holds a single use, as nothing tells which one is guilty
 
 
@@ -86,6 +88,8 @@ def call_of(node: ast.expr) -> tuple[str, tuple[ast.expr, ...], tuple[ast.keywor
     if not isinstance(node.func, ast.Attribute) or _is_name(node.func.value, "self"):
         return None  # self.log(...) is the user's own method
     owner = node.func.value
+    if _root(owner) in _OTHERS:
+        return None
     receiver = () if _root(owner) in _NAMESPACES else (owner,)
     return canonical(node.func.attr), (*receiver, *node.args), tuple(node.keywords)
 
@@ -111,9 +115,9 @@ def _apply(line: str, use: Use, edit: Edit, words: dict[str, str]) -> str:
     if edit.keyword:
         return _splice(line, _keyword(line, use, edit.keyword.format_map(words)))
     if edit.replaced:
-        text = edit.replaced.format_map(
-            {"x": source_of(use.arguments[0], line, True), "rest": _rest(line, use, edit)} | words
-        )
+        known = {"x": source_of(use.arguments[0], line, True), "rest": _rest(line, use, edit)}
+        known["y"] = source_of(use.arguments[1], line, True) if len(use.arguments) > 1 else ""
+        text = edit.replaced.format_map(known | words)
         return _splice(line, (*_span(use.node), text))
     target = use.arguments[edit.argument]
     text = edit.wrapped.format_map({"x": source_of(target, line, True)} | words)

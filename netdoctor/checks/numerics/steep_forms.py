@@ -20,7 +20,18 @@ def _two_tensors(origin: Origin) -> bool:
     return len(origin.inputs) > 1
 
 
+def _line_known(origin: Origin) -> bool:
+    return origin.upstream_source is not None
+
+
 LOGARITHMS: tuple[Form, ...] = (
+    row(
+        _LOGS,
+        every(forward, op.born_of("prod")),
+        "A product of many factors is smaller than the smallest {dtype} number, so it is 0, and {op}(0) is -Inf.",
+        "Add the logarithms of the factors in place of multiplying them; torch.logsumexp adds up what is in logarithms.",
+        "log_p = factors.log().sum(dim=-1)  # in place of factors.prod(dim=-1).log()",
+    ),
     row(
         _LOGS,
         every(forward, made_by("softmax")),
@@ -154,6 +165,14 @@ ROOTS_AND_POWERS: tuple[Form, ...] = (
         _NORM,
     ),
     row(
+        "var",
+        every(forward, lambda o: o.kind == "NaN"),
+        "The unbiased estimate divides by n - 1, which is 0 for a single value (a batch or group of one): 0/0.",
+        "Use the biased estimate, or leave out batches of one.",
+        "x.var(dim=0, correction=0)",
+        Edit(replaced="{x}.var({rest}correction=0)", drops=("unbiased", "correction")),
+    ),
+    row(
         "std var",
         every(forward, lambda o: o.kind == "NaN"),
         "The unbiased estimate divides by n - 1, which is 0 for a single value (a batch or group of one): 0/0.",
@@ -172,6 +191,14 @@ ROOTS_AND_POWERS: tuple[Form, ...] = (
 )
 
 DIVISIONS: tuple[Form, ...] = (
+    row(
+        "div",
+        every(_two_tensors, made_by("sqrt"), _line_known),
+        "The root it divides by is 0 for some sample, and a clamp after the root would leave its gradient 0 times Inf.",
+        "Keep the argument of the root above 0.",
+        "x / y.clamp_min({tiny}).sqrt()",
+        Edit(0, "{x}.clamp_min({tiny})", of="sqrt"),
+    ),
     row(
         "div",
         every(_two_tensors, made_by("norm", "sqrt", "distance")),
@@ -218,6 +245,14 @@ DIVISIONS: tuple[Form, ...] = (
         "Its denominator reaches down to {low2}: x/0 is Inf, 0/0 is NaN.",
         "Keep the denominator away from 0.",
         "x / y.clamp_min({eps})",
+        _CLAMP_DENOMINATOR,
+    ),
+    row(
+        "div",
+        op.attribute("reflected", True),
+        "A number is divided by a tensor that holds {zeros} zeros: n/0 is Inf, 0/0 is NaN.",
+        "Divide by at least a small number; by at least 1 where it is a count.",
+        "n / x.clamp_min({eps})",
         _CLAMP_DENOMINATOR,
     ),
     row(

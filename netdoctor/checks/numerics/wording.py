@@ -83,13 +83,27 @@ def _explanation(recording: Recording, origin: Origin) -> str:
     line = ""
     if origin.phase == "backward" and origin.source is not None:
         line = "The forward pass is finite; this line recorded the operation whose backward breaks."
+    zeros = _zeros(origin)
     run_up = story(recording, origin)
     verdict = (
         "That is a divergence which ends here, not a faulty operation."
         if run_up and diverged(recording, origin)
         else ""
     )
-    return joined(reason, line, describe(origin.inputs), samples_of(origin), run_up, verdict, note)
+    return joined(reason, line, describe(origin.inputs), zeros, samples_of(origin), run_up, verdict, note)
+
+
+def _zeros(origin: Origin) -> str:
+    """Where the zeros come from that the operation cannot bear."""
+    if not origin.born:
+        return ""
+    at = origin.born_source
+    where = "" if at is None or at == origin.source else f", in line {at.line}: {at.text}"
+    return (
+        f"Its zeros are first made by {op.plain(origin.born)}{where}."
+        if where or origin.born != origin.upstream
+        else ""
+    )
 
 
 def _operand(item: Operand, index: int) -> str:

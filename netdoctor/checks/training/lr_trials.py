@@ -116,9 +116,12 @@ def fell_until_broken(recording: Recording, enough: float) -> bool:
 
 
 def ran(recording: Recording, name: str) -> Arm | None:
-    """An arm that ran long enough to be judged."""
+    """An arm that ran long enough to be judged: until it broke, where it did."""
     arm = recording.arms.get(name)
-    return arm if arm is not None and not arm.failure and len(arm.losses) >= STEPS else None
+    if arm is None or arm.failure or len(arm.losses) == 0:
+        return None
+    broke = len(arm.losses) > 1 and math.isfinite(arm.losses[0]) and not math.isfinite(arm.losses[-1])
+    return arm if broke or len(arm.losses) >= STEPS else None
 
 
 def why_not(recording: Recording) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.source import user_position
@@ -46,6 +46,7 @@ class Exchanges(TorchFunctionMode):
         for exchange in exchanges:
             self._by_module.setdefault(id(exchange.module), []).append(exchange)
         self._stack: list[int] = []
+        self._pushed: list[bool] = []
 
     def follow(self, module: nn.Module) -> None:
         """Follow a copied model. The hooks go with the copy."""
@@ -55,9 +56,15 @@ class Exchanges(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, _: Any) -> None:
         self._stack.append(id(module))
+        off = all(mode is not self for mode in _get_current_function_mode_stack())
+        self._pushed.append(off)  # what a checkpoint runs again in backward runs without the modes of the forward pass
+        if off:
+            super().__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, *_: Any) -> None:
         self._stack.pop()
+        if self._pushed.pop():
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

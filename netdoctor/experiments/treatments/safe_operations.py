@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netdoctor.capture.functions import function_name
+from netdoctor.capture.functions import function_name, is_library_leaf
 from netdoctor.checks.numerics.birth import birth
 from netdoctor.checks.numerics.operations import canonical
 from netdoctor.checks.numerics.rewriting import Edit
-from netdoctor.checks.numerics.safe_forms import match, words
+from netdoctor.checks.numerics.safe_forms import culprits, match, place_of, words
 from netdoctor.experiments.treatments.operations import Change, Exchange, exchange_operations
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment
 from netdoctor.recording import Origin
@@ -23,29 +23,39 @@ _TINY = 1e-12  # inside of a root, as the table of safe forms says
 _JITTER = 1e-6
 
 
-def safe_form(case: Case) -> Treatment | None:
+def safe_form(case: Case, margin: float | None = None) -> Treatment | None:
     """The guilty operation of the recording's origin in its safe form, wherever the user's line runs it."""
     origin = birth(case.recording)
-    change = None if origin is None or not origin.operation else _change(origin)
-    if origin is None or change is None:
+    if origin is None or not origin.operation or origin.constant:
+        return None  # what is computed of data alone is in no captured step
+    if match(origin).ordinary or _change(origin) is None:
         return None
-    found = change
-    names = frozenset({canonical(origin.operation)})
-    line = None if origin.source is None else (origin.source.file, origin.source.line)
-    original = case.places.module(origin.module)
+    found = origin
 
     def apply(bench: Bench) -> None:
-        exchanges = [] if origin.module else [Exchange(None, names, found, line)]
-        module = None if original is None else bench.copy_of(original)
-        if module is not None:
-            exchanges.append(Exchange(module, names, found, line))
-        exchange_operations(bench, exchanges)
+        exchange_operations(bench, [e for each in culprits(found) for e in _exchanges(case, bench, each, margin)])
 
     return Treatment(apply)
 
 
-def _change(origin: Origin) -> Change | None:
-    form, known = match(origin), words(origin)
+def _exchanges(case: Case, bench: Bench, origin: Origin, margin: float | None) -> list[Exchange]:
+    """Wherever the user's line is run, in whichever module; a module of torch's own is told by itself, not by its line."""
+    change, (operation, source) = _change(origin, margin), place_of(origin)
+    if change is None:
+        return []
+    names, original = frozenset({operation}), case.places.module(origin.module)
+    module = None if original is None else bench.copy_of(original)
+    if original is not None and is_library_leaf(original):
+        return [] if module is None else [Exchange(module, names, change)]
+    line = None if source is None else (source.file, source.line)
+    if line is None:
+        return [Exchange(module, names, change)]
+    modules = [child for top in bench.sandbox.modules() for child in top.modules()]
+    return [Exchange(each, names, change, line) for each in (None, *modules)]
+
+
+def _change(origin: Origin, margin: float | None = None) -> Change | None:
+    form, known = match(origin), words(origin, margin)
     if form.edit is not None:
         return _computed(form.edit, known)
     return _OTHERS.get(canonical(origin.operation))
@@ -56,7 +66,7 @@ def _computed(edit: Edit, known: dict[str, str]) -> Change:
         name, _, value = edit.keyword.format_map(known).partition("=")
         return lambda func, args, kwargs: func(*args, **{**kwargs, name: _evaluate(value)})
     if edit.replaced:
-        text = edit.replaced.format_map({**known, "x": "x", "rest": "*rest, **named, "})
+        text = edit.replaced.format_map({**known, "x": "x", "y": "rest[0]", "rest": "*rest, **named, "})
         return lambda _, args, kwargs: _replaced(text, edit.drops, args, kwargs)
     text = edit.wrapped.format_map({**known, "x": "x"})
     return lambda func, args, kwargs: _wrapped(func, text, edit.argument, args, kwargs)

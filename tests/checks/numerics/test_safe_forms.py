@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from netdoctor.checks.numerics.safe_forms import TABLE, match, prescribe, why
-from netdoctor.recording import Operand, Origin, SourceLine
+from netdoctor.recording import NORMALISED, Culprit, Operand, Origin, SourceLine
 
 
 def operand(
@@ -21,10 +22,16 @@ def operand(
 
 
 def born(
-    operation: str, *inputs: Operand, phase: str = "forward", kind: str = "NaN", text: str = "", upstream: str = ""
+    operation: str,
+    *inputs: Operand,
+    phase: str = "forward",
+    kind: str = "NaN",
+    text: str = "",
+    upstream: str = "",
+    **known: Any,
 ) -> Origin:
     source = SourceLine("train.py", 3, text) if text else None
-    return Origin(phase, kind, 5, operation, inputs=inputs, source=source, upstream=upstream)
+    return Origin(phase, kind, 5, operation, inputs=inputs, source=source, upstream=upstream, **known)
 
 
 # operation, phase, kind, inputs, a word of the reason, the user's line, the line that is proposed
@@ -165,6 +172,42 @@ CASES = [
     (born("prod", operand(0, 1e9), kind="Inf", text="y = x.prod(-1)"), "product", None),
     (born("logdet", operand()), "singular", None),
     (born("logsumexp", operand(infs=4), kind="Inf"), "masked", None),
+    (
+        born("var", operand(), text="s = z.var(dim=0)"),
+        "n - 1",
+        "s = z.var(dim=0, correction=0)",
+    ),
+    (
+        born(
+            "div",
+            operand(),
+            operand(0, 1, zeros=1),
+            text="return h / size",
+            upstream="sqrt",
+            upstream_source=SourceLine("train.py", 2, "size = h.pow(2).sum(-1).sqrt()"),
+        ),
+        "clamp after the root",
+        "size = h.pow(2).sum(-1).clamp_min(1e-12).sqrt()",
+    ),
+    (
+        born("exp", operand(0, 200), kind="Inf", text="e = torch.exp(z)", downstream=("sum", f"{NORMALISED}1")),
+        "divided by its sum",
+        "e = torch.exp(z - z.amax(dim=1, keepdim=True).detach())",
+    ),
+    (
+        born("sub", operand(infs=2), operand(infs=2), text="ratio = torch.exp(new - old)"),
+        "same place",
+        "ratio = torch.exp(new.clamp_min(-1e4) - old.clamp_min(-1e4))",
+    ),
+    (
+        born("div", operand(0, 5, zeros=1), kind="Inf", text="w = len(y) / counts", attributes={"reflected": True}),
+        "1 zeros",
+        "w = len(y) / counts.clamp_min(1e-8)",
+    ),
+    (born("log", operand(0, 1, zeros=4), kind="Inf", text="y = p.log()", born="prod"), "product of many", None),
+    (born("linalg_eigh", operand(), phase="backward"), "differences", None),
+    (born("Twice.apply", operand(0, 1, zeros=1), phase="backward", kind="Inf"), "Twice", None),
+    (born("add", operand(infs=1), operand(infs=1)), "minus infinity", None),
     (born("xlogy", operand(), operand(0, 1), kind="Inf"), "log(0)", None),
     (born("lgamma", operand(0, 1), kind="Inf"), "poles", None),
     (born("gaussian_nll_loss", operand(), operand(0, 1)), "variance", None),
@@ -185,6 +228,18 @@ def test_reason_and_code(origin: Origin, word: str, line: str | None) -> None:
 def test_every_row_fits_one_of_the_cases() -> None:
     fitted = {id(match(origin)) for origin, _, _ in CASES}
     assert [form.why for form in TABLE if id(form) not in fitted] == []
+
+
+def test_what_breaks_beside_it_is_mended_with_it() -> None:
+    """On the same line one below the other, elsewhere on a line of its own; numbers of `math` are left alone."""
+    line, sigma = "nll = ((a - mu) / s) ** 2 + s.log() + math.log(2)", operand(0, 1, zeros=1)
+    also = (Culprit("log", SourceLine("train.py", 3, line), (sigma,)),)
+    fix = prescribe(born("div", operand(), sigma, text=line, also=also))
+    assert fix.code == "nll = ((a - mu) / s.clamp_min(1e-8)) ** 2 + s.clamp_min(1e-8).log() + math.log(2)"
+    elsewhere = SourceLine("train.py", 9, "p = b.log()")
+    first = born("log", sigma, kind="Inf", text="q = a.log()", also=(Culprit("log", elsewhere, (sigma,)),))
+    assert prescribe(first).code == "q = a.clamp_min(1e-8).log()\np = b.clamp_min(1e-8).log()"
+    assert prescribe(first, 1e-4).code == "q = a.clamp_min(0.0001).log()\np = b.clamp_min(0.0001).log()"
 
 
 def test_at_least_twenty_operations() -> None:
