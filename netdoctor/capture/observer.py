@@ -57,6 +57,7 @@ class Observer:
         self.step = 0
         self.detailed = False
         self.in_backward = False
+        self.stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self.suspended = 0  # > 0 while our own code runs torch functions
         self.thread = threading.get_ident()
         self.pattern = PlainSteps(self)
@@ -91,13 +92,13 @@ class Observer:
             self.tape.clear()
         if self.program.current.actions:  # its clipping
             self.program.current = Iteration()
-        self.step += 1
-        if self.schedule.due(self.step):
+        self.step = step = self.step + 1
+        if self.schedule.due(step):
             self._begin(True)
         else:
-            self.recorder.step = self.step
-            self.pattern.begin(plain=True)
-        self.on_step(self.step)
+            self.recorder.step = step
+            self.pattern.again()
+        self.on_step(step)
 
     def _begin(self, detailed: bool) -> None:
         self.detailed = detailed
@@ -378,6 +379,18 @@ class Observer:
             if self.origin is None:
                 self.origin = Origin(where, "NaN", self.step, reproduced=False, note="the step could not be run again")
             self.on_trip()
+
+    def trip_late(self, where: str, value: float, step: int) -> None:
+        """Something was not finite in a step that is over: its device was not waited for."""
+        if self.origin is None:
+            kind = "NaN" if value != value else "Inf"
+            self.origin = Origin(where, kind, step, reproduced=False, note=_TOO_LATE)
+            self.on_trip()
+
+
+_TOO_LATE = (
+    "on this device a step is only heard of after it: by then the weights had moved, and it could not be run again"
+)
 
 
 def _is_trained_leaf(args: Any, kwargs: Any) -> bool:

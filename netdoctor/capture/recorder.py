@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -47,15 +49,19 @@ class SeriesRecorder:
         self._sums: list[float] = []
         self._counts: list[int] = []
         self._stride = 1
+        self._at = -1  # the newest step
 
     def add(self, step: int, value: float) -> None:
         """Add a value; several values of one step are averaged."""
-        if self._steps and self._steps[-1] == step:
+        if step == self._at:
             self._sums[-1] += value
             self._counts[-1] += 1
             return
-        if step % self._stride and (np.isfinite(value) or not np.isfinite(self.last)):  # where values turn bad is kept
+        if step % self._stride and (
+            math.isfinite(value) or not math.isfinite(self.last)
+        ):  # where values turn bad is kept
             return
+        self._at = step
         self._steps.append(step)
         self._sums.append(value)
         self._counts.append(1)
@@ -64,6 +70,7 @@ class SeriesRecorder:
             kept = [i for i, s in enumerate(self._steps) if s % self._stride == 0]
             self._steps, self._sums = [self._steps[i] for i in kept], [self._sums[i] for i in kept]
             self._counts = [self._counts[i] for i in kept]
+            self._at = self._steps[-1]
 
     @property
     def last(self) -> float:
@@ -169,6 +176,10 @@ class Recorder:
         if count <= _ALWAYS_KEPT or len(self.events) < MAX_EVENTS:
             self.events.append(Event(self.step, kind))
 
+    def full(self, kinds: Iterable[str]) -> bool:
+        """Whether events of these kinds are only counted from now on."""
+        return len(self.events) >= MAX_EVENTS and all(self.counts.get(kind, 0) > _ALWAYS_KEPT for kind in kinds)
+
     def keeps(self, kind: str) -> bool:
         """Whether the next event of this kind will be kept with its details, which cost something to find."""
         return len(self.events) < MAX_EVENTS or self.counts.get(kind, 0) < _ALWAYS_KEPT
@@ -179,7 +190,11 @@ class Recorder:
 
     def scalar(self, name: str, step: int, value: float) -> None:
         """A scalar of the training: lr, gradient norm, ..."""
-        (self.scalars.get(name) or self.scalars.setdefault(name, SeriesRecorder())).add(step, value)
+        (self.scalars.get(name) or self.scalar_series(name)).add(step, value)
+
+    def scalar_series(self, name: str) -> SeriesRecorder:
+        """Where the values of a scalar are kept: to be held by whoever has one in every step."""
+        return self.scalars.setdefault(name, SeriesRecorder())
 
     def write(self, recording: Recording) -> None:
         """Put everything into a recording."""

@@ -37,7 +37,7 @@ class TrainingTaps:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self.optimizers = Optimizers(observer.names)
+        self.optimizers = observer.pattern.optimizers = Optimizers(observer.names)
         self._stepped: set[int] = set()  # optimizers that stepped since this step began
         self._expected: set[int] | None = None  # those that stepped in the one before
         self._backwards = 0  # since the last optimizer step
@@ -47,7 +47,6 @@ class TrainingTaps:
         self.schedulers = 0  # how many were built
         self._by_itself = False  # the loop updates its weights without a torch optimizer, or not at all
         self._at = 0  # the step that `_backwards` counts in
-        self._stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self._parameters = ParameterRecorder(observer.recorder, observer.names)
         self._stepped_on = StepWatch(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
@@ -93,6 +92,8 @@ class TrainingTaps:
         self._zeroed = bool(seen) and seen[-1][0] == "zero"
         kinds = [event[0] for event in seen]
         last = len(kinds) - 1 - kinds[::-1].index("step") if "step" in kinds else -1
+        stepped = {event[1] for event in seen if event[0] == "step"}
+        self._stepped = {self.optimizers.index_of(o) for o in list(self.optimizers.alive) if id(o) in stepped}
         self._backwards = kinds[last + 1 :].count("backward")
 
     def before_backward(self, losses: list[Tensor], seeds: Any, retain: bool, site: Event) -> None:
@@ -212,7 +213,7 @@ class TrainingTaps:
         """A backward call is done."""
         self._zeroed = self._lost = False
         waiting = self.optimizers.alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
-        stepping = any(self.optimizers.steps) or self._stepping
+        stepping = any(self.optimizers.steps) or self._observer.stepping
         alone = not stepping and (self._by_itself or not waiting)
         if alone and not self._by_itself:  # an optimizer that never steps may be gone when the run ends
             self.register_all(self._observer.containment)
@@ -243,7 +244,11 @@ class TrainingTaps:
         if not known or observer.program.capturing:
             observer.program.current.actions.append(Action("zero", parameters=tuple(held)))
         lost = (
-            not known and self._backwards > 0 and not self._stepped and not self._stepping and self._gradients_alive()
+            not known
+            and self._backwards > 0
+            and not self._stepped
+            and not observer.stepping
+            and self._gradients_alive()
         )
         source = user_line() if observer.recorder.keeps("zero_grad") else None
         observer.recorder.count("zero_grad", observer.step, detail="before step" if lost else "", source=source)
@@ -286,33 +291,10 @@ class TrainingTaps:
         for optimizer in list(self.optimizers.alive):
             containment.run("optimizer names", self.optimizers.register, optimizer)
 
-    def plain_before_step(self, optimizer: Optimizer) -> bool:
-        """The short way through `before_step`; False when something is not as expected."""
-        light = self._observer.light
-        if light is None or not light.gradients(optimizer, self.optimizers.index_of(optimizer)):
-            return False
-        self._stepping = True
-        return True
-
-    def plain_after_step(self, optimizer: Optimizer) -> bool:
-        """The short way through `after_step`."""
-        light = self._observer.light
-        if light is None or not self._stepping:
-            return False
-        index = self.optimizers.index_of(optimizer)
-        self._stepping = False
-        self.optimizers.count(index, self._observer.step)
-        self._observer.recorder.tick("step")
-        self._stepped.add(index)
-        if light.over:
-            self._stepped.clear()
-            self._observer.end_plain_step()
-        return True
-
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step: the last look at gradients while the weights are untouched."""
         observer = self._observer
-        self._stepping, observer.over = True, False
+        observer.stepping, observer.over = True, False
         index = self.optimizers.index_of(optimizer)
         observer.mode.leave()
         if index in self._stepped:
@@ -348,7 +330,7 @@ class TrainingTaps:
     def after_step(self, optimizer: Optimizer) -> None:
         """An optimizer stepped."""
         observer = self._observer
-        self._stepping = False
+        observer.stepping = False
         index = self.optimizers.index_of(optimizer)
         self.optimizers.count(index, self._observer.step)
         self._parameters.updates()
