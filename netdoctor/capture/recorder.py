@@ -113,7 +113,7 @@ class Recorder:
         """Keep a number (0-dim) or a vector (one entry per unit) of the running step."""
         self.put_in(self.rows(site, stat), value)
 
-    def put_in(self, rows: ValueRows, value: Tensor | float) -> None:
+    def put_in(self, rows: ValueRows, value: Tensor | NDArray[np.float64] | float) -> None:
         """The same, for a caller that holds the rows. The first of several calls in a step stands for all."""
         if rows and rows[-1][0] == self.step:
             return
@@ -133,16 +133,20 @@ class Recorder:
         if rows and rows[-1][0] == self.step:
             return
         if values.device.type == "cpu":
-            if self.step >= FIRST_STEPS and values.dtype is torch.float32:
+            if self.brief(values):
                 rows.append((self.step, statistics.brief_moments(values, mean)))
                 return
             rows.append((self.step, Moments(values.numel(), *statistics.quick_moments(values))))
         else:
             self._raw.append((rows, values.numel(), statistics.raw_moments(values)))
 
+    def brief(self, values: Tensor) -> bool:
+        """Whether of these values only what the checks ask for after the first steps is measured, by the cheapest kernels."""
+        return self.step >= FIRST_STEPS and values.dtype is torch.float32 and values.is_cpu
+
     def put_scales(self, found: list[tuple[MomentRows, Tensor]]) -> None:
         """The same for many tensors of which only the root mean square matters after the first steps: in one fused pass."""
-        brief = self.step >= FIRST_STEPS and all(t.device.type == "cpu" and t.dtype is torch.float32 for _, t in found)
+        brief = all(self.brief(tensor) for _, tensor in found)
         if not brief:
             for rows, values in found:
                 self.put_moments_in(rows, values)

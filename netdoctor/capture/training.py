@@ -312,15 +312,15 @@ class TrainingTaps:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         gradients = unseen.local_parts(observer, gradients)
+        norm = self._parameters.gradients(parameters) if observer.detailed else None
         if gradients:
-            norm = gradient_norm(gradients)
+            norm = gradient_norm(gradients) if norm is None else norm
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
             if not math.isfinite(norm) and (self._backwards or light is not None):
                 backwards = observer.program.current.backwards if light is None else light.backwards()
                 observer.trip(backwards, "backward")
                 _ = self._stepped or self._renewal.begin(backwards)
         if observer.detailed:
-            self._parameters.gradients(parameters)
             self._parameters.weights(parameters)
             self._stepped_on.before(parameters)
         for number, group in enumerate(optimizer.param_groups[:4]):
