@@ -58,6 +58,8 @@ def call_layer(observer: Observer, call: Original, module: nn.Module, args: Any,
             observer.containment.note("layer", error)
         finally:
             observer.suspended -= 1
+    if observer.outputs is not None:
+        observer.ours("layer output", observer.outputs.see, module, result)
     return result
 
 

@@ -14,6 +14,7 @@ from netdoctor.capture import functions, unseen
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.data import PRODUCTS, DataRecorder
 from netdoctor.capture.evaluation import EvaluationRecorder
+from netdoctor.capture.exact import LayerOutputs
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
 from netdoctor.capture.identity import ByIdentity
 from netdoctor.capture.layers import LayerRecorder
@@ -36,7 +37,7 @@ R = TypeVar("R")
 class Observer:
     """Everything that is known while the user's code runs. The taps (modules, operations, training) call its methods."""
 
-    def __init__(self, every: int | None = None) -> None:
+    def __init__(self, every: int | None = None, exact: bool = False) -> None:
         self.containment = Containment()
         self.recorder = Recorder()
         self.blind_spots: dict[str, str] = {}  # what could not be watched, and why, in words for the reader
@@ -60,6 +61,7 @@ class Observer:
         self.stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self.suspended = 0  # > 0 while our own code runs torch functions
         self.thread = threading.get_ident()
+        self.outputs = LayerOutputs(self) if exact else None  # what every layer gives is read in every step
         self.pattern = PlainSteps(self)
         self.reported: dict[
             Any, Any
@@ -161,6 +163,8 @@ class Observer:
             raise
         if self.measuring:
             self.containment.run("layer of a module", self.layers.confirm, module, result)
+        if self.outputs is not None:
+            self.ours("layer output", self.outputs.see, module, result)
         self._leave(module, unit)
         if entry is not None:
             self.ours("module result", self._left, entry, module, result)
@@ -380,11 +384,11 @@ class Observer:
                 self.origin = Origin(where, "NaN", self.step, reproduced=False, note="the step could not be run again")
             self.on_trip()
 
-    def trip_late(self, where: str, value: float, step: int) -> None:
+    def trip_late(self, where: str, value: float, step: int, module: str = "") -> None:
         """Something was not finite in a step that is over: its device was not waited for."""
         if self.origin is None:
             kind = "NaN" if value != value else "Inf"
-            self.origin = Origin(where, kind, step, reproduced=False, note=_TOO_LATE)
+            self.origin = Origin(where, kind, step, module=module, reproduced=False, note=_TOO_LATE)
             self.on_trip()
 
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from netdoctor.capture import late, tripwire
 from netdoctor.capture.containment import STRIKES
+from netdoctor.capture.exact import LayerOutputs
 from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.pattern import Call, Event, Pattern
 from netdoctor.capture.recorder import LATER, SeriesRecorder
@@ -70,7 +71,9 @@ class PlainSteps(Pattern):
         self._faults = 0
         self._wary = 0  # until this step none is plain
         self._moved = False  # the loss did, since the step before
-        self._waiting: list[tuple[SeriesRecorder, Tensor]] = []  # numbers of this step that another device works out
+        self._waiting: list[
+            tuple[SeriesRecorder | str, Tensor]
+        ] = []  # numbers of this step that another device works out
         self._late = late.LateNumbers(self._came_late)
 
     def begin(self, plain: bool = False) -> None:
@@ -117,9 +120,13 @@ class PlainSteps(Pattern):
         self._places = []
         self._passed.clear()
 
-    def _came_late(self, step: int, numbers: list[tuple[SeriesRecorder, float]]) -> None:
-        """What another device saw in a step that is over by now."""
+    def _came_late(self, step: int, numbers: list[tuple[SeriesRecorder | str, float]]) -> None:
+        """What another device saw in a step that is over by now: losses and norms, and outputs by the keys of their modules."""
         for series, value in numbers:
+            if isinstance(series, str):
+                if not math.isfinite(value):
+                    self._observer.trip_late("forward", value, step, series)
+                continue
             last = series.last
             series.add(step, value)
             if not math.isfinite(value):
@@ -179,7 +186,8 @@ class PlainSteps(Pattern):
             if event[2] != frame.f_lineno:
                 return False
             place = self._places[cursor] = _Place(self.series.get(event), frame.f_lasti)
-        if place.series is None:
+        outputs = self._observer.outputs
+        if place.series is None or (outputs is not None and not self._outputs_fine(outputs)):
             return False
         if loss.is_cpu:
             value = loss.item()
@@ -196,6 +204,11 @@ class PlainSteps(Pattern):
         self._built.append(value)
         self._tick("backward")
         return True
+
+    def _outputs_fine(self, outputs: LayerOutputs) -> bool:
+        self._waiting += outputs.there
+        outputs.there = []
+        return outputs.bad is None
 
     def before(self, optimizer: Optimizer) -> bool:
         """An optimizer is about to step: whether that is what the pattern says, and every gradient is finite."""

@@ -147,12 +147,20 @@ class Taps:
     def _module_call(self, original: Any) -> Any:
         observer, get_ident, is_compiling = self._observer, threading.get_ident, torch.compiler.is_compiling
         transforming = torch._C._functorch.peek_interpreter_stack  # inside of torch.func
-        mode, tracing = observer.mode, torch.compiler.is_dynamo_compiling  # which is the cheaper one to ask
+        outputs, mode, tracing = (
+            observer.outputs,
+            observer.mode,
+            torch.compiler.is_dynamo_compiling,
+        )  # which is the cheaper one to ask
 
         @functools.wraps(original)
         def __call__(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             if tracing() or observer.passing or (observer.stack and not observer.detailed) or is_compiling():
-                return original(module, *args, **kwargs)
+                if outputs is None or is_compiling() or observer.suspended or observer.in_backward:
+                    return original(module, *args, **kwargs)
+                result = original(module, *args, **kwargs)
+                outputs.see(module, result)
+                return result
             if observer.suspended or observer.in_backward:
                 return original(module, *args, **kwargs)
             if get_ident() != observer.thread or transforming() is not None:

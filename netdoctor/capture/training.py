@@ -71,8 +71,8 @@ class TrainingTaps:
         position, label, source = self._positions[site]
         value = losses[0].item()
         self._retention.see(losses, observer.step, observer.detailed, position)
-        captured = None
-        if observer.program.capturing or not math.isfinite(value):
+        captured, outputs = None, observer.outputs
+        if observer.program.capturing or not math.isfinite(value) or (outputs is not None and outputs.bad is not None):
             captured = light.build(value)
         else:
             light.postpone(value)
@@ -83,6 +83,8 @@ class TrainingTaps:
         if not math.isfinite(value):
             observer.trip([captured] if captured is not None else [], "forward")
             self._renewal.begin(observer.program.current.backwards)
+        elif outputs is not None:
+            outputs.judge([captured] if captured is not None else [])
         self._backwards += 1
         return True
 
@@ -132,6 +134,8 @@ class TrainingTaps:
         self._keep_graph(true_losses[0] if true_losses else None)
         if not math.isfinite(value):
             observer.trip([captured] if captured is not None else [], "forward")
+        elif observer.outputs is not None:
+            observer.outputs.judge([captured] if captured is not None else [])
         if captured is not None:
             self._renewal.loss(captured, math.isfinite(value), self._backwards)
         observer.mode.leave()
