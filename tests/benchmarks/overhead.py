@@ -4,7 +4,8 @@
 
 Each round takes a fresh model. Short blocks of bare and instrumented steps alternate, so that a slow moment of the machine hits
 both; a block's figure is the median CPU time of the training thread, a round's the median of the ratios of neighbouring blocks, a
-row's the median over rounds. A busy machine makes all of them worse, as it takes caches away. `--write` puts the table into the README.
+row's the median over rounds. A busy machine makes all of them worse, as it takes caches away. `--write` puts the table into the
+README.
 
 - tripwire: a step that is not sampled, as nearly all of a long training are
 - watch: the default, mean over the first 1,000 steps with all that the start costs: the first 40 steps are timed as they come, the

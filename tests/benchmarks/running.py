@@ -36,8 +36,8 @@ for step in range(steps):
     optimizer.step()
 """
 BASE = {"layers": 4, "width": 64, "steps": 200, "batch": 32}
-SIZES = {"layers": (2, 8, 16), "width": (32, 128, 256), "steps": (100, 400, 800), "batch": (16, 64, 128)}
-BUDGET = "10"  # seconds for experiments
+SIZES = {"layers": (2, 16), "width": (32, 256), "steps": (100, 800), "batch": (8, 256)}
+BUDGET = "5"  # seconds for experiments
 LEAST = 0.01  # seconds or MiB: below, a figure is noise and is left out of a fit
 
 
