@@ -126,16 +126,13 @@ class Taps:
         safely = self._safely("after_step", lambda o: unseen.but_meta(observer, o, self.training.after_step))
 
         def hook(optimizer: Optimizer, *_: Any) -> None:
-            light = observer.light
+            light, known = observer.light, False
             if light is not None and light.on and not observer.suspended and get_ident() == observer.thread:
                 try:
                     known = light.after(optimizer)
                 except Exception as error:
-                    known = light.failed("after_step", error)
-                if known:
-                    return None if observer.pending is None else self._raise_pending()
-            safely(optimizer)
-            return None
+                    light.failed("after_step", error)
+            return self._raise_pending() if known else safely(optimizer)
 
         return hook
 
