@@ -52,7 +52,7 @@ class Session:
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
         self._checks = catalogue.load(self.options.select, self.options.ignore, self.options.thresholds)
-        self._observer = Observer()
+        self._observer = Observer(exact=self.options.exact)
         self._observer.find_origin = find_origin
         self._taps = Taps(self._observer)
         self._ranks = Ranks(self._observer)

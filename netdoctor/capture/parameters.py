@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass
 
@@ -39,16 +40,24 @@ class ParameterRecorder:
         self._version = -1
         self._before: list[tuple[_Probe, Tensor]] = []
 
-    def gradients(self, parameters: list[Tensor]) -> None:
-        """Measure the gradients, as they are before they are clipped or used."""
-        recorder, found = self._recorder, []
+    def gradients(self, parameters: list[Tensor]) -> float | None:
+        """Measure the gradients, as they are before they are clipped or used. Gives the 2-norm over all of them, where all were
+        measured here and now."""
+        recorder, found, squares = self._recorder, [], 0.0
+        whole = True
         for parameter in parameters:
             gradient = parameter.grad
-            probe = None if gradient is None else self._probe(parameter)
-            if gradient is None or probe is None or (probe.gradient and probe.gradient[-1][0] == recorder.step):
-                continue  # nothing to measure, or measured when it was clipped
-            values = statistics.floats(gradient)
-            if values is None:
+            if gradient is None:
+                continue
+            probe, values = self._probe(parameter), statistics.floats(gradient)
+            if probe is None or values is None or (probe.gradient and probe.gradient[-1][0] == recorder.step):
+                whole = False  # nothing to measure, or measured when it was clipped
+                continue
+            rows = statistics.brief_rows(values) if values.dim() >= 2 and recorder.brief(values) else None
+            if rows is not None:
+                probe.gradient.append((recorder.step, rows.moments))
+                recorder.put_in(probe.idle_rows, rows.idle)
+                squares += rows.moments.squares
                 continue
             found.append((probe.gradient, values))
             if values.dim() >= 2:
@@ -56,6 +65,11 @@ class ParameterRecorder:
                 if recorder.step < FIRST_STEPS:
                     recorder.put(probe.gradient_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
         recorder.put_scales(found)
+        for place, _ in found:
+            step, moments = place[-1] if place else (-1, None)
+            whole = whole and step == recorder.step and moments is not None
+            squares += 0.0 if moments is None else moments.squares * moments.scale**2
+        return math.sqrt(squares) if whole and squares >= 0 else None
 
     def weights(self, parameters: list[Tensor]) -> None:
         """Measure the weights before the optimizer moves them, and keep a sample of each."""
