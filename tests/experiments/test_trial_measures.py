@@ -263,3 +263,11 @@ def test_a_fix_that_another_fault_blocks_is_tried_on_top_of_its_cure() -> None:
     assert (first.verdict, second.verdict) == (Verdict.CURED, Verdict.CURED)
     assert second.says == "raise-learning-rate in both arms, as it is needed too"
     assert second.control == pytest.approx(first.treated)
+
+
+def test_what_no_copy_can_show_says_why() -> None:
+    step, graph = trained(mlp(), lambda m, a, b: F.cross_entropy(m(a), b), *data())
+    trial = tried(step, graph, "label-input-mismatch", "pair-again")
+    assert trial.verdict is Verdict.COULD_NOT_RUN
+    assert trial.says == "the true pairs are not in the captured batches"
+    assert trial.control == trial.treated == ()
