@@ -357,7 +357,8 @@ class _Trials:
         """A control arm or, with `notes` to write to, a treated one."""
         sandbox = (treatment.control if notes is None else treatment.sandbox)(step)
         with ExitStack() as stack:
-            bench = Bench(sandbox, step.iterations, stack)
+            seconds = self.share * self.budget.left
+            bench = Bench(sandbox, step.iterations, stack, seconds=seconds)
             treatment.both(bench)
             (treatment.beside if notes is None else treatment.apply)(bench)
             if notes is not None:
