@@ -109,7 +109,7 @@ class Series:
 class Histogram:
     """How the values of a parameter (role WEIGHT) or of its gradient (WEIGHT_GRADIENT) are spread, at a few steps.
 
-    `counts` has shape (steps, bins): how many of about 1,000 sampled values lie in each of the equal bins between that step's
+    `counts` has shape (steps, bins): how many of about 500 sampled values lie in each of the equal bins between that step's
     lowest and highest finite value, `low` and `high` (NaN where none was finite; equal where all values are the same).
     """
 

@@ -304,9 +304,9 @@ def _distinct(rows: Tensor) -> Tensor:
     return (gaps.sum() + 1).to(torch.float64) / rows.shape[0]
 
 
-def sample_stride(parameter: Tensor) -> int:
-    """The stride that leaves about 1024 entries of a parameter and meets each of its columns."""
-    stride = max(1, parameter.numel() // _SAMPLED)
+def sample_stride(parameter: Tensor, sampled: int = _SAMPLED) -> int:
+    """The stride that leaves about `sampled` entries of a parameter and meets each of its columns."""
+    stride = max(1, parameter.numel() // sampled)
     while (
         math.gcd(stride, math.prod(parameter.shape[1:])) > 1
     ):  # else a few columns are seen, say an image's empty border

@@ -51,6 +51,7 @@ def _facts(step: TrainingStep, budget: Budget) -> dict[str, float | str | bool]:
         raise CannotReplayError(f"{number} batches of one size were captured, {LEAST} are needed")
     scale = noise_scale(squares / number, float((total / number).square().sum()), size, number)
     says = f"the gradient's noise scale is {scale:.3g} samples; a batch holds {size}"
+    says = says if math.isfinite(scale) else "the gradient is noise alone"
     return {"scale": scale, "batch": float(size), "batches": float(number), "says": says}
 
 

@@ -347,7 +347,7 @@ def arms(recording: Recording, width: float = HALF, height: float = 2.6, name: s
 
 
 def _arm_group(group: str, members: list[Arm], width: float, height: float, name: str) -> Drawing:
-    labels = [wording.clean(arm.name.partition("/")[2] or arm.name, 40) for arm in members]
+    labels = [wording.clean(titles.of_arm(arm.name), 40) for arm in members]
     with drawing_style():
         figure, (axes,) = blank(width, height + 0.17 * ((len(members) + 1) // 2))
         log = wants_log(*(arm.losses for arm in members))

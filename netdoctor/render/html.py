@@ -70,7 +70,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "clean": wording.clean,
-        "experiment": titles.of_experiment,
+        "experiment": _experiment,
         "code": wording.clean_code,
         "number": wording.number,
         "place": wording.place,
@@ -97,6 +97,11 @@ def _environment() -> Environment:
 
 def _template(name: str) -> str:
     return files("netdoctor.render").joinpath("templates", name).read_text("utf-8")
+
+
+def _experiment(name: str) -> str:
+    title = titles.of_experiment(name)
+    return title[:1].upper() + title[1:]
 
 
 def _measured(evidence: Evidence) -> str:

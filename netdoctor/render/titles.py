@@ -28,6 +28,7 @@ _GROUPS = {
     "pairing": "targets shuffled",
     "combination": "all fixes together",
 }
+_ARMS = {"control": "as it is", "own": "as it is"}
 _ALONE = frozenset({"noise", "determinism", "labels", "redundancy", "underflow", "usage"})  # one arm, or numbered ones
 
 
@@ -42,5 +43,10 @@ def of_experiment(name: str) -> str:
     title = _GROUPS.get(group)
     if title is None:
         return name
-    arm = arm.replace("lr x", "lr ×")
-    return title if not arm or group in _ALONE else f"{title} ({arm})"
+    return title if not arm or group in _ALONE else f"{title} ({of_arm(name)})"
+
+
+def of_arm(name: str) -> str:
+    """What a curve is called beside the others of its experiment."""
+    arm = name.partition("/")[2] or name
+    return _ARMS.get(arm, arm.replace("lr x", "lr ×").replace("adam ", "Adam at "))

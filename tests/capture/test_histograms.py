@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from netdoctor.capture.histograms import BINS, MOST, PARAMETERS, HistogramRecorder
+from netdoctor.capture.histograms import BINS, MOST, PARAMETERS, VALUES, HistogramRecorder
 from netdoctor.capture.naming import ModuleNames
 from netdoctor.recording import Histogram, Role
 
@@ -117,3 +117,14 @@ def test_nothing_of_the_model_is_touched_or_held() -> None:
     made.see(list(model.parameters()), 0)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(before, (model.weight, model.weight.grad), strict=True))
+
+
+def test_of_a_large_weight_all_its_rows_and_columns_are_sampled() -> None:
+    model = nn.Linear(64, 640)
+    with torch.no_grad():
+        model.weight.copy_((torch.arange(640)[:, None] + torch.arange(64) / 64).float())
+    made = recorder(model)
+    made.see([model.weight], 0)
+    histogram = only(made)
+    assert VALUES / 2 <= histogram.counts.sum() <= 2 * VALUES
+    assert histogram.counts.min() > 0.5 * histogram.counts.max()  # as even as the rows are
