@@ -94,6 +94,7 @@ class EvaluationRecorder:
         self._pass: _Pass | None = None
         self._trained: tuple[str, ...] = ()  # how the training makes its loss: the functions after the model
         self._reduction: Any = None
+        self.on_gradient: Callable[[], None] = lambda: None  # told of an evaluation that ran with gradients on
 
     # --- what the observer tells -------------------------------------------------------------------------------------
 
@@ -195,6 +196,8 @@ class EvaluationRecorder:
         place = done.place
         place.passes += 1
         place.compared |= done.compared
+        if done.grad and done.compared:
+            self.on_gradient()
         if done.training:
             place.train_mode += 1
             place.layers.update(dict.fromkeys(done.layers))

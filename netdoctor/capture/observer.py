@@ -60,6 +60,9 @@ class Observer:
         self.suspended = 0  # > 0 while our own code runs torch functions
         self.thread = threading.get_ident()
         self.pattern = PlainSteps(self)
+        self.evaluation.on_gradient = (
+            self.pattern.spoil
+        )  # else it would pass for a part of each step, and not be followed
         self.reported: dict[
             Any, Any
         ] = {}  # functions of torch that report their calls to the pattern → the original ones
