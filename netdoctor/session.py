@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from netdoctor import __version__, catalogue, diagnosis, recordingfile
 from netdoctor.capture.assembly import assemble, pulse
+from netdoctor.capture.loading import LoaderClock
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.origin import find_origin
 from netdoctor.capture.ranks import Ranks
@@ -56,6 +57,7 @@ class Session:
         self._observer.find_origin = find_origin
         self._taps = Taps(self._observer)
         self._ranks = Ranks(self._observer)
+        self._clock = LoaderClock(self._observer)
         self._step: TrainingStep | None = None
         self._report: Report | None = None
         self._ended = "finished"
@@ -68,6 +70,7 @@ class Session:
         self._observer.on_step = self._stepped
         self._taps.install()
         self._observer.containment.run("comparison of ranks", self._ranks.install)
+        self._observer.containment.run("data loading", self._clock.install)
 
     def keep(self, path: str | os.PathLike[str]) -> None:
         """Keep the recording up to date in a file while the training runs: a killed process loses its last second, not its run."""
@@ -134,6 +137,7 @@ class Session:
         if self._journal is not None:
             contained.run("journal", self._journal.close)
         contained.run("comparison of ranks", self._ranks.close)
+        contained.run("data loading", self._clock.close)
         contained.run("last read-back", self._observer.recorder.flush, self._observer.step)
         self._step = contained.run("captured step", self._captured)
         self._observe()

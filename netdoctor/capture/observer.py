@@ -64,6 +64,7 @@ class Observer:
         self.thread = threading.get_ident()
         self.outputs = LayerOutputs(self) if exact else None  # what every layer gives is read in every step
         self.pattern = PlainSteps(self)
+        self.evaluation.on_gradient = self.pattern.spoil  # else it would pass for a part of each step
         self.reported: dict[Any, Any] = {}  # functions of torch that report their calls → the original ones
         self.light: PlainSteps | None = None  # the running step is like the ones before: only its calls are followed
         self.passing = False  # inside of a model on a step whose layers are not measured: modules run as they are

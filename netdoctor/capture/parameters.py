@@ -30,6 +30,13 @@ class _Probe:
     view: Tensor | None = None
 
 
+def site_of(names: ModuleNames, parameter: Tensor, role: Role) -> Site:
+    """Where what is measured of a parameter belongs."""
+    owner = names.parameter_owner(parameter)
+    module, layer = ("", "") if owner is None else (names.key_of(owner), type(owner).__name__)
+    return Site(module, layer, role, 0, names.parameter_key(parameter))
+
+
 class ParameterRecorder:
     """Measures parameters around an optimizer's step, under the names that they have by then."""
 
@@ -125,22 +132,16 @@ class ParameterRecorder:
         return probe
 
     def _make(self, parameter: Tensor) -> _Probe | None:
-        key = self._names.parameter_key(parameter)
-        if not key:
+        if not self._names.parameter_key(parameter):
             return None
-        owner = self._names.parameter_owner(parameter)
-        module, layer = ("", "") if owner is None else (self._names.key_of(owner), type(owner).__name__)
-
-        def site(role: Role) -> Site:
-            return Site(module, layer, role, 0, key)
-
-        recorder, weight, gradient = self._recorder, site(Role.WEIGHT), site(Role.WEIGHT_GRADIENT)
+        recorder, names = self._recorder, self._names
+        weight, gradient = site_of(names, parameter, Role.WEIGHT), site_of(names, parameter, Role.WEIGHT_GRADIENT)
         return _Probe(
             weakref.ref(parameter),
             statistics.sample_stride(parameter),
             recorder.moment_rows(weight),
             recorder.moment_rows(gradient),
-            recorder.rows(site(Role.UPDATE), Stat.RMS),
+            recorder.rows(site_of(names, parameter, Role.UPDATE), Stat.RMS),
             recorder.rows(gradient, Stat.UNIT_ZERO_GRADIENT),
             weight,
             gradient,

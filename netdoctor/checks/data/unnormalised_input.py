@@ -11,6 +11,7 @@ from netdoctor.checks.data import scale_trial as trial
 from netdoctor.checks.data.entrance import Entrance, entrances
 from netdoctor.checks.data.harm import Harm, State, harm, of_scale
 from netdoctor.checks.data.symptoms import OF_SCALE
+from netdoctor.checks.data.tables import tables
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Reach, Severity
 from netdoctor.graph import Value
@@ -47,7 +48,7 @@ class UnnormalisedInput(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         graph, state = recording.graph, harm(recording)
-        for facts in recording.inputs if of_scale(recording) else ():
+        for facts in tables(recording) if of_scale(recording) else ():
             doors = [] if graph is None or facts.value is None else entrances(graph, facts.value)
             off = [door for door in doors if self._off(door.value)]
             finding = self._finding(facts, off[0], state, recording) if off and len(off) == len(doors) else None
