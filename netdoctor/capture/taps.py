@@ -22,7 +22,7 @@ from netdoctor.capture.calls import call_known, call_layer
 from netdoctor.capture.checkpoints import Checkpoints
 from netdoctor.capture.customs import watched_apply
 from netdoctor.capture.observer import Observer
-from netdoctor.capture.patching import FUNCTIONS, Patches
+from netdoctor.capture.patching import FUNCTIONS, Patches, announced
 from netdoctor.capture.pattern import call_site
 from netdoctor.capture.reporting import reporting
 from netdoctor.capture.source import user_line
@@ -211,13 +211,13 @@ class Taps:
 
     def _unseen(self, kind: str) -> Any:
         note = self._safely("blind spot", lambda: unseen.say(self._observer, kind))
-        return lambda original: _announced(original, note)
+        return lambda original: announced(original, note)
 
     def _noting(self, kind: str) -> Any:
         observer = self._observer
         note = self._safely(kind, lambda: observer.recorder.count(kind, observer.step, source=user_line()))
 
-        return lambda original: _announced(original, note)
+        return lambda original: announced(original, note)
 
     def _mode_change(self, original: Any) -> Any:
         observed = self._safely("mode change", self.training.mode_changed)
@@ -390,12 +390,3 @@ class Taps:
             return scaled
 
         return scale
-
-
-def _announced(original: Any, note: Any) -> Any:
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        note()
-        return original(*args, **kwargs)
-
-    return wrapper
