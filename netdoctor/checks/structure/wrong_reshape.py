@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs, line
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
+from netdoctor.checks.structure.axes import RESHAPING, code, moved
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Recording
 
-RESHAPING = frozenset({"view", "reshape"})
-
 
 @dataclass(frozen=True)
 class WrongReshape(Check):
-    """A view or reshape swaps two sizes, which moves numbers to other samples (or positions) instead of swapping axes.
+    """A view or reshape moves a size to another place, which mixes samples (or positions) instead of swapping axes.
 
-    What it is: `x.view(time, batch, features)` of a tensor of shape (batch, time, features). A view only cuts the same
+    What it is: `x.view(time, batch, features)` of a tensor of shape (batch, time, features); `hidden.view(batch, -1)` of
+    the (directions, batch, units) of an LSTM; heads merged or split without a transposition. A view only cuts the same
     sequence of numbers at other places; swapping axes takes `transpose` or `permute`.
     Why it hurts: parts of different samples end up in one row. What belongs together is torn apart before the first
     layer, and no training can mend it.
-    How it is decided: on the shapes of the captured step. A view or reshape gives the same sizes in another order, with
-    the first two (batch and time) or the last two swapped, and the result is used behind it by a layer.
-    When it stays silent: flattening, splitting and merging axes (heads, patches, groups), transpose and permute, axes of
-    equal size, tensors that need no gradient and are no model input.
+    How it is decided: on the shapes of the captured step. An axis is lost in a view or reshape, and the result has one of
+    the same size that reaches over the borders of the given axes; the loss depends on the result.
+    When it stays silent: flattening, splitting and merging neighbouring axes (heads, patches, groups), transpose and
+    permute, axes of size 1.
     Fix: transpose or permute.
     Sources: advice B-7; Karpathy's recipe (view and permute mixed up; backprop to chart dependencies).
     """
@@ -39,7 +38,7 @@ class WrongReshape(Check):
         seen: set[int] = set()
         for graph in graphs(recording):
             for operation in sorted(graph.loss_operations(), key=lambda o: o.index):
-                axes = _swapped(graph, operation)
+                axes = _torn(graph, operation)
                 if axes is not None and operation.index not in seen:
                     seen.add(operation.index)
                     yield self._finding(recording, graph, operation, axes)
@@ -47,36 +46,24 @@ class WrongReshape(Check):
     def _finding(self, recording: Recording, graph: StepGraph, operation: Operation, axes: tuple[int, int]) -> Finding:
         given, made = graph.values[operation.inputs[0]].shape, graph.values[operation.outputs[0]].shape
         source = line(recording, operation)
-        samples = axes[0] == 0
+        samples, low, high = 0 in axes, min(axes), max(axes)
         what = "numbers of different samples" if samples else "numbers of different positions and channels"
         return Finding(
             self.name,
             f"{operation.name} makes {made} of {given}: it mixes {'samples' if samples else 'positions'}",
             Severity.ERROR if samples else Severity.WARNING,
-            f"The sizes are swapped, but {operation.name} does not move numbers along with them, so each row now holds "
-            f"{what}. Swapping axes takes transpose({axes[0]}, {axes[1]}).",
+            f"A size is moved, but {operation.name} does not move numbers along with it, so each row now holds "
+            f"{what}. Swapping axes takes transpose({low}, {high}).",
             Location.at(source, operation.module or None, operation.name, step=0),
-            (Evidence(f"size of dimension {axes[0]} after {operation.name}", made[axes[0]], "=", given[axes[1]]),),
-            (Fix("transpose", "Swap the axes.", _code(source.text if source else "", axes), Reach.MODEL),),
+            (Evidence(f"size of dimension {axes[1]} after {operation.name}", made[axes[1]], "=", given[axes[0]]),),
+            (Fix("transpose", "Swap the axes.", code(source.text if source else "", given, made, axes), Reach.MODEL),),
             first_step=0,
             share=1.0,
         )
 
 
-def _swapped(graph: StepGraph, operation: Operation) -> tuple[int, int] | None:
-    """The two neighbouring axes whose sizes a view swaps, or None."""
+def _torn(graph: StepGraph, operation: Operation) -> tuple[int, int] | None:
+    """The axis that a view or reshape tears apart, and the axis of the result that has its size; None for any other."""
     if operation.name not in RESHAPING or not operation.inputs or not operation.outputs:
         return None
-    given, made = graph.values[operation.inputs[0]].shape, graph.values[operation.outputs[0]].shape
-    moved = [axis for axis, (a, b) in enumerate(zip(given, made, strict=False)) if a != b]
-    if len(given) != len(made) or len(moved) != 2 or len(given) < 3:
-        return None
-    first, second = moved
-    neighbours = second == first + 1 and first in (0, len(given) - 2)
-    swapped = given[first] == made[second] and given[second] == made[first]
-    return (first, second) if neighbours and swapped and 1 not in (given[first], given[second]) else None
-
-
-def _code(text: str, axes: tuple[int, int]) -> str:
-    changed = re.sub(r"\.(?:view|reshape)\([^()]*(?:\([^()]*\)[^()]*)*\)", f".transpose({axes[0]}, {axes[1]})", text)
-    return changed if changed != text else f"x = x.transpose({axes[0]}, {axes[1]})"
+    return moved(graph.values[operation.inputs[0]].shape, graph.values[operation.outputs[0]].shape)

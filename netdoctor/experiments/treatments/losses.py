@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.tape import Entry
+from netdoctor.checks.structure.axes import moved as axes_moved
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
 from netdoctor.experiments.treatments.operations import Exchange, exchange_on_line, exchange_operations, passing
 from netdoctor.experiments.treatments.optimization import scale_losses
@@ -22,7 +22,6 @@ from netdoctor.graph import Operation
 
 _OUTPUTS = frozenset({"softmax", "log_softmax", "sigmoid", "tanh", "relu", "logsigmoid", "softplus"})
 _RESHAPES = frozenset({"view", "reshape"})
-_AXES = re.compile(r"transpose\((-?\d+), (-?\d+)\)")
 _CUTS = frozenset({"detach", "detach_", "data"})
 _COMPARING = DIFFERENCES | BINARY_LOSSES | {"sub"}
 
@@ -90,16 +89,23 @@ def attach_graph(case: Case) -> Treatment | None:
 
 
 def transpose(case: Case) -> Treatment | None:
-    """A transpose of the axes that the fix's code names, in place of the view or reshape on the finding's line."""
-    place, found = case.finding.location, _AXES.search(case.fix.code)
-    if found is None or not place.file or place.line is None:
+    """Axes that are swapped, in place of the view or reshape on the finding's line that tears them apart."""
+    place = case.finding.location
+    if not place.file or place.line is None:
         return None
-    line, axes = (place.file, place.line), (int(found[1]), int(found[2]))
 
-    def change(_: Any, args: Any, kwargs: Any) -> Any:
-        return first_argument(args, kwargs).transpose(*axes)
+    def change(call: Any, args: Any, kwargs: Any) -> Any:
+        given, made = first_argument(args, kwargs), call(*args, **kwargs)
+        axes = axes_moved(given.shape, made.shape)
+        if axes is None:
+            return made
+        if axes[1] < axes[0]:
+            return given.transpose(*axes).reshape(made.shape)
+        sizes = list(made.shape)
+        sizes[axes[0]], sizes[axes[1]] = sizes[axes[1]], sizes[axes[0]]
+        return given.reshape(sizes).transpose(*axes)
 
-    return Treatment(lambda bench: exchange_on_line(bench, _RESHAPES, change, line))
+    return Treatment(lambda bench: exchange_on_line(bench, _RESHAPES, change, (place.file, place.line)))
 
 
 def _last_output(case: Case, names: frozenset[str]) -> Operation | None:
