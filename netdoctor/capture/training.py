@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from netdoctor.capture import norms, statistics, unseen
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.histograms import HistogramRecorder
+from netdoctor.capture.modes import Modes
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.parameters import ParameterRecorder
@@ -54,14 +55,12 @@ class TrainingTaps:
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._retention = Retention(observer.recorder)
         self._renewal = Renewal(observer)
+        self._modes = Modes(observer)
         self._positions: dict[
             Event, tuple[Position, str, SourceLine | None]
         ] = {}  # of backward calls, by where they are made
         observer.on_leave = self._left_pattern
         self._fresh = True  # the running backward started from clean gradients
-        self._eval_passes: dict[
-            str, list[int]
-        ] = {}  # model → first step in evaluation mode, passes in training, in evaluation
 
     # --- backward ----------------------------------------------------------------------------------------------------
 
@@ -125,7 +124,7 @@ class TrainingTaps:
                 captured.value = sum(float((t.detach() * (1 if s is None else s)).sum()) for t, s in pairs)
             for entry in captured.entries:
                 if entry.module is not None:
-                    self._note_mode(entry.module)
+                    self._modes.note(entry.module)
             observer.program.backward(captured)
             observer.evaluation.trained(captured)
             if observer.detailed and captured.entries[0].module is None:
@@ -158,21 +157,6 @@ class TrainingTaps:
     def mode_changed(self, training: bool) -> None:
         """The user's code switched a module between train and eval mode."""
         self._observer.recorder.count("mode", self._observer.step, "train" if training else "eval", source=user_line())
-
-    def _note_mode(self, module: nn.Module) -> None:
-        """In which mode a module was when a loss was made with it. Kept as facts of the model with most passes in evaluation
-        mode: since its first one, how many in either mode. Modules without anything to train do not count."""
-        observer = self._observer
-        label = observer.names.root_of(module).label
-        since = self._eval_passes.get(label)
-        if since is None:
-            if module.training or not any(parameter.requires_grad for parameter in module.parameters()):
-                return
-            since = self._eval_passes[label] = [observer.step, 0, 0]
-        since[1 if module.training else 2] += 1
-        if since[2] >= max(count[2] for count in self._eval_passes.values()):
-            names = ("eval_mode_from", "train_mode_passes", "eval_mode_passes")
-            observer.facts.update(dict(zip(names, map(float, since), strict=True)), eval_mode_module=label)
 
     def _keep_graph(self, loss: Tensor | None) -> None:
         graph = self._observer.graph

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from netdoctor.capture.step import TrainingStep
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.experiments.treatments.treatment import Places
-from netdoctor.experiments.trial import _by_itself, try_fixes
+from netdoctor.experiments.trial import try_fixes
+from netdoctor.experiments.verdict import by_itself
 from netdoctor.finding import Finding, Fix, Location, Severity, Trial, Verdict
 from netdoctor.recording import Recording
 from netdoctor.report import Report
@@ -83,7 +84,7 @@ def test_a_mask_does_not_help_against_another_leak() -> None:
     ],
 )
 def test_what_decides(before: bool, after: bool, losses: list[float], verdict: Verdict) -> None:
-    assert _by_itself(before, after, losses) is verdict
+    assert by_itself(before, after, losses) is verdict
 
 
 def test_a_layer_without_such_a_dimension_is_not_tried() -> None:
