@@ -74,8 +74,7 @@ class UnnormalisedInput(Check):
             self.name,
             f"the input is not normalised: values from {value.low:.4g} to {value.high:.4g}, {spread}",
             severity,
-            f"The values reach {where} as they are; initialisations and learning rates are made for a scale of about 1. "
-            f"{state.words}",
+            f"Values reach {where} as they are; initialisations and learning rates are made for a scale of about 1. {state.words}",
             trial.location(facts, door.operation.module, door.operation.name),
             (self._evidence(value),),
             (Fix("standardise-input", "Standardise with the training data's numbers.", code, Reach.RUN, tried),),
