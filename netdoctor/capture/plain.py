@@ -206,8 +206,7 @@ class PlainSteps(Pattern):
         return True
 
     def _outputs_fine(self, outputs: LayerOutputs) -> bool:
-        self._waiting += outputs.there
-        outputs.there = []
+        self._waiting += outputs.under_way()
         return outputs.bad is None
 
     def before(self, optimizer: Optimizer) -> bool:

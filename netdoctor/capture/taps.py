@@ -128,7 +128,7 @@ class Taps:
         observer, get_ident = self._observer, threading.get_ident
         safely = self._safely("after_step", lambda o: unseen.but_meta(observer, o, self.training.after_step))
 
-        def hook(optimizer: Optimizer, *_: Any) -> None:
+        def hook(optimizer: Optimizer, *_: Any) -> Any:
             light, known = observer.light, False
             if light is not None and light.on and not observer.suspended and get_ident() == observer.thread:
                 try:

@@ -73,7 +73,7 @@ class TrainingTaps:
         value = losses[0].item()
         self._retention.see(losses, observer.step, observer.detailed, position)
         captured, outputs = None, observer.outputs
-        if observer.program.capturing or not math.isfinite(value) or (outputs is not None and outputs.bad is not None):
+        if observer.program.capturing or not math.isfinite(value) or (outputs is not None and outputs.found()):
             captured = light.build(value)
         else:
             light.postpone(value)

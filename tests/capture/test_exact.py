@@ -126,4 +126,5 @@ def test_no_value_of_another_device_is_waited_for():
     layer = nn.Linear(2, 2)
     observer.outputs._read(layer, torch.zeros((), device="meta"))
     assert observer.outputs.bad is None
-    assert [value.is_meta for _, value in observer.outputs.there] == [True]
+    assert [value.is_meta for _, value in observer.outputs.under_way()] == [True]
+    assert observer.outputs.under_way() == []
