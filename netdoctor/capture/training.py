@@ -102,8 +102,7 @@ class TrainingTaps:
         if len(observer.tape):
             observer.over = False  # another loss of the same pass
         observer.settle()
-        if self._stepping:  # a closure, which the optimizer evaluates as often as it likes
-            observer.facts["closure"] = True
+        observer.facts.update({"closure": True} if self._stepping else {})  # evaluated as often as the optimizer likes
         if observer.step != self._at:
             self._at, self._backwards = observer.step, 0
         position = user_position()
@@ -221,8 +220,6 @@ class TrainingTaps:
             self.register_all(self._observer.containment)
         self._by_itself = self._observer.over = alone
 
-    # --- schedules ---------------------------------------------------------------------------------------------------
-
     def scheduler_made(self) -> None:
         """A learning-rate scheduler was built."""
         self.schedulers += 1
@@ -307,8 +304,7 @@ class TrainingTaps:
         self.optimizers.count(index, self._observer.step)
         self._observer.recorder.tick("step")
         self._stepped.add(index)
-        if self._observer.watch_weights and not norms.finite_weights(optimizer):
-            self._observer.trip([], "optimizer")
+        norms.look_at_weights(self._observer, optimizer)
         if light.over:
             self._stepped.clear()
             self._observer.end_plain_step()
@@ -336,7 +332,7 @@ class TrainingTaps:
         gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         gradients = unseen.local_parts(observer, gradients)
         if gradients:
-            norm = norms.gradient_norm(gradients)
+            norm = gradient_norm(gradients)
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
             if not math.isfinite(norm) and (self._backwards or light is not None):
                 backwards = observer.program.current.backwards if light is None else light.backwards()
@@ -358,8 +354,7 @@ class TrainingTaps:
         self.optimizers.count(index, self._observer.step)
         self._parameters.updates()
         self._stepped_on.after()
-        if observer.watch_weights and not norms.finite_weights(optimizer):
-            observer.trip([], "optimizer")
+        norms.look_at_weights(observer, optimizer)
         if observer.light is None or observer.program.capturing:
             lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
             moved = tuple({k: group[k] for k in _SCHEDULED if k in group} for group in optimizer.param_groups)
@@ -378,8 +373,7 @@ class TrainingTaps:
         self._observer.end_step()
 
     def skipped(self) -> None:
-        """The loss scaler left out an optimizer step, because a scaled gradient overflowed: the pass counts for nothing, unless it
-        does so again and again, whatever the scale."""
+        """The loss scaler left out an optimizer step: the pass counts for nothing, unless it does so whatever the scale."""
         observer = self._observer
         observer.pattern.spoil()
         self._skips += 1

@@ -13,8 +13,8 @@ from netdoctor import ranking
 from netdoctor.capture.source import is_user_file
 from netdoctor.capture.step import TrainingStep
 from netdoctor.check import Check
-from netdoctor.errors import CannotReplayError
 from netdoctor.checks.numerics.history import level_before
+from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import learning_rate
 from netdoctor.experiments.atop import BLOCKED, atop, put_back
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
