@@ -91,8 +91,10 @@ def _scaled(graph: StepGraph) -> bool:
 
 
 def _divides(recording: Recording) -> bool:
-    """Whether the optimizer divides by the size of the gradient, or clipping takes it away."""
-    adaptive = any("eps" in group for optimizer in recording.optimizers for group in optimizer.groups)
+    """Whether the optimizer divides by the size of the gradient, clipping takes it away, or a closure counts anew."""
+    adaptive = "closure" in recording.facts or any(
+        "eps" in group for optimizer in recording.optimizers for group in optimizer.groups
+    )
     return adaptive or recording.counts.get("clip", 0) > recording.steps / 2
 
 
