@@ -47,9 +47,6 @@ class AccumulationScaling(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         cycle = recording.counts.get("backward", 0) / max(1, recording.counts.get("step", 0))
         plain = len(recording.losses) == 1 and len(recording.optimizers) == 1 and not _divides(recording)
-        plain = plain and not recording.facts.get(
-            "closure"
-        )  # evaluated many times a step, each with gradients of its own
         scaled = any(_scaled(graph) for graph in graphs(recording)) or not graphs(recording)
         if cycle < self.least or not plain or scaled or not outcome.hurt(judge(recording)):
             return
