@@ -11,7 +11,7 @@ import numpy as np
 
 from netdoctor import catalogue, ranking
 from netdoctor.check import Check
-from netdoctor.finding import Abstention, Finding, Severity
+from netdoctor.finding import Abstention, Finding, Severity, spelled
 from netdoctor.recording import Arm, Recording, Series
 from netdoctor.report import Crash, Experiment, Report
 
@@ -98,9 +98,9 @@ def _run(check: Check, recording: Recording, outcome: _Outcome) -> None:
             for item in check.judge(recording):
                 said += 1
                 if isinstance(item, Finding):
-                    _add(replace(item, check=check.name), outcome.findings)
+                    _add(_in_words(replace(item, check=check.name)), outcome.findings)
                 elif isinstance(item, Abstention):
-                    outcome.abstentions.append(replace(item, check=check.name))
+                    outcome.abstentions.append(Abstention(check.name, spelled(item.reason)))
                 else:
                     raise TypeError(f"judge gave {type(item).__name__}, which is neither a Finding nor an Abstention")
     except Exception as error:
@@ -115,6 +115,12 @@ def _add(found: Finding, findings: list[Finding]) -> None:
     keys = ((f.check, f.title, f.location, f.places) for f in findings)
     if (found.check, found.title, found.location, found.places) not in keys:
         findings.append(found)
+
+
+def _in_words(found: Finding) -> Finding:
+    """The finding with its numbers as they are read, in all that is prose."""
+    fixes = tuple(replace(fix, says=spelled(fix.says)) for fix in found.fixes)
+    return replace(found, title=spelled(found.title), explanation=spelled(found.explanation), fixes=fixes)
 
 
 def _tail(error: Exception) -> str:
@@ -138,7 +144,7 @@ def experiments(recording: Recording) -> Iterator[Experiment]:
     for name, arm in arms.items():
         if name.partition("/")[0] not in {"overfit", "trial", "batchnorm"}:
             verdict = "could not run" if arm.failure else str(arm.facts.get("verdict", "passed"))
-            yield Experiment(name, verdict, arm.failure or str(arm.facts.get("says", _course(arm))))
+            yield Experiment(name, verdict, arm.failure or spelled(str(arm.facts.get("says", _course(arm)))))
 
 
 def _overfit(arms: Sequence[Arm], recording: Recording) -> Experiment:
@@ -155,11 +161,12 @@ def _overfit(arms: Sequence[Arm], recording: Recording) -> Experiment:
     blocked = f"; {own.facts['class']}: {own.facts['why']}" if own is not None and own.facts.get("class") else ""
     if not reached:
         tried = "" if len(ran) == 1 else f", the best of {len(ran)} optimizer settings"
-        return Experiment(name, "failed", f"{samples} could not be fitted: {numbers} with {with_what}{tried}{blocked}")
+        says = f"{samples} could not be fitted: {numbers} with {with_what}{tried}{blocked}"
+        return Experiment(name, "failed", spelled(says))
     says = f"{samples} fitted: {numbers} with {with_what}"
     if own is not None and own is not shown:
         says += f"; the script's own optimizer only reached {_number(own, 'best'):.3g}{blocked}"
-    return Experiment(name, "passed", says)
+    return Experiment(name, "passed", spelled(says))
 
 
 def _optimizer(arm: Arm, recording: Recording) -> str:
@@ -182,8 +189,9 @@ def _trials(arms: dict[str, Arm]) -> Experiment:
     best = min(ends, key=lambda label: ends[label])
     control, start = ends.get("control", ends[best]), float(ran[best].losses[0])
     failed = ends[best] <= 0.7 * start and control > 0.9 * start
-    says = "; ".join(f"{'as it is' if label == 'control' else label}: {_course(arm)}" for label, arm in ran.items())
-    return Experiment(name, "failed" if failed else "passed", says)
+    named = {label: "as it is" if label == "control" else label.replace("lr x", "lr ×") for label in ran}
+    says = "; ".join(f"{named[label]}: {_course(arm)}" for label, arm in ran.items())
+    return Experiment(name, "failed" if failed else "passed", spelled(says))
 
 
 def _batchnorm(arm: Arm) -> Experiment:

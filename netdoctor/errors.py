@@ -15,3 +15,13 @@ class MisuseError(NetdoctorError):
 
 class CannotReplayError(NetdoctorError):
     """A captured training step cannot be run again on a copy; the message is the reason, fit for an abstention."""
+
+
+def why_it_failed(error: Exception) -> str:
+    """Why an experiment could not run, in words for the report. What is raised on purpose says it all; of anything else, which
+    the user's own code raises on the copy, the type is told only where the message means nothing without it."""
+    said = str(error).strip().partition("\n")[0][:200]
+    if isinstance(error, NetdoctorError):
+        return said
+    known = isinstance(error, RuntimeError | ValueError | TypeError) and said
+    return f"the copy failed: {said if known else f'{type(error).__name__} {said}'.strip()}"

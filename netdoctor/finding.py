@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
 from netdoctor.recording import Site, SourceLine, Stat
+
+_SCIENTIFIC = re.compile(r"(?<![\w.])(-?\d(?:\.\d+)?)e([+-])0*(\d+)(?![\w.])")
+
+
+def spelled(text: str) -> str:
+    """Prose with the numbers of Python's %g as a reader writes them: "2.32e+03" → "2320", "1e-05" → "1e-5", "5e+07" → "5e7"."""
+
+    def written(found: re.Match[str]) -> str:
+        mantissa, sign, power = found.groups()
+        if sign == "+" and int(power) < 5:
+            return f"{float(found[0]):.0f}"
+        return f"{mantissa}e{'-' if sign == '-' else ''}{power}"
+
+    return _SCIENTIFIC.sub(written, text)
 
 
 class Severity(str, Enum):

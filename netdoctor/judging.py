@@ -16,7 +16,8 @@ from netdoctor.report import Report
 
 @dataclass(frozen=True)
 class Options:
-    """What a diagnosis is asked for. `budget` is in seconds, for all experiments together."""
+    """What a diagnosis is asked for. `budget` is in seconds, for all experiments together. `exact`: every output of a layer is
+    read in every step, which finds a NaN or Inf that never reaches the loss or a gradient."""
 
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -24,6 +25,7 @@ class Options:
     budget: float = 60.0
     experiments: bool = True
     steps: int | None = None
+    exact: bool = False
     target: str = ""
     progress: bool = False
 

@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 
 from netdoctor.data import Evaluation, TensorFacts
 from netdoctor.graph import StepGraph
+from netdoctor.origin import Culprit as Culprit  # what follows is a part of the recording's vocabulary
+from netdoctor.origin import Operand as Operand
+from netdoctor.origin import Origin as Origin
+from netdoctor.origin import SourceLine as SourceLine
 
 FORMAT = 1
 Array = NDArray[np.float64]
@@ -106,12 +110,30 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceLine:
-    """A line of the user's own code. `text` is the stripped source, empty where it could not be read."""
+class Histogram:
+    """How the values of a parameter (role WEIGHT) or of its gradient (WEIGHT_GRADIENT) are spread, at a few steps.
 
-    file: str
-    line: int
-    text: str = ""
+    `counts` has shape (steps, bins): how many of about 500 sampled values lie in each of the equal bins between that step's
+    lowest and highest finite value, `low` and `high` (NaN where none was finite; equal where all values are the same).
+    """
+
+    parameter: str
+    role: Role
+    steps: NDArray[np.int64]
+    low: Array
+    high: Array
+    counts: NDArray[np.int64]
+
+    @property
+    def sound(self) -> bool:
+        """Whether all of it belongs together: as many rows as steps, in their order."""
+        rows = len(self.steps)
+        whole = self.steps.ndim == self.low.ndim == self.high.ndim == 1 and self.counts.ndim == 2
+        return (
+            whole
+            and rows == len(self.low) == len(self.high) == len(self.counts)
+            and bool(np.all(np.diff(self.steps) > 0))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +143,11 @@ class Excerpt:
     file: str
     first: int
     lines: tuple[str, ...]
+
+
+def spoken(path: str) -> str:
+    """A module path as it reads in a sentence: "body.3", but "layer 3" where it is a number alone."""
+    return f"layer {path}" if path.isdigit() else path
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +181,11 @@ class Layer:
         if self.type.islower():  # a functional operation: torch's functions are lower case, modules are not
             base = f"{base} ({self.type})"
         return base if self.call == 0 else f"{base} [call {self.call + 1}]"
+
+    @property
+    def spoken(self) -> str:
+        """The name as it reads in a sentence: "layer 3" where it is a number alone."""
+        return spoken(self.name)
 
     def site(self, role: Role) -> Site:
         """The site of this layer's activation or of the gradient with respect to it."""
@@ -210,70 +242,6 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
-    """A tensor that went into or out of an operation. Ranges are over finite values; NaN when there are none."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    low: float
-    high: float
-    nans: int = 0
-    infs: int = 0
-    zeros: int = 0
-
-
-MAX_SKIPS = 20  # a scaler that starts at 2**16 and halves gets under 1 with 17 skips: more are a fault of the gradient
-NORMALISED = "div by sum over "  # of `Origin.downstream`, with the dimension: what was made is divided by its sum
-
-
-@dataclass(frozen=True, slots=True)
-class Culprit:
-    """Another operation of the faulty step that breaks by itself: on the same line, or the same operation elsewhere."""
-
-    operation: str
-    source: SourceLine | None = None
-    inputs: tuple[Operand, ...] = ()
-    upstream: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where the first NaN or Inf was born.
-
-    `phase` is "input" (it came with the batch), "parameter" (already in a weight or buffer), "forward", "backward" or
-    "optimizer" (finite gradient, non-finite weight after the step). `kind` is "NaN" or "Inf" as first made.
-    `source` is the user's line that ran the operation (for "backward": the forward line that recorded it).
-    `samples` are the guilty indices along the batch dimension, at most 16. `reproduced` is False when the replay did not show
-    it again, so that only the recorded statistics speak; `note` then says why.
-    """
-
-    phase: str
-    kind: str
-    step: int
-    operation: str = ""
-    module: str = ""
-    call: int = 0
-    model: str = ""
-    parameter: str = ""
-    inputs: tuple[Operand, ...] = ()
-    output: Operand | None = None
-    attributes: Mapping[str, float | str | bool] = field(default_factory=dict)
-    samples: tuple[int, ...] = ()
-    columns: tuple[int, ...] = ()
-    source: SourceLine | None = None
-    upstream: str = ""  # the operation that made the guilty input, e.g. "softmax"
-    upstream_source: SourceLine | None = None  # its line
-    born: str = ""  # where the guilty input is 0: the operation that first made it 0, of values that were not
-    born_source: SourceLine | None = None
-    downstream: tuple[str, ...] = ()  # the operations that read what it made
-    also: tuple[Culprit, ...] = ()  # what would break next, once this is mended
-    constant: bool = False  # made of data alone, outside of what can be run again on a copy
-    reproduced: bool = True
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Arm:
     """One run of an experiment on a copy: `losses` per step, scalar `facts`, and whether and why it could not run.
 
@@ -325,6 +293,7 @@ class Recording:
     losses: dict[str, Series] = field(default_factory=dict)
     scalars: dict[str, Series] = field(default_factory=dict)  # "lr", "gradient norm", "loss scale", "evaluation loss"
     tracks: dict[tuple[Site, Stat], Track] = field(default_factory=dict)
+    histograms: list[Histogram] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # how often each kind of event happened
     graph: StepGraph | None = None

@@ -22,7 +22,7 @@ from netdoctor import journal
 from netdoctor.codec import built, plain
 from netdoctor.errors import MisuseError
 from netdoctor.graph import StepGraph
-from netdoctor.recording import FORMAT, Recording, Site, Stat, Track
+from netdoctor.recording import FORMAT, Histogram, Recording, Site, Stat, Track
 from netdoctor.report import Report
 from netdoctor.reportfile import from_dict
 
@@ -191,7 +191,10 @@ def _add(saved: Saved, piece: object) -> bool:
 def _put(recording: Recording, part: str, kind: Any, key: object, value: object) -> None:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is list:
-        getattr(recording, part).append(built(inner[0], value, part))
+        entry = built(inner[0], value, part)
+        if isinstance(entry, Histogram) and not entry.sound:
+            raise MisuseError(f"{part} must have one row of counts per step")
+        getattr(recording, part).append(entry)
     elif origin is dict and part in ("arms", "parameters", "losses", "scalars"):
         if not isinstance(key, str):
             raise MisuseError(f"{part} must have a text as their key")

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from netdoctor import __version__, catalogue, diagnosis, recordingfile
 from netdoctor.capture.assembly import assemble, pulse
+from netdoctor.capture.loading import LoaderClock
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.origin import find_origin
 from netdoctor.capture.ranks import Ranks
@@ -52,10 +53,11 @@ class Session:
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
         self._checks = catalogue.load(self.options.select, self.options.ignore, self.options.thresholds)
-        self._observer = Observer()
+        self._observer = Observer(exact=self.options.exact)
         self._observer.find_origin = find_origin
         self._taps = Taps(self._observer)
         self._ranks = Ranks(self._observer)
+        self._clock = LoaderClock(self._observer)
         self._step: TrainingStep | None = None
         self._report: Report | None = None
         self._ended = "finished"
@@ -68,6 +70,7 @@ class Session:
         self._observer.on_step = self._stepped
         self._taps.install()
         self._observer.containment.run("comparison of ranks", self._ranks.install)
+        self._observer.containment.run("data loading", self._clock.install)
 
     def keep(self, path: str | os.PathLike[str]) -> None:
         """Keep the recording up to date in a file while the training runs: a killed process loses its last second, not its run."""
@@ -134,6 +137,7 @@ class Session:
         if self._journal is not None:
             contained.run("journal", self._journal.close)
         contained.run("comparison of ranks", self._ranks.close)
+        contained.run("data loading", self._clock.close)
         contained.run("last read-back", self._observer.recorder.flush, self._observer.step)
         self._step = contained.run("captured step", self._captured)
         self._observe()
@@ -169,16 +173,19 @@ class Session:
             step, budget = self._step, Budget(self.options.budget)
             if not self.options.experiments or not self.recording.counts.get("backward"):
                 step = None
-            going_on = step is not None and self._experiment(step)
-            self._report = self._diagnose()
-            if step is not None and going_on:
-                self._report = self._try_fixes(self._report, step, budget)
+            progress = _Progress(self.options.progress and step is not None)
+            try:
+                going_on = step is not None and self._experiment(step, progress)
+                self._report = self._diagnose()
+                if step is not None and going_on:
+                    self._report = self._try_fixes(self._report, step, budget, progress)
+            finally:
+                progress.close()
             self._step = None  # lets go of the user's batches and models
         return self._report
 
-    def _experiment(self, step: TrainingStep) -> bool:
+    def _experiment(self, step: TrainingStep, progress: _Progress) -> bool:
         """Conduct the experiments; False when the user ended them."""
-        progress = _Progress(self.options.progress)
         try:
             seconds = self.options.budget
             share = 1 - kept_for_trials(step, seconds, self._diagnose)
@@ -188,37 +195,32 @@ class Session:
             return False
         except Exception as error:
             self.recording.faults.append(Fault("experiments", f"{type(error).__name__}: {error}"))
-        finally:
-            progress.close()
         return True
 
-    def _try_fixes(self, report: Report, step: TrainingStep, budget: Budget) -> Report:
-        progress, names = _Progress(self.options.progress), self._observer.names
+    def _try_fixes(self, report: Report, step: TrainingStep, budget: Budget, progress: _Progress) -> Report:
+        names = self._observer.names
         try:
             places = Places(step, names.key_of, names.parameter_name)
             return try_fixes(report, self.recording, step, places, self._checks, budget, progress.say)
         except Exception as error:
             crash = Crash("trials of the fixes", f"{type(error).__name__}: {error}")
             return replace(report, crashes=(*report.crashes, crash))
-        finally:
-            progress.close()
 
     def _diagnose(self) -> Report:
         return diagnosis.diagnose(self.recording, self._checks, self.options.ignore, select=self.options.select)
 
 
 class _Progress:
-    """Says on stderr what is being tried: a spinner on a terminal, nothing in a pipe but the first line."""
+    """Says on stderr what is being tried: a spinner on a terminal, one line in a pipe."""
 
     def __init__(self, wanted: bool) -> None:
         self._status: Any = None
-        self._plain = wanted and not sys.stderr.isatty()
-        if wanted and not self._plain:
+        if wanted and sys.stderr.isatty():
             from rich.console import Console
 
             self._status = Console(stderr=True).status("experiments on a copy")
             self._status.start()
-        elif self._plain:
+        elif wanted:
             sys.stderr.write("netdoctor: experiments on a copy ...\n")
 
     def say(self, what: str) -> None:

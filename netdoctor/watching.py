@@ -6,6 +6,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from html import escape
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -37,7 +38,8 @@ class watch:
     makes a NaN or Inf, else at the end with an error-level finding); or a function, called with each finding of at least
     a warning as soon as it shows (looked for at step 8, 16, 32, ...), once for each check and place. What that function
     raises reaches the training. `writer`: a TensorBoard `SummaryWriter` or a Weights & Biases run, which gets the curves
-    and the findings beside your own.
+    and the findings beside your own. `exact`: read what every layer gives, in every step: a NaN or Inf is found even where it
+    never reaches the loss or a gradient (an overflow that a sigmoid makes a 1 of). Costs about as much again as watching does.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class watch:
         options: Options | None = None,
         on_finding: str | Callable[[Finding], object] = "ignore",
         writer: Any = None,
+        exact: bool = False,
     ) -> None:
         self._models, self._optimizers = _models(model), _several(optimizer, "param_groups")
         if on_finding not in _WAYS and not callable(on_finding):
             raise MisuseError(f'on_finding must be "ignore", "warn", "raise" or a function, not {on_finding!r}')
         catalogue.load(*_chosen(options))  # a wrong name is said where it stands
-        self._options, self._on_finding = options, on_finding
+        self._options = replace(options or Options(), exact=True) if exact else options
+        self._on_finding = on_finding
         self._writer = None if writer is None else Writer(writer)
         self._session: Session | None = None
         self._running = False

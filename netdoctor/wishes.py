@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -38,7 +38,8 @@ def running_options(command: Command) -> Command:
     steps = click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Stop after N optimizer steps.")
     budget = click.option("--budget", type=click.FloatRange(min=0), metavar="SECONDS", help="For experiments: 60.")
     without = click.option("--no-experiments", is_flag=True, help="Judge only by what was recorded.")
-    return steps(file_options(outputs.FORMATS)(judging_options(budget(without(command)))))
+    exact = click.option("--exact", is_flag=True, help="Read every layer's output in every step, for NaN and Inf.")
+    return steps(file_options(outputs.FORMATS)(judging_options(budget(without(exact(command))))))
 
 
 def file_options(formats: Sequence[str]) -> Callable[[Command], Command]:
@@ -91,24 +92,26 @@ class Wishes:
     verbose: bool
     github: bool
     stderr: TextIO  # as it was before the script could replace it
+    exact: bool = False
 
     @classmethod
     def gather(cls, folder: Path, **given: Any) -> Wishes:
         """Check everything that can be checked before the run. Raises MisuseError for what cannot be done."""
         files = {form: given.pop(form, None) for form in outputs.FORMATS}
         steps, quiet, verbose = given.pop("steps", None), given.pop("quiet"), given.pop("verbose")
-        github = given.pop("github")
+        github, exact = given.pop("github"), given.pop("exact", False)
         if github is None:
             github = os.environ.get("GITHUB_ACTIONS") == "true" and not quiet
         settings = config.load(folder).changed(**_spelled_out(given))
         chosen_checks(settings)
-        return cls(settings, outputs.planned(files), steps, quiet, verbose, github, sys.stderr)
+        return cls(settings, outputs.planned(files), steps, quiet, verbose, github, sys.stderr, exact)
 
     def engine(self, target: str) -> Options:
         """What the engine is asked for."""
         from netdoctor.judging import Options
 
-        return Options(**self.settings.engine(), steps=self.steps, target=target, progress=not self.quiet)
+        options = Options(**self.settings.engine(), steps=self.steps, target=target, progress=not self.quiet)
+        return replace(options, exact=self.exact)
 
 
 def _spelled_out(given: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import runpy
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -51,13 +52,24 @@ def expected(script: Path) -> list[tuple[str, str | None]]:
     return found
 
 
+def advised(script: Path) -> list[str]:
+    """The advice that a script's first lines promise (`# advise: NAME`), which is hidden from users who do not ask for it."""
+    return re.findall(r"^# advise: (\S+)$", script.read_text().partition('"""')[0], re.MULTILINE)
+
+
+def ranks(script: Path) -> int:
+    """How many processes a script is written for: `# ranks: N` among its first lines."""
+    found = re.search(r"^# ranks: (\d+)$", script.read_text().partition('"""')[0], re.MULTILINE)
+    return int(found[1]) if found else 1
+
+
 def run_observed(script: Path, *options: str, arguments: tuple[str, ...] = ()) -> Result:
-    """`netdoctor run OPTIONS --json … SCRIPT ARGUMENTS`."""
+    """`netdoctor run OPTIONS --json … SCRIPT ARGUMENTS`; under torchrun where the script is written for several processes."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        code, out, err, digest = _forked(
-            _observed, ["run", *options, "--json", str(report), str(script), *arguments], folder
-        )
+        line = ["run", *options, "--json", str(report), str(script), *arguments]
+        processes = ranks(script)
+        code, out, err, digest = _forked(_observed, line, folder) if processes == 1 else _launched(processes, line)
         loaded = json.loads(report.read_text()) if report.exists() else None
         return Result(code, out, err, digest, loaded)
 
@@ -66,6 +78,15 @@ def run_plain(script: Path, arguments: tuple[str, ...] = ()) -> Result:
     """`python SCRIPT ARGUMENTS`."""
     with tempfile.TemporaryDirectory() as folder:
         return Result(*_forked(_plain, [str(script), *arguments], folder), None)
+
+
+def _launched(processes: int, line: list[str]) -> tuple[int, str, str, str]:
+    """The command line in several processes; no digest is taken of their parameters."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *torchrun, "-m", "netdoctor", *line]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    return done.returncode, done.stdout, done.stderr, ""
 
 
 def _server() -> ForkServerContext:

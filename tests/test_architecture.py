@@ -18,7 +18,7 @@ PACKAGE = ROOT / "netdoctor"
 # Low to high. A room imports from lower rows only; rooms of one row may not see one another.
 ROWS = [
     ["__init__"],  # nothing but lazy names and the version
-    ["errors", "graph", "data"],
+    ["errors", "graph", "data", "origin"],
     ["recording", "codec"],
     ["finding", "trend", "journal"],
     ["report"],

@@ -10,7 +10,7 @@ import pytest
 from netdoctor import catalogue
 from netdoctor.check import Check
 from netdoctor.diagnosis import diagnose, experiments
-from netdoctor.finding import Abstention, Finding, Location, Severity
+from netdoctor.finding import Abstention, Finding, Location, Severity, spelled
 from netdoctor.recording import Fault, Header, Recording
 from netdoctor.report import Crash, Experiment
 from tests.checks.builders import Builder
@@ -167,7 +167,7 @@ def test_learning_rate_trials_in_words():
     build = Builder(5).arm("trial/control", [2.3, 2.3, 2.3]).arm("trial/lr x0.1", [2.3, 1.0, 0.5])
     (said,) = experiments(build.done())
     assert said == Experiment(
-        "learning-rate-trials", "failed", "as it is: loss 2.3 → 2.3 in 3 steps; lr x0.1: loss 2.3 → 0.5 in 3 steps"
+        "learning-rate-trials", "failed", "as it is: loss 2.3 → 2.3 in 3 steps; lr ×0.1: loss 2.3 → 0.5 in 3 steps"
     )
     (said,) = experiments(build.arm("trial/control", [2.3, 1.0, 0.9]).done())
     assert said.verdict == "passed"
@@ -196,3 +196,8 @@ def test_any_other_experiment_speaks_for_itself():
     assert rows[0] == Experiment("leakage", "failed", "sample 3 sees sample 1")
     assert rows[1] == Experiment("inputs", "could not run", "x")
     assert rows[2] == Experiment("shuffled/pairs", "passed", "loss 2 → 1 in 2 steps")
+
+
+def test_numbers_of_prose_are_written_as_they_are_read() -> None:
+    assert spelled("2.32e+03, 1e-05 and 5e+07; 4e+00") == "2320, 1e-5 and 5e7; 4"
+    assert spelled("v1e+03, 1e-05x, 12, 0.5 and 1.0e-30") == "v1e+03, 1e-05x, 12, 0.5 and 1.0e-30"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import FIXTURES, expected, run_observed, run_plain
+from tests.scripts import FIXTURES, advised, expected, run_observed, run_plain
 
 SCRIPTS = sorted(FIXTURES.glob("*/*.py"))
 HEALTHY = sorted(FIXTURES.glob("healthy/*.py"))
@@ -27,6 +27,10 @@ def test_the_report_is_what_the_script_promises(script: Path) -> None:
     assert [name for name, _ in found] == [name for name, _ in promised], result.stderr
     for (_, module), (_, place) in zip(found, promised, strict=True):
         assert place is None or _same_place(module, place), (module, place)
+    advice = {f["check"] for f in result.report["findings"] if f["severity"] == "advice"}
+    beside = advised(script.with_name("sick.py")) if script.name == "cured.py" else []
+    assert set(advised(script)) <= advice
+    assert advice.isdisjoint(set(beside) - set(advised(script)))
     assert result.code == (1 if promised else 0)  # a warning fails too: the level of --fail-on by default
 
 
@@ -48,4 +52,5 @@ def test_every_check_of_a_fixture_exists() -> None:
 
     known = {check.name for check in catalogue.all_checks()}
     assert {name for script in SCRIPTS for name, _ in expected(script)} <= known
+    assert {name for script in SCRIPTS for name in advised(script)} <= known
     assert all(script.read_text().startswith("# expect: ") for script in SCRIPTS)

@@ -11,7 +11,7 @@ import pytest
 
 from netdoctor import cli
 from netdoctor.config import Settings, load
-from netdoctor.finding import Finding, Fix, Severity, Trial, Verdict
+from netdoctor.finding import Finding, Fix, Measured, Severity, Trial, Verdict
 from netdoctor.report import Abstention, Crash, Evidence, Experiment, Report
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def test_the_json_format_has_the_keys_that_a_report_has() -> None:
         Severity.ERROR,
         "",
         evidence=(Evidence("q", 1.0, ">", 0.5),),
-        fixes=(Fix("f", "s", trial=Trial(Verdict.CURED)),),
+        fixes=(Fix("f", "s", trial=Trial(Verdict.CURED, measured=Measured("q", 1.0, 0.0))),),
         symptoms=(Finding("d", "t", Severity.ERROR, ""),),
     )
     report = Report(

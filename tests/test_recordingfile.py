@@ -25,6 +25,7 @@ from netdoctor.recording import (
     Excerpt,
     Fault,
     Header,
+    Histogram,
     Kind,
     Layer,
     Operand,
@@ -166,6 +167,8 @@ def test_every_field_of_a_recording_takes_part(tmp_path: Path) -> None:
     made.inputs, made.targets, made.facts = [facts], [facts], {"pretrained": True}
     made.evaluations = [Evaluation(np.array([3]), np.array([0.5]), inputs=(facts,))]
     made.faults, made.blind_spots = [Fault("a", "b")], ["c"]
+    two = np.array([0.0, 1.0])
+    made.histograms = [Histogram("w", Role.WEIGHT, np.array([0, 4]), -two, two, np.array([[1, 2], [0, 3]]))]
     made.excerpts, made.counts = [Excerpt("train.py", 3, ("a", "b"))], {"step": 1}
     empty = Recording()
     assert [f.name for f in dataclasses.fields(made) if same(getattr(made, f.name), getattr(empty, f.name))] == []
@@ -337,3 +340,10 @@ def test_a_value_that_is_no_value_is_refused_when_written() -> None:
 def test_builders_are_made_once() -> None:
     assert builder(Site) is builder(Site)
     assert Saved().report is None
+
+
+def test_histograms_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    made, two = builders.recording(), np.array([0.0, 1.0])
+    made.histograms = [Histogram("w", Role.WEIGHT, np.array([0, 4]), -two, two, np.array([[1, 2]]))]
+    with pytest.raises(MisuseError, match="one row of counts per step"):
+        load(write(tmp_path, made))

@@ -59,6 +59,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.parameters = _parameters(observer, training, display, labels)
     _note_twins(observer, recording.parameters, display)
     rename(recording, display, labels)
+    recording.histograms = training.histograms.histograms(display)
     recording.graphs = [_renamed(graph, display) for graph in observer.graphs]
     recording.graph = recording.graphs[0] if recording.graphs else None
     recording.inputs, recording.targets = observer.data.inputs(), observer.data.targets()

@@ -49,7 +49,17 @@ def call_layer(observer: Observer, call: Original, module: nn.Module, args: Any,
     """Run a module inside of a model whose layers are measured by their modules alone."""
     result = call(module, *args, **kwargs)
     if observer.measuring:
-        observer.ours("layer", observer.layers.module_result, module, result)
+        observer.suspended += 1
+        try:
+            observer.layers.module_result(module, result)
+        except (
+            Exception
+        ) as error:  # ours, and not the user's; `ours` would do the same with two more calls for each layer
+            observer.containment.note("layer", error)
+        finally:
+            observer.suspended -= 1
+    if observer.outputs is not None:
+        observer.ours("layer output", observer.outputs.see, module, result)
     return result
 
 

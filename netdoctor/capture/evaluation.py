@@ -97,6 +97,7 @@ class EvaluationRecorder:
         self._pass: _Pass | None = None
         self._trained: tuple[str, ...] = ()  # how the training makes its loss: the functions after the model
         self._reduction: Any = None
+        self.on_gradient: Callable[[], None] = lambda: None  # told of an evaluation that ran with gradients on
 
     # --- what the observer tells -------------------------------------------------------------------------------------
 
@@ -211,6 +212,8 @@ class EvaluationRecorder:
         place.passes += 1
         place.compared |= done.compared
         place.held += [] if done.held is None else [done.held]
+        if done.grad and done.compared:
+            self.on_gradient()
         if done.training:
             place.train_mode += 1
             place.layers.update(dict.fromkeys(done.layers))

@@ -17,7 +17,7 @@ from netdoctor.capture.watch import is_bad
 
 
 def faulty_step(begun: TrainingStep, backwards: list[Backward], step: int) -> TrainingStep | None:
-    """The running step, of this number, followed by the first ones of the training, `begun`; None where it cannot be kept.
+    """The running step (number `step`), followed by the training's first steps, which are `begun`; None where it cannot be kept.
 
     Must be called before the optimizer touches the weights. Copies of weights, buffers and optimizer states are kept.
     A loop that moves its weights without a torch optimizer gives None: its rule is read off its first steps alone.

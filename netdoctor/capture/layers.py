@@ -34,6 +34,7 @@ class _Probe:
     gradients: MomentRows
     spread: ValueRows
     samples: ValueRows
+    active: ValueRows
 
 
 class LayerRecorder:
@@ -128,34 +129,42 @@ class LayerRecorder:
 
     def _make(self, site: Site, kind: Kind, name: str, unit_dim: int) -> _Probe:
         recorder, gradient = self._recorder, Site(site.module, site.layer, Role.OUTPUT_GRADIENT, site.call)
-        spread, samples = recorder.rows(site, Stat.BATCH_STD), recorder.rows(site, Stat.SAMPLES)
-        return _Probe(
-            site, kind, name, unit_dim, recorder.moment_rows(site), recorder.moment_rows(gradient), spread, samples
-        )
+        rows = [recorder.rows(site, stat) for stat in (Stat.BATCH_STD, Stat.SAMPLES, Stat.UNIT_ACTIVE)]
+        return _Probe(site, kind, name, unit_dim, recorder.moment_rows(site), recorder.moment_rows(gradient), *rows)
 
     def _measure(self, probe: _Probe, output: Tensor) -> None:
         values = statistics.floats(output)
         if values is None:
             return
-        self._recorder.put_moments_in(probe.moments, values)
-        spread = statistics.batch_spread(values)
+        recorder, batch = self._recorder, None
+        if values.dim() >= 2 and values.shape[0] >= 2 and recorder.brief(values):
+            batch = statistics.brief_batch(values)
+        if batch is None:
+            recorder.put_moments_in(probe.moments, values)
+            spread = statistics.batch_spread(values)
+        elif not probe.moments or probe.moments[-1][0] != recorder.step:
+            probe.moments.append((recorder.step, batch.moments))
+            spread = batch.spread
+        else:  # measured in this step already
+            spread = None
         if spread is not None:
-            self._recorder.put_in(probe.spread, spread)
+            recorder.put_in(probe.spread, spread)
         if probe.kind in (Kind.ACTIVATION, Kind.SOFTMAX) and values.dim():
-            self._recorder.put_in(probe.samples, float(values.numel() // max(1, values.shape[probe.unit_dim])))
-            self._measure_units(probe, values)
+            recorder.put_in(probe.samples, float(values.numel() // max(1, values.shape[probe.unit_dim])))
+            self._measure_units(probe, values, batch)
         if output.requires_grad and output.grad_fn is not None:
             self._follow_gradient(probe.gradients, output)
 
-    def _measure_units(self, probe: _Probe, values: Tensor) -> None:
-        if probe.name in _RELU_LIKE:
-            self._recorder.put(
-                probe.site, Stat.UNIT_ACTIVE, statistics.units_active(values, probe.unit_dim, probe.name in _RECTIFIED)
-            )
+    def _measure_units(self, probe: _Probe, values: Tensor, batch: statistics.Batch | None) -> None:
+        recorder, rectified = self._recorder, probe.name in _RECTIFIED
+        if batch is not None and rectified and probe.unit_dim % values.dim():
+            recorder.put_in(probe.active, statistics.sums_active(batch.sums, probe.unit_dim))
+        elif probe.name in _RELU_LIKE:
+            recorder.put_in(probe.active, statistics.units_active(values, probe.unit_dim, rectified))
         bounded = statistics.saturated(values, probe.name, probe.unit_dim)
         if bounded is not None:
-            self._recorder.put(probe.site, Stat.SATURATED_SHARE, bounded[0])
-            self._recorder.put(probe.site, Stat.UNIT_SATURATED, bounded[1])
+            recorder.put(probe.site, Stat.SATURATED_SHARE, bounded[0])
+            recorder.put(probe.site, Stat.UNIT_SATURATED, bounded[1])
 
     def _follow_gradient(self, rows: MomentRows, output: Tensor) -> None:
         recorder, number = self._recorder, output.output_nr

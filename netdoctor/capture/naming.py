@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -127,6 +128,13 @@ class ModuleNames:
             return ""
         owner = None if found[2] is None else found[2]()
         return found[1] if owner is None else f"{self._locate(owner)[1].label}{SEPARATOR}{found[1]}"
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters that have a name and are still there, with their keys."""
+        for ref, _, _ in list(self._parameters.values()):
+            parameter = ref()
+            if parameter is not None:
+                yield self.parameter_key(parameter), parameter
 
     def parameter_owner(self, parameter: Tensor) -> nn.Module | None:
         """The module that holds a parameter directly."""

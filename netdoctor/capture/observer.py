@@ -14,6 +14,7 @@ from netdoctor.capture import functions, unseen
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.data import PRODUCTS, DataRecorder
 from netdoctor.capture.evaluation import EvaluationRecorder
+from netdoctor.capture.exact import LayerOutputs
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
 from netdoctor.capture.identity import ByIdentity
 from netdoctor.capture.layers import LayerRecorder
@@ -36,7 +37,7 @@ R = TypeVar("R")
 class Observer:
     """Everything that is known while the user's code runs. The taps (modules, operations, training) call its methods."""
 
-    def __init__(self, every: int | None = None) -> None:
+    def __init__(self, every: int | None = None, exact: bool = False) -> None:
         self.containment = Containment()
         self.recorder = Recorder()
         self.blind_spots: dict[str, str] = {}  # what could not be watched, and why, in words for the reader
@@ -58,12 +59,13 @@ class Observer:
         self.step = 0
         self.detailed = False
         self.in_backward = False
+        self.stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self.suspended = 0  # > 0 while our own code runs torch functions
         self.thread = threading.get_ident()
+        self.outputs = LayerOutputs(self) if exact else None  # what every layer gives is read in every step
         self.pattern = PlainSteps(self)
-        self.reported: dict[
-            Any, Any
-        ] = {}  # functions of torch that report their calls to the pattern → the original ones
+        self.evaluation.on_gradient = self.pattern.spoil  # else it would pass for a part of each step
+        self.reported: dict[Any, Any] = {}  # functions of torch that report their calls → the original ones
         self.light: PlainSteps | None = None  # the running step is like the ones before: only its calls are followed
         self.passing = False  # inside of a model on a step whose layers are not measured: modules run as they are
         self.on_leave: Callable[[list[Event]], None] = lambda seen: (
@@ -92,13 +94,13 @@ class Observer:
             self.tape.clear()
         if self.program.current.actions:  # its clipping
             self.program.current = Iteration()
-        self.step += 1
-        if self.schedule.due(self.step):
+        self.step = step = self.step + 1
+        if self.schedule.due(step):
             self._begin(True)
         else:
-            self.recorder.step = self.step
-            self.pattern.begin(plain=True)
-        self.on_step(self.step)
+            self.recorder.step = step
+            self.pattern.again()
+        self.on_step(step)
 
     def _begin(self, detailed: bool) -> None:
         self.detailed = detailed
@@ -161,6 +163,8 @@ class Observer:
             raise
         if self.measuring:
             self.containment.run("layer of a module", self.layers.confirm, module, result)
+        if self.outputs is not None:
+            self.ours("layer output", self.outputs.see, module, result)
         self._leave(module, unit)
         if entry is not None:
             self.ours("module result", self._left, entry, module, result)
@@ -273,9 +277,8 @@ class Observer:
             entry = self._entry(name, function, args, kwargs, mutates)
         inputs: tuple[int, ...] = ()
         if self.detailed and self.graph is not None:
-            self._path(
-                self.stack[-1] if self.stack else None
-            )  # names the parameters of a module seen for the first time
+            # Names the parameters of a module seen for the first time.
+            self._path(self.stack[-1] if self.stack else None)
             inputs = self.graph.reading(tensors((args, kwargs)), self.names.parameter_key)
         if self.detailed and torch.is_grad_enabled():
             if self.data.wants(name):
@@ -300,14 +303,9 @@ class Observer:
         if torch.is_grad_enabled() and name != "data":
             self.settle()
         encoded = self.tape.encode(args)
-        if (
-            mutates
-            and args
-            and isinstance(args[0], Tensor)
-            and self.tape.slot(args[0]) is None
-            and not args[0].requires_grad
-        ):
-            encoded = (self.tape.encode(args[0].detach().clone()), *encoded[1:])  # its value from before the change
+        changed = args[0] if mutates and args else None
+        if isinstance(changed, Tensor) and self.tape.slot(changed) is None and not changed.requires_grad:
+            encoded = (self.tape.encode(changed.detach().clone()), *encoded[1:])  # its value from before the change
         entry = Entry(function, None, encoded, self.tape.encode(kwargs), context=random_states(False))
         entry.mutates, entry.name, entry.position = mutates, name, user_position()
         entry.nth = self.pattern.number(function) if torch.is_grad_enabled() else 0
@@ -385,6 +383,16 @@ class Observer:
             if self.origin is None:
                 self.origin = Origin(where, "NaN", self.step, reproduced=False, note="the step could not be run again")
             self.on_trip()
+
+    def trip_late(self, where: str, value: float, step: int, module: str = "") -> None:
+        """Something was not finite in a step that is over: its device was not waited for."""
+        if self.origin is None:
+            kind = "NaN" if value != value else "Inf"
+            self.origin = Origin(where, kind, step, module=module, reproduced=False, note=_TOO_LATE)
+            self.on_trip()
+
+
+_TOO_LATE = "on this device a step is only heard of after it, when the weights have moved: it could not be run again"
 
 
 def _is_trained_leaf(args: Any, kwargs: Any) -> bool:

@@ -41,23 +41,24 @@ _MAX_ALSO = 8
 
 
 def find_origin(observer: Observer, backwards: list[Backward], where: str) -> Origin | None:
-    """The origin of a non-finite loss (`where` = "forward"), gradient ("backward") or weight ("optimizer") of the running step.
+    """The origin of a bad loss (`where`: "forward"), gradient ("backward"), layer's output ("layer") or weight ("optimizer").
 
+    None for a layer's output that is not finite on purpose, or is when it is looked at closely.
     Must be called before the optimizer touches the weights. The user's model, random states and gradients are left as they were.
     """
     broken = _broken_parameter(observer, where == "optimizer")
     if broken is not None or where == "optimizer":
         return broken
+    phase = "forward" if where == "layer" else where
     if not backwards:
-        return Origin(
-            where, "NaN", observer.step, reproduced=False, note="the operations behind the loss could not be followed"
-        )
+        note = "the operations behind the loss could not be followed"
+        return Origin(phase, "NaN", observer.step, reproduced=False, note=note)
     modules = {id(e.module): e.module for b in backwards for e in b.entries if e.module is not None}
     try:
         with preserved_random_state(), torch.enable_grad(), alone():
             return _Search(observer, Copies(modules.values(), []), list(modules.values())).run(backwards, where)
     except CannotReplayError as error:
-        return Origin(where, "NaN", observer.step, reproduced=False, note=str(error))
+        return Origin(phase, "NaN", observer.step, reproduced=False, note=str(error))
 
 
 def _broken_parameter(observer: Observer, just_now: bool) -> Origin | None:
@@ -114,12 +115,13 @@ class _Search:
                     loss = self._replay.loss(backward)
                 if not bool(torch.isfinite(loss.detach()).all()):
                     return self._forward(loss)
-                if where == "backward":
-                    found = self._backward(loss)
-                    if found is not None:
-                        return found
+                found = self._backward(loss) if where == "backward" else self._layer() if where == "layer" else None
+                if found is not None:
+                    return found
         finally:
             self._watch.close()
+        if where == "layer":
+            return None
         note = "the step was finite when it was run again"
         return Origin(where, "NaN", self._observer.step, reproduced=False, note=note)
 
@@ -207,6 +209,22 @@ class _Search:
             columns=_columns(bad),
             source=source or origin.source,
         )
+
+    def _layer(self) -> Origin | None:
+        """The origin of what the layer gave that the observer points to; None where it was made on purpose."""
+        bad = None if self._observer.outputs is None else self._observer.outputs.bad
+        for operation in self._watch.operations:
+            own = operation.module is not None and self._originals.get(id(operation.module)) is bad
+            if own and any(any(is_bad(tensor)) for tensor in operation.outputs):
+                origin = self._follow([operation.index])
+                meant = (
+                    origin is not None
+                    and origin.kind == "Inf"
+                    and (origin.operation in _MASKING or origin.phase == "input")
+                )
+                if origin is not None and not meant:
+                    return origin
+        return None
 
     # --- what the loop computed of data alone ---------------------------------------------------------------------------
 

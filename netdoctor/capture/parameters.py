@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass
 
@@ -29,6 +30,13 @@ class _Probe:
     view: Tensor | None = None
 
 
+def site_of(names: ModuleNames, parameter: Tensor, role: Role) -> Site:
+    """Where what is measured of a parameter belongs."""
+    owner = names.parameter_owner(parameter)
+    module, layer = ("", "") if owner is None else (names.key_of(owner), type(owner).__name__)
+    return Site(module, layer, role, 0, names.parameter_key(parameter))
+
+
 class ParameterRecorder:
     """Measures parameters around an optimizer's step, under the names that they have by then."""
 
@@ -39,16 +47,24 @@ class ParameterRecorder:
         self._version = -1
         self._before: list[tuple[_Probe, Tensor]] = []
 
-    def gradients(self, parameters: list[Tensor]) -> None:
-        """Measure the gradients, as they are before they are clipped or used."""
-        recorder, found = self._recorder, []
+    def gradients(self, parameters: list[Tensor]) -> float | None:
+        """Measure the gradients, as they are before they are clipped or used. Gives the 2-norm over all of them, where all were
+        measured here and now."""
+        recorder, found, squares = self._recorder, [], 0.0
+        whole = True
         for parameter in parameters:
             gradient = parameter.grad
-            probe = None if gradient is None else self._probe(parameter)
-            if gradient is None or probe is None or (probe.gradient and probe.gradient[-1][0] == recorder.step):
-                continue  # nothing to measure, or measured when it was clipped
-            values = statistics.floats(gradient)
-            if values is None:
+            if gradient is None:
+                continue
+            probe, values = self._probe(parameter), statistics.floats(gradient)
+            if probe is None or values is None or (probe.gradient and probe.gradient[-1][0] == recorder.step):
+                whole = False  # nothing to measure, or measured when it was clipped
+                continue
+            rows = statistics.brief_rows(values) if values.dim() >= 2 and recorder.brief(values) else None
+            if rows is not None:
+                probe.gradient.append((recorder.step, rows.moments))
+                recorder.put_in(probe.idle_rows, rows.idle)
+                squares += rows.moments.squares
                 continue
             found.append((probe.gradient, values))
             if values.dim() >= 2:
@@ -56,6 +72,11 @@ class ParameterRecorder:
                 if recorder.step < FIRST_STEPS:
                     recorder.put(probe.gradient_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
         recorder.put_scales(found)
+        for place, _ in found:
+            step, moments = place[-1] if place else (-1, None)
+            whole = whole and step == recorder.step and moments is not None
+            squares += 0.0 if moments is None else moments.squares * moments.scale**2
+        return math.sqrt(squares) if whole and squares >= 0 else None
 
     def weights(self, parameters: list[Tensor]) -> None:
         """Measure the weights before the optimizer moves them, and keep a sample of each."""
@@ -111,22 +132,16 @@ class ParameterRecorder:
         return probe
 
     def _make(self, parameter: Tensor) -> _Probe | None:
-        key = self._names.parameter_key(parameter)
-        if not key:
+        if not self._names.parameter_key(parameter):
             return None
-        owner = self._names.parameter_owner(parameter)
-        module, layer = ("", "") if owner is None else (self._names.key_of(owner), type(owner).__name__)
-
-        def site(role: Role) -> Site:
-            return Site(module, layer, role, 0, key)
-
-        recorder, weight, gradient = self._recorder, site(Role.WEIGHT), site(Role.WEIGHT_GRADIENT)
+        recorder, names = self._recorder, self._names
+        weight, gradient = site_of(names, parameter, Role.WEIGHT), site_of(names, parameter, Role.WEIGHT_GRADIENT)
         return _Probe(
             weakref.ref(parameter),
             statistics.sample_stride(parameter),
             recorder.moment_rows(weight),
             recorder.moment_rows(gradient),
-            recorder.rows(site(Role.UPDATE), Stat.RMS),
+            recorder.rows(site_of(names, parameter, Role.UPDATE), Stat.RMS),
             recorder.rows(gradient, Stat.UNIT_ZERO_GRADIENT),
             weight,
             gradient,

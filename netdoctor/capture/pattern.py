@@ -48,7 +48,6 @@ class Template:
     events: list[Event]
     backwards: list[Backward]
     renewed: set[int]  # ids of those entries
-    functions: frozenset[str]  # of torch.nn.functional that are among them
 
 
 class Pattern:
@@ -61,6 +60,7 @@ class Pattern:
         self._last: tuple[list[Event], list[Backward]] | None = None
         self._streak = self._tries = self._misses = 0
         self._template: Template | None = None
+        self.functions: frozenset[str] = frozenset()  # of torch.nn.functional that are among the pattern's calls
         self._probed: dict[str, int] | None = (
             None  # calls that were reported in a trial step, before the pattern is relied on
         )
@@ -119,8 +119,8 @@ class Pattern:
             self.intercept(name)
         blank = {id(e): _blank(e) for b in backwards for e in b.entries if id(e) in renewed}
         kept = [replace(b, entries=[blank.get(id(e), e) for e in b.entries]) for b in backwards]
-        self._template = Template(events, kept, {id(e) for e in blank.values()}, names)
-        self._events = [*events, ("end",)]
+        self._template = Template(events, kept, {id(e) for e in blank.values()})
+        self._events, self.functions = [*events, ("end",)], names
         self._probed = dict.fromkeys(names, 0) if names else None
 
     def _try_out(self, events: list[Event]) -> None:
@@ -187,7 +187,7 @@ class Pattern:
                 self._probed[name] += 1
             return
         first = args[0] if args else next(tensors(kwargs), None)
-        known = self._template is not None and name in self._template.functions
+        known = self._template is not None and name in self.functions
         if not known or self._observer.light is None or not torch.is_grad_enabled():
             return
         if isinstance(first, Tensor) and first.requires_grad:
@@ -223,6 +223,10 @@ class Pattern:
         self._built.append(made)
         return made
 
+    def given(self, key: int | str) -> list[Call]:
+        """The calls of a module or function in the running step."""
+        return self._calls.get(key, [])
+
     def _entries(self, known: Backward, renewed: set[int]) -> list[Entry] | None:
         found: list[Entry] = []
         for entry in known.entries:
@@ -230,7 +234,7 @@ class Pattern:
                 found.append(entry)
                 continue
             if id(entry) not in self._filled:
-                calls = self._calls.get(entry.name if entry.module is None else id(entry.module), [])
+                calls = self.given(entry.name if entry.module is None else id(entry.module))
                 self._filled[id(entry)] = _fill(entry, calls[entry.nth]) if entry.nth < len(calls) else None
             filled = self._filled[id(entry)]
             if filled is None:

@@ -1,12 +1,14 @@
 """Plain steps: those that follow the pattern of the loop, and are neither measured nor kept to be run again on a copy.
 
-Nearly all steps of a long training are plain, so these methods are written flat. Each tells whether the call was the expected one;
-when it was not, or when something is not finite, the caller goes the long way, which finds out what happened.
+Nearly all steps of a long training are plain, so these methods are written flat: a step of a small model takes a millisecond, and a
+Python call one ten-thousandth of it. Each tells whether the call was the expected one; when it was not, or when something is not
+finite, the caller goes the long way, which finds out what happened.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,42 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from netdoctor.capture import late, norms, tripwire
+from netdoctor.capture.containment import STRIKES
+from netdoctor.capture.exact import LayerOutputs
+from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.pattern import Call, Event, Pattern
-from netdoctor.capture.recorder import SeriesRecorder
+from netdoctor.capture.recorder import LATER, SeriesRecorder
 from netdoctor.capture.tape import Context
+from netdoctor.capture.tree import tensors
 
 if TYPE_CHECKING:
     from netdoctor.capture.observer import Observer
+
+_COUNTED = ("zero_grad", "backward", "step")
+_NORMS = (
+    4  # after the first steps the gradient norm is taken in every 4th plain step, in the others whether it is finite,
+)
+_MOVES = 0.5  # unless the loss moved by so much of itself since the step before
+_RATES = 4  # parameter groups of an optimizer whose learning rates are kept
+_WARY_GROWTH, _WARY_STEPS = (
+    10.0,
+    32,
+)  # a number that grew so much from one step to the next: so many steps are not plain
+Passed = tuple[int | str, Any, Any, "Tensor | None", "list[Tensor] | None"]  # key, arguments, random states
+
+
+@dataclass(slots=True)
+class _Place:
+    """What is known of one call of the pattern, looked up once: where its numbers go."""
+
+    series: SeriesRecorder | None  # of the losses; of an optimizer's gradient norm
+    lasti: int = -1  # the instruction that makes the backward call
+    value: float = 0.0  # the loss that it was given last
+    index: int = 0  # of the optimizer
+    groups: int = 0  # that it had then
+    rates: tuple[SeriesRecorder, ...] = ()
+    on_cpu: bool = True
 
 
 class PlainSteps(Pattern):
@@ -29,19 +61,89 @@ class PlainSteps(Pattern):
         super().__init__(observer)
         self.on = False  # the running step is plain, so far
         self.series: dict[Event, SeriesRecorder] = {}  # of the losses, by the place of the backward call
+        self.optimizers: Optimizers | None = None
         self._recorder = observer.recorder
         self._changes = observer.program.changes
-        self._labels: dict[tuple[int, int], str] = {}
+        self._state = torch.default_generator.get_state
+        self._places: list[_Place | None] = []  # one for each event
+        self._passed: list[Passed] = []  # the calls of models and functions in this step
+        self._ticking = True  # events are still kept one by one
+        self._faults = 0
+        self._wary = 0  # until this step none is plain
+        self._moved = False  # the loss did, since the step before
+        self._waiting: list[
+            tuple[SeriesRecorder | str, Tensor]
+        ] = []  # numbers of this step that another device works out
+        self._late = late.LateNumbers(self._came_late)
 
     def begin(self, plain: bool = False) -> None:
         """A step begins that is expected to be like the ones before; `plain`: and no more is wanted of it than that."""
         super().begin()
-        self.on = plain
+        self._passed.clear()
+        self.on = plain = plain and self._faults < STRIKES and self._recorder.step >= self._wary
+        if not plain:
+            self._late.wait()
+        if plain and len(self._places) != len(self._events):
+            self._places = [None] * len(self._events)
+        if plain and self._ticking:
+            self._ticking = not self._recorder.full(_COUNTED)
+
+    def again(self) -> None:
+        """The same, after a plain step and before another one."""
+        self._cursor = 0
+        self._built.clear()
+        self._passed.clear()
+        self._filled.clear()
+        if self._late:
+            self._late.poll()
+            if self._recorder.step < self._wary:
+                self.begin()
+        if self._ticking:
+            self._ticking = not self._recorder.full(_COUNTED)
 
     def leave(self) -> None:
         """The running step is another than expected."""
-        self.on = False
+        self._forget()
         super().leave()
+
+    def release(self) -> None:
+        """Let go of models, batches and optimizers."""
+        self._forget()
+        super().release()
+
+    def _forget(self) -> None:
+        self.on = False
+        if self._waiting:
+            self._late.put(self._recorder.step, self._waiting)
+            self._waiting = []
+        self._late.wait()
+        self._places = []
+        self._passed.clear()
+
+    def _came_late(self, step: int, numbers: list[tuple[SeriesRecorder | str, float]]) -> None:
+        """What another device saw in a step that is over by now: losses and norms, and outputs by the keys of their modules."""
+        for series, value in numbers:
+            if isinstance(series, str):
+                if not math.isfinite(value):
+                    self._observer.trip_late("forward", value, step, series)
+                continue
+            last = series.last
+            series.add(step, value)
+            if not math.isfinite(value):
+                gradients = series in self._recorder.scalars.values()
+                self._observer.trip_late("backward" if gradients else "forward", value, step)
+                return
+            if abs(value) > _WARY_GROWTH * abs(last):  # what comes next is looked at in time, and can be run again
+                self._wary = self._recorder.step + _WARY_STEPS
+
+    def failed(self, where: str, error: Exception) -> bool:
+        """The short way failed in code of ours: this step goes the long way, and after a few of them all do. Never True."""
+        self.on = False
+        self._faults += 1
+        self._observer.containment.note(where, error)
+        return False
+
+    # --- the calls of a step, in the order of a usual loop -----------------------------------------------------------
 
     def zero(self, owner: Any) -> bool:
         """An optimizer or a model is about to clear its gradients."""
@@ -49,7 +151,7 @@ class PlainSteps(Pattern):
         if event[0] != "zero" or event[1] != id(owner):
             return False
         self._cursor += 1
-        self._recorder.tick("zero_grad")
+        self._tick("zero_grad")
         return True
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
@@ -60,64 +162,137 @@ class PlainSteps(Pattern):
         if not torch.is_grad_enabled():
             return False
         self._cursor += 1
-        call = Call(args, kwargs, Context(True, None, torch.default_generator.get_state(), self._cuda()), [])
-        key = id(module)
-        if key in self._calls:
-            self._calls[key].append(call)
-        else:
-            self._calls[key] = [call]
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda._initialized else None
+        self._passed.append((id(module), args, kwargs, self._state(), cuda))
         return True
+
+    def function(self, name: str, args: Any, kwargs: Any) -> None:
+        """A function of torch.nn.functional is about to run, outside of any model."""
+        if name in self.functions and torch.is_grad_enabled():
+            first = args[0] if args else next(tensors(kwargs), None)
+            if isinstance(first, Tensor) and first.requires_grad:
+                self._passed.append((name, args, kwargs, None, None))
 
     def backward(self, loss: Tensor, frame: FrameType) -> bool:
         """`loss.backward()` is about to run, called from `frame`."""
-        event = self._events[self._cursor]
-        if event[0] != "backward" or event[1] is not frame.f_code or event[2] != frame.f_lineno:
+        cursor = self._cursor
+        event = self._events[cursor]
+        if event[0] != "backward" or event[1] is not frame.f_code:
             return False
-        series = self.series.get(event)
-        value = loss.item()
-        if series is None or not math.isfinite(value):
+        place = self._places[cursor]
+        if (
+            place is None or place.lasti != frame.f_lasti
+        ):  # the same instruction stands in the same line, which is slow to ask
+            if event[2] != frame.f_lineno:
+                return False
+            place = self._places[cursor] = _Place(self.series.get(event), frame.f_lasti)
+        outputs = self._observer.outputs
+        if place.series is None or (outputs is not None and not self._outputs_fine(outputs)):
             return False
-        self._cursor += 1
+        if loss.is_cpu:
+            value = loss.item()
+            if not math.isfinite(value):
+                self._late.wait()  # it may have begun in a step that is not heard of yet
+                return False
+            self._moved = abs(value - place.value) > _MOVES * abs(place.value)
+            place.value = value
+            place.series.add(self._recorder.step, value)
+        else:
+            value = math.nan
+            self._waiting.append((place.series, loss.detach()))
+        self._cursor = cursor + 1
         self._built.append(value)
-        series.add(self._recorder.step, value)
-        self._recorder.tick("backward")
+        self._tick("backward")
         return True
 
-    def gradients(self, optimizer: Optimizer, index: int) -> bool:
+    def _outputs_fine(self, outputs: LayerOutputs) -> bool:
+        self._waiting += outputs.there
+        outputs.there = []
+        return outputs.bad is None
+
+    def before(self, optimizer: Optimizer) -> bool:
         """An optimizer is about to step: whether that is what the pattern says, and every gradient is finite."""
-        event = self._events[self._cursor]
+        cursor = self._cursor
+        event = self._events[cursor]
         if event[0] != "step" or event[1] != id(optimizer):
             return False
-        if self._changes.rates(optimizer, index, self._recorder.step):
+        groups, step = optimizer.param_groups, self._recorder.step
+        place = self._places[cursor]
+        if place is None or place.groups != len(groups):
+            place = self._places[cursor] = self._stepping(optimizer)
+        if self._changes.rates(optimizer, place.index, step) or not self._gradients_fine(place, groups, step):
             return False
-        groups = optimizer.param_groups
-        held = [gradient for group in groups for p in group["params"] if (gradient := p.grad) is not None]
-        if held:
-            try:
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(held))).item()
-            except RuntimeError:  # sparse ones, several devices or dtypes
-                return False
-            if not math.isfinite(norm):
-                return False
-            self._recorder.scalar(self._label("gradient norm", index, 0), self._recorder.step, norm)
-        self._cursor += 1
-        for number in range(min(4, len(groups))):
-            rate = groups[number].get("lr", math.nan)
-            self._recorder.scalar(self._label("lr", index, number), self._recorder.step, float(rate))
+        for group, series in zip(groups, place.rates, strict=False):
+            series.add(step, float(group.get("lr", math.nan)))
+        self._cursor = cursor + 1
+        self._observer.stepping = True
         return True
 
-    @property
-    def over(self) -> bool:
-        """Whether all of the pattern's calls were made."""
-        return bool(self._events[self._cursor][0] == "end")
+    def _gradients_fine(self, place: _Place, groups: tripwire.Groups, step: int) -> bool:
+        """Look at all gradients at once. On another device that look is taken, and what it saw is read in a later step."""
+        try:
+            if not place.on_cpu:
+                if (there := tripwire.device_norm(groups)) is not None:
+                    self._waiting.append((self._norms(place), there))
+            elif step >= LATER and step % _NORMS and not self._moved:
+                return math.isfinite(tripwire.total(groups))
+            elif (norm := tripwire.norm(groups)) is not None:
+                if not math.isfinite(norm):
+                    return False
+                self._norms(place).add(step, norm)
+        except RuntimeError:  # sparse ones, several devices
+            return False
+        if self._waiting:
+            self._late.put(step, self._waiting)
+            self._waiting = []
+        return True
 
-    def _cuda(self) -> list[Tensor] | None:
-        return torch.cuda.get_rng_state_all() if torch.cuda._initialized else None
+    def _norms(self, place: _Place) -> SeriesRecorder:
+        if place.series is None:
+            place.series = self._recorder.scalar_series(_named("gradient norm", place.index))
+        return place.series
 
-    def _label(self, name: str, index: int, number: int) -> str:
-        if name == "gradient norm":
-            return name if index == 0 else f"{name} ({index})"
-        known = self._labels.get((index, number))
-        if known is None:
-            known = self._labels[index, number] = name if index == number == 0 else f"{name} ({index}.{number})"
-        return known
+    def after(self, optimizer: Optimizer) -> bool:
+        """An optimizer stepped. The last one ends the step."""
+        observer, place = self._observer, self._places[self._cursor - 1]
+        if place is None or self.optimizers is None or not observer.stepping:
+            return False
+        observer.stepping = False
+        self.optimizers.count(place.index, observer.step)
+        self._tick("step")
+        if observer.watch_weights and not norms.finite_weights(optimizer):
+            observer.trip([], "optimizer")
+        if self._events[self._cursor][0] == "end":
+            observer.end_plain_step()
+        return True
+
+    def _tick(self, kind: str) -> None:
+        if self._ticking:
+            self._recorder.tick(kind)
+        else:
+            self._recorder.counts[kind] += 1
+
+    def _stepping(self, optimizer: Optimizer) -> _Place:
+        index = 0 if self.optimizers is None else self.optimizers.index_of(optimizer)
+        groups = len(optimizer.param_groups)
+        rates = [self._recorder.scalar_series(_named("lr", index, number)) for number in range(min(_RATES, groups))]
+        on_cpu = all(parameter.is_cpu for group in optimizer.param_groups for parameter in group["params"])
+        return _Place(None, index=index, groups=groups, rates=tuple(rates), on_cpu=on_cpu)
+
+    # --- putting a step together -------------------------------------------------------------------------------------
+
+    def given(self, key: int | str) -> list[Call]:
+        """The calls of a module or function in the running step, those of its plain part included."""
+        passed = [
+            Call(args, kwargs, None if state is None else Context(True, None, state, cuda), [])
+            for at, args, kwargs, state, cuda in self._passed
+            if at == key
+        ]
+        return passed + super().given(key)
+
+
+def _named(name: str, index: int, number: int = 0) -> str:
+    """The name of an optimizer's series."""
+    if name == "gradient norm":
+        return name if index == 0 else f"{name} ({index})"
+    return name if index == number == 0 else f"{name} ({index}.{number})"

@@ -12,7 +12,7 @@ import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -26,13 +26,14 @@ from netdoctor.capture import statistics
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.patching import Patches
 from netdoctor.capture.recorder import Schedule
+from netdoctor.capture.sharded import Shards
 from netdoctor.capture.source import user_line
 from netdoctor.errors import CannotReplayError
 
 LIMIT = timedelta(seconds=10)  # how long a rank may keep the others waiting: when they meet, and when they part
 _MOST_PLACES = 256  # numbers per comparison; a model of more parameters is compared in groups of neighbours
 _MOST_RANKS = 64  # whose losses are kept one by one
-_MOST_UNDER_WAY = 16
+_MOST_UNDER_WAY = 32  # two for each comparison of a sharded model
 _HEAD = 2  # step, loss
 _COLLECTIVES = ("c10d::", "_c10d_functional::", "c10d_functional::", "_c10d_functional_autograd::")
 
@@ -46,7 +47,9 @@ class Ranks:
         self._schedule = Schedule()
         self._models: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self._group: Any = None
-        self._running: deque[tuple[Any, list[Tensor], list[str]]] = deque()  # comparisons under way, oldest first
+        self._running: deque[tuple[Any, list[Tensor], Callable[[Tensor], None]]] = deque()  # under way, oldest first
+        self._shards = Shards(observer)
+        self._store: Any = None
         self._calls = 0  # of the wrapped models, in training
         self.rank, self.size = _by_environment()
 
@@ -71,7 +74,8 @@ class Ranks:
         """Hear what is still under way, within the limit, and leave."""
         self._patches.remove()
         self._contained(self._hear, LIMIT)
-        self._group = None
+        self._contained(self._shards.say)
+        self._group = self._store = None
 
     def _contained(self, work: Any, *args: Any) -> None:
         self._observer.suspended += 1
@@ -99,12 +103,14 @@ class Ranks:
         try:
             store.wait([f"here {rank}" for rank in range(self.size)], LIMIT)
             self._group = dist.ProcessGroupGloo(store, self.rank, self.size, LIMIT)
+            self._store = store
         except RuntimeError:
             self._lose("not every process runs under netdoctor")
 
     def _lose(self, why: str) -> None:
         self._group = None
         self._running.clear()
+        self._shards.lost(why)
         self._observer.blind_spots.setdefault(
             "ranks", f"the {self.size} processes were not compared any further: {why}"
         )
@@ -147,18 +153,26 @@ class Ranks:
         mine = torch.tensor(
             [float(step), sum(losses) / len(losses) if losses else math.nan, *prints], dtype=torch.float64
         )
+        self._send(mine, lambda rows: self._compare(rows, names))
+        shards, contained = self._shards, self._observer.containment
+        contained.run("sharded weights", shards.agree, self._store, self.rank, self.size, step, LIMIT)
+        measured = shards.message(step)
+        if measured is not None:
+            self._send(measured, lambda rows: shards.hear(step, rows))
+
+    def _send(self, mine: Tensor, hear: Callable[[Tensor], None]) -> None:
         theirs = [torch.empty_like(mine) for _ in range(self.size)]
-        self._running.append((self._group.allgather([theirs], [mine]), theirs, names))
+        self._running.append((self._group.allgather([theirs], [mine]), theirs, hear))
 
     def _hear(self, limit: timedelta | None = None) -> None:
         """Take in the comparisons that all have answered; wait for the others only where a limit is given."""
         while self._running and (limit is not None or self._running[0][0].is_completed()):
-            work, theirs, names = self._running.popleft()
+            work, theirs, hear = self._running.popleft()
             try:
                 work.wait(limit or LIMIT)
             except RuntimeError:
                 return self._lose("one of them did not answer")
-            self._compare(torch.stack(theirs), names)
+            hear(torch.stack(theirs))
         return None
 
     def _fingerprints(self) -> tuple[list[str], list[float]]:

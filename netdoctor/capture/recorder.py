@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -47,15 +49,19 @@ class SeriesRecorder:
         self._sums: list[float] = []
         self._counts: list[int] = []
         self._stride = 1
+        self._at = -1  # the newest step
 
     def add(self, step: int, value: float) -> None:
         """Add a value; several values of one step are averaged."""
-        if self._steps and self._steps[-1] == step:
+        if step == self._at:
             self._sums[-1] += value
             self._counts[-1] += 1
             return
-        if step % self._stride and (np.isfinite(value) or not np.isfinite(self.last)):  # where values turn bad is kept
+        if step % self._stride and (
+            math.isfinite(value) or not math.isfinite(self.last)
+        ):  # where values turn bad is kept
             return
+        self._at = step
         self._steps.append(step)
         self._sums.append(value)
         self._counts.append(1)
@@ -64,6 +70,7 @@ class SeriesRecorder:
             kept = [i for i, s in enumerate(self._steps) if s % self._stride == 0]
             self._steps, self._sums = [self._steps[i] for i in kept], [self._sums[i] for i in kept]
             self._counts = [self._counts[i] for i in kept]
+            self._at = self._steps[-1]
 
     @property
     def last(self) -> float:
@@ -106,7 +113,7 @@ class Recorder:
         """Keep a number (0-dim) or a vector (one entry per unit) of the running step."""
         self.put_in(self.rows(site, stat), value)
 
-    def put_in(self, rows: ValueRows, value: Tensor | float) -> None:
+    def put_in(self, rows: ValueRows, value: Tensor | NDArray[np.float64] | float) -> None:
         """The same, for a caller that holds the rows. The first of several calls in a step stands for all."""
         if rows and rows[-1][0] == self.step:
             return
@@ -126,16 +133,20 @@ class Recorder:
         if rows and rows[-1][0] == self.step:
             return
         if values.device.type == "cpu":
-            if self.step >= FIRST_STEPS and values.dtype is torch.float32:
+            if self.brief(values):
                 rows.append((self.step, statistics.brief_moments(values, mean)))
                 return
             rows.append((self.step, Moments(values.numel(), *statistics.quick_moments(values))))
         else:
             self._raw.append((rows, values.numel(), statistics.raw_moments(values)))
 
+    def brief(self, values: Tensor) -> bool:
+        """Whether of these values only what the checks ask for after the first steps is measured, by the cheapest kernels."""
+        return self.step >= FIRST_STEPS and values.dtype is torch.float32 and values.is_cpu
+
     def put_scales(self, found: list[tuple[MomentRows, Tensor]]) -> None:
         """The same for many tensors of which only the root mean square matters after the first steps: in one fused pass."""
-        brief = self.step >= FIRST_STEPS and all(t.device.type == "cpu" and t.dtype is torch.float32 for _, t in found)
+        brief = all(self.brief(tensor) for _, tensor in found)
         if not brief:
             for rows, values in found:
                 self.put_moments_in(rows, values)
@@ -169,6 +180,10 @@ class Recorder:
         if count <= _ALWAYS_KEPT or len(self.events) < MAX_EVENTS:
             self.events.append(Event(self.step, kind))
 
+    def full(self, kinds: Iterable[str]) -> bool:
+        """Whether events of these kinds are only counted from now on."""
+        return len(self.events) >= MAX_EVENTS and all(self.counts.get(kind, 0) > _ALWAYS_KEPT for kind in kinds)
+
     def keeps(self, kind: str) -> bool:
         """Whether the next event of this kind will be kept with its details, which cost something to find."""
         return len(self.events) < MAX_EVENTS or self.counts.get(kind, 0) < _ALWAYS_KEPT
@@ -179,7 +194,11 @@ class Recorder:
 
     def scalar(self, name: str, step: int, value: float) -> None:
         """A scalar of the training: lr, gradient norm, ..."""
-        (self.scalars.get(name) or self.scalars.setdefault(name, SeriesRecorder())).add(step, value)
+        (self.scalars.get(name) or self.scalar_series(name)).add(step, value)
+
+    def scalar_series(self, name: str) -> SeriesRecorder:
+        """Where the values of a scalar are kept: to be held by whoever has one in every step."""
+        return self.scalars.setdefault(name, SeriesRecorder())
 
     def write(self, recording: Recording) -> None:
         """Put everything into a recording."""

@@ -15,17 +15,23 @@ if TYPE_CHECKING:
     from netdoctor.capture.observer import Observer
 
 
-def _report(observer: Observer, name: str, args: Any, kwargs: Any) -> None:
-    if threading.get_ident() == observer.thread:
-        observer.containment.run("known function", known_function, observer, name, args, kwargs)
-
-
 def reporting(watching: weakref.ref[Observer], name: str, original: Any) -> Any:
+    """What takes the place of a function: it tells the pattern, then does what it always did."""
+    is_compiling, get_ident = torch.compiler.is_compiling, threading.get_ident
+
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        observer = None if torch.compiler.is_compiling() else watching()
-        if observer is not None and not observer.stack and not observer.suspended:
-            _report(observer, name, args, kwargs)
+        observer = None if is_compiling() else watching()
+        if observer is None or observer.stack or observer.suspended or get_ident() != observer.thread:
+            return original(*args, **kwargs)
+        light = observer.light
+        if light is None or not light.on:
+            observer.containment.run("known function", known_function, observer, name, args, kwargs)
+            return original(*args, **kwargs)
+        try:
+            light.function(name, args, kwargs)
+        except Exception as error:
+            light.failed("known function", error)
         return original(*args, **kwargs)
 
     return wrapper

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from netdoctor.recording import Stat
@@ -129,6 +131,56 @@ def brief_moments(values: Tensor, mean: bool) -> Moments:
     return Moments(flat.numel(), *quick_moments(flat))
 
 
+class Batch(NamedTuple):
+    """What two kernels tell of a batch of outputs: moments without extremes, each entry's sum over the batch (the shape of one
+    sample), and the root mean square over entries of each entry's standard deviation over the batch."""
+
+    moments: Moments
+    sums: Tensor
+    spread: float
+
+
+_CANCELS = (
+    1e-2  # of the squares: a smaller variance over the batch would come out of float32 sums with less than four digits
+)
+
+
+def brief_batch(values: Tensor) -> Batch | None:
+    """The same from a float32 tensor on the CPU with at least two samples along dimension 0. None where its squares vanish or
+    overflow, or where its samples are so alike that their spread would be lost in rounding."""
+    samples, flat = values.shape[0], values.reshape(-1)
+    squares = torch.dot(flat, flat).item()
+    if not _NORMAL_SQUARES[0] < squares < _NORMAL_SQUARES[1]:
+        return None
+    sums = values.sum(0)
+    flat = sums.reshape(-1)
+    apart = squares - torch.dot(flat, flat).item() / samples
+    if not apart > _CANCELS * squares:
+        return None
+    moments = Moments(values.numel(), flat.sum().item(), squares, 0.0, 0.0, 1.0, 2)
+    return Batch(moments, sums, math.sqrt(apart / values.numel()))
+
+
+class Rows(NamedTuple):
+    """What one kernel tells of a weight's gradient: its moments without sum and extremes, and which rows (units) have one: 1 for
+    each that is exactly zero. Shape (units,)."""
+
+    moments: Moments
+    idle: NDArray[np.float64]
+
+
+def brief_rows(gradient: Tensor) -> Rows | None:
+    """The same from a float32 tensor on the CPU with at least two dimensions; None where its squares vanish or overflow."""
+    norms = torch.linalg.vector_norm(gradient.reshape(gradient.shape[0], -1), dim=1).numpy().astype(np.float64)
+    squares = float(np.dot(norms, norms))
+    if not _NORMAL_SQUARES[0] < squares < _NORMAL_SQUARES[1]:
+        return None
+    idle = (norms[:MAX_UNITS] == 0).astype(np.float64)
+    if idle.any():  # or its squares vanished
+        idle = rows_without_gradient(gradient).numpy().astype(np.float64)
+    return Rows(Moments(gradient.numel(), 0.0, squares, 0.0, 0.0, 1.0, 1), idle)
+
+
 def scales(tensors: list[Tensor]) -> list[Moments]:
     """The moments of many float tensors on the CPU without sums and extremes, in one fused pass."""
     found = []
@@ -175,6 +227,17 @@ def batch_spread(values: Tensor) -> Tensor | float | None:
 def per_unit(values: Tensor, unit_dim: int) -> Tensor:
     """The values as (units, everything else), at most `MAX_UNITS` rows."""
     return values.movedim(unit_dim, 0).reshape(values.shape[unit_dim], -1)[:MAX_UNITS]
+
+
+def sums_active(sums: Tensor, unit_dim: int) -> NDArray[np.float64]:
+    """The same from the sums over the batch of values none of which is negative: they are zero where all of them are.
+
+    `unit_dim` is that of the values, which have one dimension more than their sums.
+    """
+    units = (unit_dim % (sums.dim() + 1)) - 1
+    dims = [dim for dim in range(sums.dim()) if dim != units]
+    active: NDArray[np.float64] = ((sums.amax(dims) if dims else sums)[:MAX_UNITS] != 0).numpy().astype(np.float64)
+    return active
 
 
 def units_active(values: Tensor, unit_dim: int, rectified: bool = False) -> Tensor:
@@ -241,9 +304,9 @@ def _distinct(rows: Tensor) -> Tensor:
     return (gaps.sum() + 1).to(torch.float64) / rows.shape[0]
 
 
-def sample_stride(parameter: Tensor) -> int:
-    """The stride that leaves about 1024 entries of a parameter and meets each of its columns."""
-    stride = max(1, parameter.numel() // _SAMPLED)
+def sample_stride(parameter: Tensor, sampled: int = _SAMPLED) -> int:
+    """The stride that leaves about `sampled` entries of a parameter and meets each of its columns."""
+    stride = max(1, parameter.numel() // sampled)
     while (
         math.gcd(stride, math.prod(parameter.shape[1:])) > 1
     ):  # else a few columns are seen, say an image's empty border
@@ -256,11 +319,3 @@ def strided(parameter: Tensor, stride: int) -> Tensor:
     values = local(parameter).detach()
     values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
     return values.reshape(-1)[::stride]
-
-
-def gradient_norm(gradients: list[Tensor]) -> float:
-    """The 2-norm over all gradients, in one fused pass per device and one read-back. NaN and Inf show in it."""
-    norms = list(torch._foreach_norm(gradients))
-    if len({norm.device for norm in norms}) > 1:
-        norms = [norm.cpu() for norm in norms]
-    return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))

@@ -6,6 +6,7 @@ import functools
 import importlib
 import sys
 import threading
+import warnings
 import weakref
 from typing import Any
 
@@ -17,15 +18,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from netdoctor.capture import clipping, unseen
-from netdoctor.capture.calls import call_known, call_layer, call_plain
+from netdoctor.capture.calls import call_known, call_layer
 from netdoctor.capture.checkpoints import Checkpoints
 from netdoctor.capture.customs import watched_apply
 from netdoctor.capture.observer import Observer
-from netdoctor.capture.patching import FUNCTIONS, Patches
+from netdoctor.capture.patching import FUNCTIONS, Patches, announced
 from netdoctor.capture.pattern import call_site
 from netdoctor.capture.reporting import reporting
 from netdoctor.capture.source import user_line
 from netdoctor.capture.training import TrainingTaps
+from netdoctor.capture.warned import users_warnings
 
 
 class Taps:
@@ -67,12 +69,13 @@ class Taps:
         wrap(torch.amp.GradScaler, "scale", self._scale)
         wrap(torch.amp.GradScaler, "step", self._scaler_step)
         wrap(torch, "compile", self._unseen("compiled function"))
+        wrap(warnings, "showwarning", users_warnings)
         wrap(sys.modules["torch.multiprocessing.spawn"], "start_processes", self._unseen("spawned"))
         hook = nn.modules.module.register_module_module_registration_hook
         self._handles = [
             hook(self._safely("module registration", self._observer.names.registered)),
-            register_optimizer_step_pre_hook(self._short("before_step")),
-            register_optimizer_step_post_hook(self._short("after_step")),
+            register_optimizer_step_pre_hook(self._before_step()),
+            register_optimizer_step_post_hook(self._after_step()),
         ]
         self._observer.containment.run("first step", self._observer.begin_step)
 
@@ -103,19 +106,36 @@ class Taps:
 
         return run
 
-    def _short(self, name: str) -> Any:
-        """The hook on optimizer steps of that name, which goes the short way in a plain step."""
-        observer, contained, get_ident = self._observer, self._observer.containment.run, threading.get_ident
-        plain, whole = getattr(self.training, f"plain_{name}"), getattr(self.training, name)
-        safely = self._safely(name, lambda optimizer: unseen.but_meta(observer, optimizer, whole))
+    def _before_step(self) -> Any:
+        """The hook on optimizer steps that are about to be made; in a plain step it goes the short way."""
+        observer, get_ident = self._observer, threading.get_ident
+        safely = self._safely("before_step", lambda o: unseen.but_meta(observer, o, self.training.before_step))
 
         def hook(optimizer: Optimizer, *_: Any) -> None:
             light = observer.light
-            short = light is not None and light.on and not observer.suspended and get_ident() == observer.thread
-            if not short or not contained(name, plain, optimizer):
-                safely(optimizer)
-            elif observer.pending is not None:
-                self._raise_pending()
+            if light is not None and light.on and not observer.suspended and get_ident() == observer.thread:
+                try:
+                    if light.before(optimizer):
+                        return
+                except Exception as error:
+                    light.failed("before_step", error)
+            safely(optimizer)
+
+        return hook
+
+    def _after_step(self) -> Any:
+        """The hook on optimizer steps that were made."""
+        observer, get_ident = self._observer, threading.get_ident
+        safely = self._safely("after_step", lambda o: unseen.but_meta(observer, o, self.training.after_step))
+
+        def hook(optimizer: Optimizer, *_: Any) -> None:
+            light, known = observer.light, False
+            if light is not None and light.on and not observer.suspended and get_ident() == observer.thread:
+                try:
+                    known = light.after(optimizer)
+                except Exception as error:
+                    light.failed("after_step", error)
+            return self._raise_pending() if known else safely(optimizer)
 
         return hook
 
@@ -127,22 +147,43 @@ class Taps:
     def _module_call(self, original: Any) -> Any:
         observer, get_ident, is_compiling = self._observer, threading.get_ident, torch.compiler.is_compiling
         transforming = torch._C._functorch.peek_interpreter_stack  # inside of torch.func
-        contained = observer.containment.run
+        outputs, mode, tracing = (
+            observer.outputs,
+            observer.mode,
+            torch.compiler.is_dynamo_compiling,
+        )  # which is the cheaper one to ask
 
         @functools.wraps(original)
         def __call__(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or observer.passing or (observer.stack and not observer.detailed):
-                return original(module, *args, **kwargs)
+            if tracing() or observer.passing or (observer.stack and not observer.detailed) or is_compiling():
+                if outputs is None or is_compiling() or observer.suspended or observer.in_backward:
+                    return original(module, *args, **kwargs)
+                result = original(module, *args, **kwargs)
+                outputs.see(module, result)
+                return result
             if observer.suspended or observer.in_backward:
                 return original(module, *args, **kwargs)
             if get_ident() != observer.thread or transforming() is not None:
                 unseen.say(observer, "thread" if get_ident() != observer.thread else "transform")
                 return original(module, *args, **kwargs)
             light = observer.light
+            if light is not None and light.on:
+                try:
+                    known = light.enter(module, args, kwargs)
+                except Exception as error:
+                    known = light.failed("plain call", error)
+                if known:  # nothing inside of it is looked at; the stack tells that we are inside
+                    observer.stack.append(module)
+                    observer.passing, observer.evaluating = True, False
+                    if mode.on:  # an evaluation was watched
+                        mode.leave()
+                    try:
+                        return original(module, *args, **kwargs)
+                    finally:
+                        observer.passing = False
+                        observer.stack.clear()
             if light is not None and observer.stack:
                 return call_layer(observer, original, module, args, kwargs)
-            if light is not None and light.on and contained("plain call", light.enter, module, args, kwargs):
-                return call_plain(observer, original, module, args, kwargs)
             if light is not None and observer.ours("known call", light.entering, module, args, kwargs):
                 return call_known(observer, original, module, args, kwargs)
             return observer.call_module(original, module, args, kwargs)
@@ -170,13 +211,13 @@ class Taps:
 
     def _unseen(self, kind: str) -> Any:
         note = self._safely("blind spot", lambda: unseen.say(self._observer, kind))
-        return lambda original: _announced(original, note)
+        return lambda original: announced(original, note)
 
     def _noting(self, kind: str) -> Any:
         observer = self._observer
         note = self._safely(kind, lambda: observer.recorder.count(kind, observer.step, source=user_line()))
 
-        return lambda original: _announced(original, note)
+        return lambda original: announced(original, note)
 
     def _mode_change(self, original: Any) -> Any:
         observed = self._safely("mode change", self.training.mode_changed)
@@ -231,23 +272,24 @@ class Taps:
         ) -> Any:
             retain = bool(retain_graph or create_graph)
             light = None if torch.compiler.is_compiling() else observer.light
-            if light is not None and light.on and gradient is None and inputs is None and not retain:
-                free = not observer.in_backward and not observer.suspended and get_ident() == observer.thread
-                if free and contained("plain backward", light.backward, self, sys._getframe(1)):
-                    return plain(self)
+            plain = light is not None and light.on and gradient is None and inputs is None and not retain
+            free = not observer.in_backward and not observer.suspended and get_ident() == observer.thread
+            if light is not None and plain and free:
+                try:
+                    known = light.backward(self, sys._getframe(1))
+                except Exception as error:
+                    known = light.failed("plain backward", error)
+                if known:
+                    observer.in_backward = True
+                    try:
+                        return original(self)
+                    finally:
+                        observer.in_backward = False
             return taps.run_backward(
                 [self], (gradient,), retain, lambda: original(self, gradient, retain_graph, create_graph, inputs)
             )
 
-        def plain(loss: Tensor) -> None:
-            observer.in_backward = True
-            try:
-                original(loss)
-            finally:
-                observer.in_backward = False
-
         taps, observer, get_ident = self, self._observer, threading.get_ident
-        contained = observer.containment.run
         return backward
 
     def _autograd_backward(self, original: Any) -> Any:
@@ -307,8 +349,13 @@ class Taps:
 
         @functools.wraps(original)
         def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
-            light = observer.light
-            if light is None or not light.on or not observer.containment.run("plain zero_grad", light.zero, self):
+            light, known = observer.light, False
+            if light is not None and light.on:
+                try:
+                    known = light.zero(self)
+                except Exception as error:
+                    light.failed("plain zero_grad", error)
+            if not known:
                 note(self)
             if not observer.mode.on:
                 return original(self, *args, **kwargs)
@@ -343,12 +390,3 @@ class Taps:
             return scaled
 
         return scale
-
-
-def _announced(original: Any, note: Any) -> Any:
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        note()
-        return original(*args, **kwargs)
-
-    return wrapper

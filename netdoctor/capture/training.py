@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from netdoctor.capture import norms, statistics, unseen
 from netdoctor.capture.containment import Containment
+from netdoctor.capture.histograms import HistogramRecorder
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.parameters import ParameterRecorder
@@ -20,7 +21,6 @@ from netdoctor.capture.recorder import SeriesRecorder
 from netdoctor.capture.renewal import Renewal
 from netdoctor.capture.retention import Retention
 from netdoctor.capture.source import source_line, user_line, user_position
-from netdoctor.capture.statistics import gradient_norm
 from netdoctor.capture.step import Action, Iteration
 from netdoctor.capture.stepped import StepWatch
 from netdoctor.recording import MAX_SKIPS, SourceLine
@@ -37,7 +37,7 @@ class TrainingTaps:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self.optimizers = Optimizers(observer.names)
+        self.optimizers = observer.pattern.optimizers = Optimizers(observer.names)
         self._stepped: set[int] = set()  # optimizers that stepped since this step began
         self._expected: set[int] | None = None  # those that stepped in the one before
         self._backwards = 0  # since the last optimizer step
@@ -48,8 +48,8 @@ class TrainingTaps:
         self.schedulers = 0  # how many were built
         self._by_itself = False  # the loop updates its weights without a torch optimizer, or not at all
         self._at = 0  # the step that `_backwards` counts in
-        self._stepping = False  # an optimizer is stepping, and may be evaluating its closure
         self._parameters = ParameterRecorder(observer.recorder, observer.names)
+        self.histograms = HistogramRecorder(observer.names)
         self._stepped_on = StepWatch(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._retention = Retention(observer.recorder)
@@ -73,8 +73,8 @@ class TrainingTaps:
         position, label, source = self._positions[site]
         value = losses[0].item()
         self._retention.see(losses, observer.step, observer.detailed, position)
-        captured = None
-        if observer.program.capturing or not math.isfinite(value):
+        captured, outputs = None, observer.outputs
+        if observer.program.capturing or not math.isfinite(value) or (outputs is not None and outputs.bad is not None):
             captured = light.build(value)
         else:
             light.postpone(value)
@@ -85,6 +85,8 @@ class TrainingTaps:
         if not math.isfinite(value):
             observer.trip([captured] if captured is not None else [], "forward")
             self._renewal.begin(observer.program.current.backwards)
+        elif outputs is not None:
+            outputs.judge([captured] if captured is not None else [])
         self._backwards += 1
         return True
 
@@ -94,6 +96,8 @@ class TrainingTaps:
         self._zeroed = bool(seen) and seen[-1][0] == "zero"
         kinds = [event[0] for event in seen]
         last = len(kinds) - 1 - kinds[::-1].index("step") if "step" in kinds else -1
+        stepped = {event[1] for event in seen if event[0] == "step"}
+        self._stepped = {self.optimizers.index_of(o) for o in list(self.optimizers.alive) if id(o) in stepped}
         self._backwards = kinds[last + 1 :].count("backward")
 
     def before_backward(self, losses: list[Tensor], seeds: Any, retain: bool, site: Event) -> None:
@@ -102,7 +106,8 @@ class TrainingTaps:
         if len(observer.tape):
             observer.over = False  # another loss of the same pass
         observer.settle()
-        observer.facts.update({"closure": True} if self._stepping else {})  # evaluated as often as the optimizer likes
+        if observer.stepping:  # a closure, which the optimizer evaluates as often as it likes
+            observer.facts["closure"] = True
         if observer.step != self._at:
             self._at, self._backwards = observer.step, 0
         position = user_position()
@@ -133,6 +138,8 @@ class TrainingTaps:
         self._keep_graph(true_losses[0] if true_losses else None)
         if not math.isfinite(value):
             observer.trip([captured] if captured is not None else [], "forward")
+        elif observer.outputs is not None:
+            observer.outputs.judge([captured] if captured is not None else [])
         if captured is not None:
             self._renewal.loss(captured, math.isfinite(value), self._backwards)
         observer.mode.leave()
@@ -214,11 +221,13 @@ class TrainingTaps:
         """A backward call is done."""
         self._zeroed = self._lost = False
         waiting = self.optimizers.alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
-        stepping = any(self.optimizers.steps) or self._stepping
+        stepping = any(self.optimizers.steps) or self._observer.stepping
         alone = not stepping and (self._by_itself or not waiting)
         if alone and not self._by_itself:  # an optimizer that never steps may be gone when the run ends
             self.register_all(self._observer.containment)
         self._by_itself = self._observer.over = alone
+
+    # --- schedules ---------------------------------------------------------------------------------------------------
 
     def scheduler_made(self) -> None:
         """A learning-rate scheduler was built."""
@@ -243,7 +252,11 @@ class TrainingTaps:
         if not known or observer.program.capturing:
             observer.program.current.actions.append(Action("zero", parameters=tuple(held)))
         lost = (
-            not known and self._backwards > 0 and not self._stepped and not self._stepping and self._gradients_alive()
+            not known
+            and self._backwards > 0
+            and not self._stepped
+            and not observer.stepping
+            and self._gradients_alive()
         )
         source = user_line() if observer.recorder.keeps("zero_grad") else None
         observer.recorder.count("zero_grad", observer.step, detail="before step" if lost else "", source=source)
@@ -286,34 +299,10 @@ class TrainingTaps:
         for optimizer in list(self.optimizers.alive):
             containment.run("optimizer names", self.optimizers.register, optimizer)
 
-    def plain_before_step(self, optimizer: Optimizer) -> bool:
-        """The short way through `before_step`; False when something is not as expected."""
-        light = self._observer.light
-        if light is None or not light.gradients(optimizer, self.optimizers.index_of(optimizer)):
-            return False
-        self._stepping = True
-        return True
-
-    def plain_after_step(self, optimizer: Optimizer) -> bool:
-        """The short way through `after_step`."""
-        light = self._observer.light
-        if light is None or not self._stepping:
-            return False
-        index = self.optimizers.index_of(optimizer)
-        self._stepping = False
-        self.optimizers.count(index, self._observer.step)
-        self._observer.recorder.tick("step")
-        self._stepped.add(index)
-        norms.look_at_weights(self._observer, optimizer)
-        if light.over:
-            self._stepped.clear()
-            self._observer.end_plain_step()
-        return True
-
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step: the last look at gradients while the weights are untouched."""
         observer = self._observer
-        self._stepping, observer.over = True, False
+        observer.stepping, observer.over = True, False
         index = self.optimizers.index_of(optimizer)
         observer.mode.leave()
         if index in self._stepped:
@@ -331,17 +320,18 @@ class TrainingTaps:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         gradients = unseen.local_parts(observer, gradients)
+        norm = self._parameters.gradients(parameters) if observer.detailed else None
         if gradients:
-            norm = gradient_norm(gradients)
+            norm = norms.gradient_norm(gradients) if norm is None else norm
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
             if not math.isfinite(norm) and (self._backwards or light is not None):
                 backwards = observer.program.current.backwards if light is None else light.backwards()
                 observer.trip(backwards, "backward")
                 _ = self._stepped or self._renewal.begin(backwards)
         if observer.detailed:
-            self._parameters.gradients(parameters)
             self._parameters.weights(parameters)
             self._stepped_on.before(parameters)
+            self._observer.containment.run("histograms", self.histograms.see, parameters, observer.step)
         for number, group in enumerate(optimizer.param_groups[:4]):
             label = "lr" if index == number == 0 else f"lr ({index}.{number})"
             observer.recorder.scalar(label, observer.step, float(group.get("lr", math.nan)))
@@ -349,12 +339,13 @@ class TrainingTaps:
     def after_step(self, optimizer: Optimizer) -> None:
         """An optimizer stepped."""
         observer = self._observer
-        self._stepping = False
+        observer.stepping = False
         index = self.optimizers.index_of(optimizer)
         self.optimizers.count(index, self._observer.step)
         self._parameters.updates()
         self._stepped_on.after()
-        norms.look_at_weights(observer, optimizer)
+        if observer.watch_weights and not norms.finite_weights(optimizer):
+            observer.trip([], "optimizer")
         if observer.light is None or observer.program.capturing:
             lrs = tuple(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
             moved = tuple({k: group[k] for k in _SCHEDULED if k in group} for group in optimizer.param_groups)
@@ -373,7 +364,8 @@ class TrainingTaps:
         self._observer.end_step()
 
     def skipped(self) -> None:
-        """The loss scaler left out an optimizer step: the pass counts for nothing, unless it does so whatever the scale."""
+        """The loss scaler left out an optimizer step, because a scaled gradient overflowed: the pass counts for nothing, unless it
+        does so again and again, whatever the scale."""
         observer = self._observer
         observer.pattern.spoil()
         self._skips += 1
@@ -387,7 +379,8 @@ class TrainingTaps:
         self._backwards = 0
 
     def release(self) -> None:
-        """Let go of all parameters."""
+        """Take a last look at the weights, and let go of all parameters."""
+        self._observer.containment.run("histograms", self.histograms.finish, self._observer.step)
         self._parameters.release()
 
     @property

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from netdoctor.capture.step import Iteration, Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tree import tensors
 from netdoctor.checks.signal.profile import CEILING, FLOOR, Profile
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.initialisation import WEIGHT_LAYERS, match_initialisation
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm
@@ -93,7 +94,7 @@ def _arm(arm: str, step: TrainingStep, budget: Budget, edit: Callable[[Sandbox],
             edit(run)
             done = run.run(step.iterations, STEPS, budget)
     except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault
-        return Arm(arm, np.empty(0), failure=f"{error}"[:200] or type(error).__name__)
+        return Arm(arm, np.empty(0), failure=why_it_failed(error))
     facts: dict[str, float | str | bool] = {"finite": finite, "ended": done.ended}
     return Arm(arm, np.asarray(done.losses), done.seconds, facts, profile)
 

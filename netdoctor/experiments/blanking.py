@@ -12,6 +12,7 @@ from torch import Tensor
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.capture.tape import Constant, Entry, walk
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.learning_rate import STEPS
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.treatments.treatment import Bench, with_constants
@@ -49,7 +50,7 @@ def _arm(name: str, step: TrainingStep, budget: Budget, blank: bool) -> Arm:
                     return Arm(name, np.empty(0), failure="no input of a model varies over the batch")
             run = bench.sandbox.run(bench.iterations, STEPS, budget)
     except Exception as error:  # the user's code failed on the copy: an answer, not a fault
-        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+        return Arm(name, np.empty(0), failure=why_it_failed(error))
     return Arm(name, np.asarray(run.losses), run.seconds, {"ended": run.ended})
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from netdoctor.capture.step import Copies, Iteration, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Constant, walk
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
 from netdoctor.experiments.sandbox import Budget, quiet
 from netdoctor.experiments.tiny_batch import input_rows
@@ -57,7 +58,7 @@ def conflicts(recording: Recording, step: TrainingStep, budget: Budget) -> dict[
                     return {}
                 _note(seen, *pair, first=number == 0)
     except Exception as error:
-        return {NAME: Arm(NAME, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])}
+        return {NAME: Arm(NAME, np.empty(0), failure=why_it_failed(error))}
     return {NAME: Arm(NAME, np.empty(0), time.perf_counter() - began, _facts(seen))}
 
 

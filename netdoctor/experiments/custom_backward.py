@@ -16,6 +16,7 @@ from netdoctor.capture.patching import Patches
 from netdoctor.capture.source import user_position
 from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tree import substitute, tensors
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.sandbox import Budget, quiet
 from netdoctor.recording import Arm, Recording
 
@@ -73,7 +74,7 @@ def compare(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
                     break
                 arms[PREFIX + name] = _arm(PREFIX + name, call)
     except Exception as error:
-        return {PREFIX: Arm(PREFIX, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])} if arms else {}
+        return {PREFIX: Arm(PREFIX, np.empty(0), failure=why_it_failed(error))} if arms else {}
     return arms
 
 
@@ -127,7 +128,7 @@ def _arm(name: str, call: _Call) -> Arm:
             return Arm(name, np.empty(0), failure=f"{call.cls.__name__} gives something else each time")
         facts.update(_judge(call))
     except Exception as error:  # it asks for another precision, or for a state that is gone
-        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+        return Arm(name, np.empty(0), failure=why_it_failed(error))
     return Arm(name, np.empty(0), time.perf_counter() - began, facts)
 
 

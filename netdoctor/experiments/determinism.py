@@ -20,6 +20,7 @@ from netdoctor.capture.source import user_position
 from netdoctor.capture.step import Copies, Replay, TrainingStep
 from netdoctor.capture.tape import Context, Entry
 from netdoctor.capture.tree import tensors
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.sandbox import Budget, quiet
 from netdoctor.recording import Arm, Recording
 
@@ -45,7 +46,7 @@ def repeat(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str
             second, _ = _run(step, copies, SEEDS[1])
             again, _ = _run(step, copies, SEEDS[0])  # a model that counts its calls differs by itself
     except Exception as error:
-        return {name: Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])}
+        return {name: Arm(name, np.empty(0), failure=why_it_failed(error))}
     share = difference(first, second)
     differs = share > SAME and difference(first, again) <= SAME
     facts: dict[str, float | str | bool] = {"differs": differs, "share": share}

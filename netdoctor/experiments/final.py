@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Entry
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASSES, Term, watched_terms
 from netdoctor.experiments.sandbox import Budget, quiet
 from netdoctor.recording import Arm, Recording
@@ -66,7 +67,7 @@ def _arm(name: str, step: TrainingStep, normed: bool, budget: Budget) -> Arm:
                 losses.append(value)
                 _count(terms, counts)
     except Exception as error:  # the model was taken apart after the training, or cannot be copied
-        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+        return Arm(name, np.empty(0), failure=why_it_failed(error))
     if not losses:
         return Arm(name, np.empty(0), failure="no time was left for it")
     facts: dict[str, float | str | bool] = {"says": f"mean loss {np.mean(losses):.4g} on {len(losses)} batches"}

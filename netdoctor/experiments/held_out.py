@@ -11,6 +11,7 @@ from torch import Tensor
 
 from netdoctor.capture.step import Copies, Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Entry
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm
 
@@ -55,7 +56,7 @@ def _run(name: str, step: TrainingStep, change: Change, rate: float, budget: Bud
                 optimizer.zero_grad()
                 last = sandbox.iterate(train[number % len(train)])
     except Exception as error:
-        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+        return Arm(name, np.empty(0), failure=why_it_failed(error))
     if not losses or not np.isfinite(losses).any():
         return Arm(name, np.empty(0), failure="no time was left for it" if not losses else "its loss is not finite")
     best = float(np.nanmin(losses))

@@ -17,9 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, Leaf, Slot, walk
 from netdoctor.capture.tree import substitute, tensors
-from netdoctor.errors import CannotReplayError, MisuseError
+from netdoctor.errors import CannotReplayError, MisuseError, why_it_failed
 from netdoctor.experiments.loss_terms import watched_terms
 from netdoctor.experiments.passes import ROUNDING, Kept, Pass, Subject, differ, first_difference
+from netdoctor.experiments.replacing import alone, other_future
 from netdoctor.experiments.sandbox import Budget, quiet
 from netdoctor.experiments.tiny_batch import rewrite
 from netdoctor.finding import Location
@@ -80,8 +81,7 @@ def _arm(name: str, ask: Callable[[], Facts]) -> Arm:
 
 
 def _failed(name: str, error: Exception) -> Arm:
-    plain = isinstance(error, MisuseError | CannotReplayError)
-    return Arm(name, np.empty(0), failure=(str(error) if plain else f"{type(error).__name__}: {error}")[:200])
+    return Arm(name, np.empty(0), failure=why_it_failed(error))
 
 
 # --- the call --------------------------------------------------------------------------------------------------------
@@ -195,17 +195,11 @@ def _leak_along(call: _Call, dim: int) -> Facts:
     subject, worst, at = _subject(call), 0.0, Location()
     for kept in (0, size - 1):
         watched = partial(_one, kept=kept, dim=dim, size=size)
-        one, other = _passes(subject, call, partial(_alone, kept=kept, dim=dim, size=size), watched)
+        one, other = _passes(subject, call, partial(alone, kept=kept, dim=dim, size=size), watched)
         share = _largest(one, other, watched)
         if share > worst:
             worst, at = share, first_difference(one, other)
     return _facts(worst, at, dim, size)
-
-
-def _alone(tensor: Tensor, kept: int, dim: int, size: int) -> Tensor:
-    if tensor.dim() <= dim or tensor.shape[dim] != size:
-        return tensor
-    return tensor.narrow(dim, kept, 1).expand_as(tensor).clone()
 
 
 def _one(tensor: Tensor, kept: int, dim: int, size: int) -> Tensor | None:
@@ -279,14 +273,7 @@ def _is_next(given: Tensor, target: Tensor, dim: int) -> bool:
 
 
 def _other_future(tensor: Tensor, last: int, dim: int, only: Tensor) -> Tensor:
-    """The input with all positions after `last` drawn from all positions of the batch."""
-    if tensor is not only:
-        return tensor
-    rows = tensor.movedim(dim, 1).clone()
-    flat = rows.flatten(0, 1)
-    order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(last)).to(flat.device)
-    rows[:, last + 1 :] = flat[order].reshape(rows.shape)[:, last + 1 :]
-    return rows.movedim(1, dim)
+    return other_future(tensor, last, dim) if tensor is only else tensor
 
 
 def _early(tensor: Tensor, last: int, dim: int, length: int) -> Tensor | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.training.update_ratios import medians
-from netdoctor.errors import CannotReplayError
+from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.sandbox import Budget, Run, Sandbox, quiet
 from netdoctor.recording import Arm, Recording
 
@@ -78,7 +78,7 @@ def _arm(step: TrainingStep, name: str, factor: float, budget: Budget, steps: in
     except CannotReplayError as error:
         return Arm(name, np.empty(0), failure=str(error))
     except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault
-        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+        return Arm(name, np.empty(0), failure=why_it_failed(error))
     return _told(name, run, lr)
 
 

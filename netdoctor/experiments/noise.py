@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from netdoctor.capture.step import Iteration, Replay, TrainingStep, refuse_overwritten
-from netdoctor.errors import CannotReplayError
+from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.tiny_batch import batch_size
 from netdoctor.recording import Arm, Recording
@@ -32,7 +32,7 @@ def measure(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
         with quiet():
             facts = _facts(step, budget)
     except Exception as error:  # the user's code failed on the copy: an answer, not a fault
-        text = str(error) if isinstance(error, CannotReplayError) else f"{type(error).__name__}: {error}"
+        text = why_it_failed(error)
         return {NAME: Arm(NAME, np.empty(0), failure=text[:200])}
     return {NAME: Arm(NAME, np.empty(0), time.perf_counter() - began, facts)}
 
@@ -51,6 +51,7 @@ def _facts(step: TrainingStep, budget: Budget) -> dict[str, float | str | bool]:
         raise CannotReplayError(f"{number} batches of one size were captured, {LEAST} are needed")
     scale = noise_scale(squares / number, float((total / number).square().sum()), size, number)
     says = f"the gradient's noise scale is {scale:.3g} samples; a batch holds {size}"
+    says = says if math.isfinite(scale) else "the gradient is noise alone"
     return {"scale": scale, "batch": float(size), "batches": float(number), "says": says}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from netdoctor.capture.step import Copies, Replay, TrainingStep
-from netdoctor.errors import CannotReplayError
+from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.blocking import broadcast, classify, idle
 from netdoctor.experiments.loss_terms import (
     BINARY_LOSSES,
@@ -85,7 +85,7 @@ def overfit(step: TrainingStep, budget: Budget, graph: StepGraph | None = None) 
 
 
 def _failed(name: str, error: Exception) -> Arm:
-    text = str(error) if isinstance(error, CannotReplayError) else f"{type(error).__name__}: {error}"
+    text = why_it_failed(error)
     return Arm(name, np.empty(0), failure=text[:200])
 
 

@@ -12,6 +12,7 @@ from netdoctor.capture.functions import plain
 from netdoctor.capture.step import TrainingStep
 from netdoctor.capture.tape import Entry
 from netdoctor.checks.data.mixing import labelled
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASS_LOSSES, DIFFERENCES
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.treatments.treatment import Bench, with_constants
@@ -71,7 +72,7 @@ def _arm(recording: Recording, step: TrainingStep, name: str, rate: float, seed:
                     return Arm(name, np.empty(0), failure="the targets could not be told from the rest")
             run = bench.sandbox.run(bench.iterations, STEPS, budget)
     except Exception as error:  # the user's code failed on the copy: an answer, not a fault
-        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+        return Arm(name, np.empty(0), failure=why_it_failed(error))
     return Arm(name, np.asarray(run.losses), run.seconds, {"lr": rate, "ended": run.ended})
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, walk
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.held_out import learn
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.tiny_batch import rewrite
@@ -37,7 +38,7 @@ def order(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str,
         with quiet():
             facts = _look(step)
     except Exception as error:
-        return {ORDER: Arm(ORDER, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])}
+        return {ORDER: Arm(ORDER, np.empty(0), failure=why_it_failed(error))}
     if facts is None:
         return {}
     arms = {ORDER: Arm(ORDER, np.empty(0), 0.0, facts)}

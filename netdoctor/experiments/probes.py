@@ -5,7 +5,6 @@ Each returns a Finding, or None where the answer is as it should be. The model i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from netdoctor.capture.tree import substitute, tensors
 from netdoctor.errors import MisuseError
 from netdoctor.experiments.passes import ROUNDING, Kept, Pass, Subject, differ, first_difference, inputs_of
+from netdoctor.experiments.replacing import alone, other_future
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -30,8 +30,8 @@ def leakage(model: nn.Module, batch: Any, dim: int = 0) -> Finding | None:
     inputs, subject = inputs_of(model, batch), Subject(model)
     size = _size(inputs, dim, "samples")
     for kept in (0, size - 1):
-        alone = _replaced(inputs, partial(_repeated, kept=kept, dim=dim, size=size))
-        found = _compared(subject, inputs, alone, partial(_at, kept=kept, dim=dim, size=size))
+        repeated = _replaced(inputs, partial(alone, kept=kept, dim=dim, size=size))
+        found = _compared(subject, inputs, repeated, partial(_at, kept=kept, dim=dim, size=size))
         if found is not None:
             at, share = found
             return Finding(
@@ -160,23 +160,11 @@ def _replaced(inputs: Any, replace: Callable[[Tensor], Tensor]) -> Any:
     return changed
 
 
-def _repeated(tensor: Tensor, kept: int, dim: int, size: int) -> Tensor:
-    if tensor.dim() <= dim or tensor.shape[dim] != size:
-        return tensor
-    return tensor.narrow(dim, kept, 1).expand_as(tensor).clone()
-
-
 def _shuffled_after(tensor: Tensor, last: int, dim: int, length: int) -> Tensor:
-    """The tensor with every position after `last` drawn from all positions of the batch; booleans (masks) stay."""
+    """The tensor with another future; booleans (masks) stay."""
     if tensor.dim() <= dim or tensor.shape[dim] != length or tensor.dtype == torch.bool:
         return tensor
-    rows = tensor.movedim(dim, 1) if tensor.dim() > 1 else tensor[None]
-    flat = rows.reshape(math.prod(rows.shape[:2]), *rows.shape[2:])
-    drawn = flat[torch.randperm(len(flat), generator=torch.Generator().manual_seed(last)).to(flat.device)].reshape(
-        rows.shape
-    )
-    mixed = torch.cat([rows[:, : last + 1], drawn[:, last + 1 :]], dim=1)
-    return mixed.movedim(1, dim) if tensor.dim() > 1 else mixed[0]
+    return other_future(tensor, last, dim)
 
 
 def _at(tensor: Tensor, dim: int, size: int, kept: int) -> Tensor | None:

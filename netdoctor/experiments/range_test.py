@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from netdoctor.capture.step import Action, Iteration, TrainingStep
-from netdoctor.errors import CannotReplayError
+from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.sandbox import Budget, Run, Sandbox, quiet
 from netdoctor.recording import Arm, Array
 
@@ -40,7 +40,7 @@ def sweep(step: TrainingStep, budget: Budget) -> dict[str, Arm]:
             iterations = [_at(step.iterations[n % len(step.iterations)], float(rate)) for n, rate in enumerate(rates)]
             run = Sandbox(step).run(iterations, STEPS, budget, _diverged)
     except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault
-        text = str(error) if isinstance(error, CannotReplayError) else f"{type(error).__name__}: {error}"
+        text = why_it_failed(error)
         return {NAME: Arm(NAME, np.empty(0), failure=text[:200])}
     return {NAME: told(run, rates[: len(run.losses)], own)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from netdoctor.capture.step import Copies, Replay, TrainingStep, refuse_overwritten
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.sandbox import Budget, quiet
 from netdoctor.recording import Arm, Recording
 
@@ -22,13 +24,14 @@ MOST_ROWS, MOST_UNITS = 8192, 1024
 
 
 def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
-    """The arm "redundancy/rank": curves by the path of each wide dense layer, [effective rank, units].
+    """The arm "redundancy/rank": curves by the path of each wide dense layer, [effective rank, units, rank within reach].
 
     The effective rank of centred activations is exp(entropy of the normalised singular values): Roy and Vetterli, The
-    Effective Rank, 2007. Layers of fewer than 64 units, and those met by fewer than 4 rows per unit, are left out.
+    Effective Rank, 2007. A layer gives no more directions than come in: within reach is the effective rank of its inputs, at
+    most its units. Layers of fewer than 64 units, and those met by fewer than 4 rows per unit, are left out.
     """
     began = time.perf_counter()
-    rows: dict[str, list[Tensor]] = {}
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
     try:
         with quiet():
             copies = Copies(step.modules, step.leaves)
@@ -40,16 +43,16 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
                     _run(copies, iteration.backwards[0])
             for handle in handles:
                 handle.remove()
-            found = {path: _rank(torch.cat(parts)[:MOST_ROWS]) for path, parts in rows.items()}
+            found = {path: _ranks(parts) for path, parts in rows.items()}
     except Exception as error:
-        return {NAME: Arm(NAME, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])}
+        return {NAME: Arm(NAME, np.empty(0), failure=why_it_failed(error))}
     curves = {path: np.asarray(pair) for path, pair in found.items() if pair is not None}
     return {
         NAME: Arm(NAME, np.empty(0), time.perf_counter() - began, {"says": f"{len(curves)} wide layers"}, {}, curves)
     }
 
 
-def _attach(step: TrainingStep, copies: Copies, rows: dict[str, list[Tensor]]) -> list[Any]:
+def _attach(step: TrainingStep, copies: Copies, rows: dict[str, list[tuple[Tensor, Tensor]]]) -> list[Any]:
     handles: list[Any] = []
     for top in step.modules:
         for path, module in top.named_modules():
@@ -59,9 +62,11 @@ def _attach(step: TrainingStep, copies: Copies, rows: dict[str, list[Tensor]]) -
     return handles
 
 
-def _keep(kept: list[Tensor], _: nn.Module, __: Any, output: Tensor) -> None:
-    if sum(len(part) for part in kept) < MOST_ROWS:
-        kept.append(output.detach().reshape(-1, output.shape[-1]).double())
+def _keep(kept: list[tuple[Tensor, Tensor]], _: nn.Module, given: Any, output: Tensor) -> None:
+    if given and sum(len(out) for _, out in kept) < MOST_ROWS:
+        wide = given[0].detach().reshape(-1, given[0].shape[-1])
+        stride = max(1, math.ceil(wide.shape[1] / MOST_UNITS))  # of very wide inputs every few columns
+        kept.append((wide[:, ::stride].double(), output.detach().reshape(-1, output.shape[-1]).double()))
 
 
 def _run(copies: Copies, backward: Any) -> None:
@@ -71,12 +76,18 @@ def _run(copies: Copies, backward: Any) -> None:
         Replay(copies).loss(replace(backward, entries=entries))
 
 
-def _rank(rows: Tensor) -> tuple[float, float] | None:
+def _ranks(kept: list[tuple[Tensor, Tensor]]) -> tuple[float, float, float] | None:
+    if not kept:
+        return None
+    given, rows = (torch.cat(parts)[:MOST_ROWS] for parts in zip(*kept, strict=True))
     units = rows.shape[1]
     if len(rows) < TIMES * units or not bool(rows.isfinite().all()):
         return None
+    rank, reach = _rank(rows), _rank(given)
+    return None if rank is None or reach is None else (rank, float(units), min(float(units), reach))
+
+
+def _rank(rows: Tensor) -> float | None:
     values = torch.linalg.svdvals(rows - rows.mean(0))
     total = float(values.sum())
-    if total <= 0:
-        return None
-    return float(torch.special.entr(values / total).sum().exp()), float(units)
+    return float(torch.special.entr(values / total).sum().exp()) if total > 0 else None

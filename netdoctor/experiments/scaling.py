@@ -9,6 +9,7 @@ import numpy as np
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.data import TensorFacts
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.learning_rate import STEPS
 from netdoctor.experiments.sandbox import Budget, Run, quiet
 from netdoctor.experiments.treatments.batches import TREATMENTS
@@ -60,7 +61,7 @@ def _arm(name: str, treatment: Treatment, step: TrainingStep, budget: Budget) ->
             treatment.apply(bench)
             run = bench.sandbox.run(bench.iterations, STEPS, budget.share(budget.left / 2))
     except Exception as error:  # nothing to change, or the user's code failed on the copy: an answer, not a fault
-        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+        return Arm(name, np.empty(0), failure=why_it_failed(error))
     return _told(name, run, treatment.unit)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from netdoctor.capture.step import Iteration, Replay, TrainingStep
 from netdoctor.checks.training.jumps import late_noise
-from netdoctor.errors import CannotReplayError
+from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import judge
@@ -53,7 +53,7 @@ def _arm(step: TrainingStep, name: str, factor: float, budget: Budget) -> Arm:
     except CannotReplayError as error:
         return Arm(name, np.empty(0), failure=str(error))
     except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault
-        return Arm(name, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+        return Arm(name, np.empty(0), failure=why_it_failed(error))
     share = float(np.mean(np.asarray(after) > np.asarray(before))) if after else 0.0
     facts: dict[str, float | str | bool] = {
         "factor": factor,

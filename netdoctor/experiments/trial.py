@@ -26,7 +26,7 @@ from netdoctor.experiments.side_effects import Units, side_effects, units
 from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.optimization import rate_alone
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
-from netdoctor.experiments.tried import cures, improves, rank, told
+from netdoctor.experiments.tried import cures, improves, rank, told, without_trial
 from netdoctor.experiments.verdict import by_itself, by_measure, decide, goes_on, scale_of
 from netdoctor.finding import Certainty, Finding, Fix, Measured, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
@@ -299,7 +299,7 @@ class _Trials:
         try:
             treatment = treatment or treatment_of(Case(step, self.recording, finding, fix, self.places))
             if treatment is None:
-                return None
+                return without_trial(fix)
             self.say(f"trying {fix.treatment} against {finding.check}")
             return self._compared(step, finding, treatment)
         except (CannotReplayError, LookupError):
@@ -357,7 +357,8 @@ class _Trials:
         """A control arm or, with `notes` to write to, a treated one."""
         sandbox = (treatment.control if notes is None else treatment.sandbox)(step)
         with ExitStack() as stack:
-            bench = Bench(sandbox, step.iterations, stack)
+            seconds = self.share * self.budget.left
+            bench = Bench(sandbox, step.iterations, stack, seconds=seconds)
             treatment.both(bench)
             (treatment.beside if notes is None else treatment.apply)(bench)
             if notes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from netdoctor.experiments.treatments.untried import REASONS
 from netdoctor.finding import Fix, Trial, Verdict
 
 _ORDER = {Verdict.CURED: 0, Verdict.EASED: 1, Verdict.NO_EFFECT: 3, Verdict.WORSE: 4}
@@ -30,10 +31,16 @@ def improves(trial: Trial | None, before: Trial) -> bool:
 def told(fix: Fix, trial: Trial) -> Fix:
     """The fix with its trial; what is unusual about that, and harm that it did, is said."""
     says = fix.says
-    if trial.says:
+    if trial.says and trial.verdict is not Verdict.COULD_NOT_RUN:
         says = f"{says} (Tried with {trial.says}.)"
     if trial.verdict is Verdict.WORSE:
         says = f"{says} On a copy this made it worse."
     if trial.side_effects:
         says = f"{says} Side effect on the copy: {'; '.join(trial.side_effects)}."
     return replace(fix, says=says, trial=trial)
+
+
+def without_trial(fix: Fix) -> Trial | None:
+    """Why a fix cannot be tried, where that lies in its nature; None where there is nothing to say."""
+    reason = REASONS.get(fix.treatment)
+    return None if reason is None else Trial(Verdict.COULD_NOT_RUN, says=reason)

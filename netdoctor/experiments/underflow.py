@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward
-from netdoctor.errors import CannotReplayError
+from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm, Recording
 
@@ -36,7 +36,7 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
     except CannotReplayError as error:
         return {NAME: Arm(NAME, np.empty(0), failure=str(error))}
     except Exception as error:  # the user's code failed on the copy; that is an answer, not a fault
-        return {NAME: Arm(NAME, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])}
+        return {NAME: Arm(NAME, np.empty(0), failure=why_it_failed(error))}
     return {NAME: Arm(NAME, np.empty(0), time.perf_counter() - began, _facts(plain, scaled))}
 
 

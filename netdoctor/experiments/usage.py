@@ -13,6 +13,7 @@ from torch import Tensor
 
 from netdoctor.capture.step import Copies, Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, walk
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.sandbox import Budget, quiet
 from netdoctor.experiments.tiny_batch import rewrite
 from netdoctor.recording import Arm, Recording
@@ -45,7 +46,7 @@ def usage(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str,
                     break
                 arms[f"{PREFIX}{number}"] = _look(copies, backwards, number)
     except Exception as error:
-        arms[f"{PREFIX}{len(arms)}"] = Arm(PREFIX, np.empty(0), failure=f"{type(error).__name__}: {error}"[:200])
+        arms[f"{PREFIX}{len(arms)}"] = Arm(PREFIX, np.empty(0), failure=why_it_failed(error))
     return arms
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from netdoctor.capture.step import TrainingStep
+from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.blocking import WIDER as WIDER_LAYERS
 from netdoctor.experiments.held_out import learn
 from netdoctor.experiments.sandbox import Budget, Sandbox
@@ -126,7 +127,7 @@ def _rebuild(sandbox: Sandbox, found: list[Pair], times: int) -> None:
     for path in {**inputs, **outputs}:
         layer = layers.get(path)
         if not isinstance(layer, nn.Linear):
-            raise ValueError(f"{path} is no dense layer of one model")
+            raise CannotReplayError(f"{path} is not a dense layer of one model alone")
         new = nn.Linear(
             inputs.get(path, layer.in_features),
             outputs.get(path, layer.out_features),

@@ -12,7 +12,7 @@ import numpy as np
 
 from netdoctor.finding import Evidence, Trial
 from netdoctor.recording import Arm, Array, Layer, Recording, Role, Series, Stat, Track
-from netdoctor.render import palette, wording
+from netdoctor.render import palette, titles, wording
 from netdoctor.render.palette import ALARM, FAINT, GOOD, INK
 from netdoctor.render.sheet import (
     LARGEST,
@@ -347,7 +347,7 @@ def arms(recording: Recording, width: float = HALF, height: float = 2.6, name: s
 
 
 def _arm_group(group: str, members: list[Arm], width: float, height: float, name: str) -> Drawing:
-    labels = [wording.clean(arm.name.partition("/")[2] or arm.name, 40) for arm in members]
+    labels = [wording.clean(titles.of_arm(arm.name), 40) for arm in members]
     with drawing_style():
         figure, (axes,) = blank(width, height + 0.17 * ((len(members) + 1) // 2))
         log = wants_log(*(arm.losses for arm in members))
@@ -356,9 +356,11 @@ def _arm_group(group: str, members: list[Arm], width: float, height: float, name
         scale(axes, log)
         whole_steps(axes)
         axes.set_ylabel("loss")
-        axes.set_title(wording.clean(group, 40))
+        axes.set_title(wording.clean(titles.of_group(group), 60))
         figure.legend(loc="outside lower left", ncols=2)
         courses = [
             f"{label} {wording.course([float(v) for v in a.losses])}" for a, label in zip(members, labels, strict=True)
         ]
-        return finish(figure, name, f"Loss of each arm of {wording.clean(group, 40)}: {'; '.join(courses)}")
+        return finish(
+            figure, name, f"Loss in the experiment {wording.clean(titles.of_group(group), 60)}: {'; '.join(courses)}"
+        )

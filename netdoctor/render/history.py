@@ -8,7 +8,7 @@ import numpy as np
 
 from netdoctor.finding import Finding
 from netdoctor.recording import Array, Recording, Role, Stat, Track
-from netdoctor.render import palette, wording
+from netdoctor.render import palette, ridges, wording
 from netdoctor.render.palette import ALARM, GOOD, INK
 from netdoctor.render.sheet import Drawing, blank, drawing_style, finish, in_bounds, scale, whole_steps
 
@@ -22,18 +22,27 @@ RANGE_TEST = "lr-range-test"  # the arm, by its name
 def of_interest(recording: Recording, findings: tuple[Finding, ...]) -> list[str]:
     """The parameters to draw: those of the layers that findings name, then weights spread evenly over the depth."""
     named = {name for f in findings for name in (f.location.module or "", *f.places)} - {""}
-    known = [name for name in recording.parameters if _spread(recording, name, Role.WEIGHT) is not None]
+    counted = {histogram.parameter for histogram in recording.histograms}
+    known = [n for n in recording.parameters if n in counted]
+    known = known or [n for n in recording.parameters if _spread(recording, n, Role.WEIGHT) is not None]
     first = [name for name in known if name in named or recording.parameters[name].module in named]
     layers = [layer.weight for layer in recording.layers if layer.weight in known and layer.weight not in first]
-    evenly = np.unique(np.linspace(0, max(0, len(layers) - 1), min(MOST, len(layers))).round().astype(int))
-    chosen = [*first, *(layers[at] for at in evenly)][:MOST]
+    chosen = [*_evenly(first), *_evenly(layers)][:MOST]
     return sorted(dict.fromkeys(chosen), key=list(recording.parameters).index)
+
+
+def _evenly(names: list[str]) -> list[str]:
+    """At most `MOST` of them, from the first to the last."""
+    return [names[at] for at in np.unique(np.linspace(0, len(names) - 1, min(MOST, len(names))).round().astype(int))]
 
 
 def spread(
     recording: Recording, parameter: str, width: float, height: float = 2.6, name: str = "spread"
 ) -> Drawing | None:
-    """Weight and gradient of one parameter over the sampled steps: mean, one standard deviation, and the extremes."""
+    """Weight and gradient of one parameter over the steps: as histograms, or of a recording from before there were any as mean,
+    one standard deviation and the extremes."""
+    if ridges.of_parameter(recording, parameter):
+        return ridges.ridges(recording, parameter, width, height, name)
     panels = [(title, _spread(recording, parameter, role)) for title, role in _PANELS]
     drawn = [(title, tracks) for title, tracks in panels if tracks is not None]
     if not drawn:

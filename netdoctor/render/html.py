@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from netdoctor.finding import Evidence, Finding, Severity
 from netdoctor.recording import Recording
-from netdoctor.render import figures, history, palette, source, wording
+from netdoctor.render import figures, history, palette, source, titles, wording
 from netdoctor.render.layertable import layer_rows
 from netdoctor.render.sheet import Drawing
 from netdoctor.report import Report
@@ -26,6 +26,10 @@ from netdoctor.report import Report
 DRAWN = 12  # findings with figures of their own: each takes about 0.1 s per figure
 PLOTS = 2  # evidence plots per finding
 OPEN_ROWS = 30  # longer tables of layers are folded
+_HISTOGRAMS = (
+    "Histograms of the values, the first step at the bottom, the last at the top; each is drawn to its own height."
+)
+_BANDS = "The line is the mean, the dark band one standard deviation, the light one reaches to the largest magnitude."
 
 
 def render(report: Report, recording: Recording | None = None, *, advice: bool = False) -> str:
@@ -44,6 +48,7 @@ def render(report: Report, recording: Recording | None = None, *, advice: bool =
         own=gallery.of_findings(findings),
         sources=[source.context(finding.location, recording) for finding in findings],
         spreads=gallery.of_parameters(findings),
+        spread_key=_HISTOGRAMS if recording and recording.histograms else _BANDS,
         run=gallery.of_run(),
         rows=layer_rows(recording, findings) if recording else [],
         arms=gallery.of_arms(),
@@ -65,6 +70,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "clean": wording.clean,
+        "experiment": _experiment,
         "code": wording.clean_code,
         "number": wording.number,
         "place": wording.place,
@@ -78,6 +84,7 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "opening": wording.opening,
+        "ended": wording.ended,
         "change": source.change,
         "tally": wording.tally,
         "by_reason": wording.by_reason,
@@ -90,6 +97,11 @@ def _environment() -> Environment:
 
 def _template(name: str) -> str:
     return files("netdoctor.render").joinpath("templates", name).read_text("utf-8")
+
+
+def _experiment(name: str) -> str:
+    title = titles.of_experiment(name)
+    return title[:1].upper() + title[1:]
 
 
 def _measured(evidence: Evidence) -> str:

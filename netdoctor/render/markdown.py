@@ -17,8 +17,8 @@ def render(report: Report, *, advice: bool = False) -> str:
     """Markdown text: root causes in full, everything else folded. Text of the user's program is escaped."""
     target = _code(wording.shown_path(report.target))
     parts = [f"### netdoctor · {target}", f"**{_text(wording.headline(report))}**"]
-    if report.ended != "finished":
-        parts.append(f"The script did not finish by itself: {_text(report.ended)}")
+    if wording.ended(report):
+        parts.append(_text(wording.ended(report)))
     size = 0
     findings = wording.shown(report, advice)
     for rank, finding in enumerate(findings, 1):

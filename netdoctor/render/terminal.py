@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from netdoctor.finding import Finding, Fix, Severity, Verdict
-from netdoctor.render import wording
+from netdoctor.render import titles, wording
 from netdoctor.render.page import STYLES, Page, wants_color
 from netdoctor.report import Report
 
@@ -88,8 +88,9 @@ def _head(page: Page, report: Report) -> None:
     page.blank()
     style = "bold green" if report.verdict == "healthy" else "bold"
     page.line((wording.headline(report), style))
-    if report.ended != "finished":
-        page.line((f"The script did not finish by itself: {wording.clean(report.ended, 300)}.", "yellow"))
+    ended = wording.ended(report)
+    if ended:
+        page.line((ended, "yellow"))
 
 
 def _finding(page: Page, finding: Finding, rank: int, verbose: bool) -> None:
@@ -127,7 +128,8 @@ def _where(page: Page, finding: Finding, verbose: bool) -> None:
     others = [name for name in finding.places if name != location.module]
     if others:
         most = len(others) if verbose else 6
-        label = "also in" if known else "in"
+        label = "also in" if wording.model_place(location) else "in"
+        label += " layers" if len(others) > 1 and all(map(str.isdigit, others)) else ""
         page.row("" if known else "where", (f"{label} {wording.listed(others, most)}", "dim"))
 
 
@@ -199,12 +201,12 @@ def _experiments(page: Page, report: Report, verbose: bool) -> None:
     for experiment in told:
         style = {"failed": "yellow", "passed": "green"}.get(experiment.verdict, "dim")
         said = f" ({wording.clean(experiment.says, 300)})" if experiment.says else ""
-        name = wording.clean(experiment.name, wording.NAME_LIMIT)
-        page.line(("Experiment ", ""), (f"{name}: {experiment.verdict}", style), (said, "dim"), hanging=2)
+        name = wording.clean(titles.of_experiment(experiment.name), wording.NAME_LIMIT)
+        page.line(("On a copy, ", ""), (f"{name}: {experiment.verdict}", style), (said, "dim"), hanging=2)
     rest = [e for e in report.experiments if e not in told]
     for verdict in dict.fromkeys(e.verdict for e in rest):
-        names = wording.listed((e.name for e in rest if e.verdict == verdict), 8)
-        page.line((f"Other experiments that {verdict}: ", ""), (f"{names}.", "dim"), hanging=2)
+        names = wording.listed(dict.fromkeys(titles.of_group(e.name) for e in rest if e.verdict == verdict), 5)
+        page.line((f"Other experiments on a copy that {verdict}: ", ""), (f"{names}.", "dim"), hanging=2)
 
 
 def _names(report: Report, verbose: bool) -> str:

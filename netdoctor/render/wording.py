@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from netdoctor.finding import Certainty, Evidence, Finding, Location, Severity, Trial, Verdict
+from netdoctor.recording import spoken
 from netdoctor.report import Report
 
 NAME_LIMIT = 120  # characters of a layer name or path: longer ones fill a screen and say no more
 TEXT_LIMIT = 2000  # characters of a title, explanation or error message
 CODE_LINES = 80  # lines of a fix: what is longer belongs into a file
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
+_RELATIONS = {">": "above", "≥": "at or above", "<": "below", "≤": "at or below", "=": "exactly at"}
 _HARMFUL = frozenset({"Cc", "Cf", "Cs", "Cn"})  # control, format (also bidirectional overrides), surrogate, unassigned
 
 
@@ -103,7 +105,7 @@ def source_place(location: Location) -> str:
 
 def model_place(location: Location) -> str:
     """The module and operation, as "body.3 (relu)"; "" where neither is known."""
-    module = clean(location.module or "", NAME_LIMIT)
+    module = spoken(clean(location.module or "", NAME_LIMIT))
     operation = clean(location.operation or "", NAME_LIMIT)
     if module and operation:
         return module if f"({operation})" in module else f"{module} ({operation})"
@@ -127,11 +129,12 @@ def with_unit(value: float, unit: str) -> str:
 
 
 def evidence_sentence(evidence: Evidence) -> str:
-    """ "growth over depth: 2.3e4 > 1000 (limit)"."""
+    """ "growth over depth: 2.3e4, above the limit of 1000"."""
     quantity = clean(evidence.quantity, 200)
-    relation, unit = clean(evidence.relation, 8), evidence.unit
+    unit = evidence.unit
     measured = with_unit(evidence.measured, unit if len(unit) <= 2 else "")
-    return f"{quantity}: {measured} {relation} {with_unit(evidence.limit, unit)} (limit)"
+    relation = _RELATIONS.get(evidence.relation, clean(evidence.relation, 8))
+    return f"{quantity}: {measured}, {relation} the limit of {with_unit(evidence.limit, unit)}"
 
 
 def course(losses: Sequence[float]) -> str:
@@ -202,6 +205,18 @@ def tally(report: Report) -> str:
     kinds = [count(errors, "error")] if errors else []
     kinds += [count(len(grave) - errors, "warning")] if errors < len(grave) else []
     return ", ".join(kinds) + (f"; {count(symptoms, 'symptom')} explained" if symptoms else "")
+
+
+def ended(report: Report) -> str:
+    """How a run ended that did not end by itself, as a sentence; "" for one that did."""
+    if report.ended == "finished":
+        return ""
+    said = clean(report.ended, 300)
+    return (
+        f"It was {said}, as asked."
+        if said.startswith("stopped after")
+        else f"The script did not finish by itself: {said}."
+    )
 
 
 def headline(report: Report) -> str:

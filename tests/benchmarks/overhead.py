@@ -2,46 +2,47 @@
 
     python -m tests.benchmarks.overhead [--write] [W1 W2 ...]
 
-Each round takes a fresh model; bare and instrumented blocks alternate, so that a slow moment of the machine hits both. A block's
-figure is the mean of the CPU time of the training thread over its steps, without the slowest tenth (other processes on a shared
-machine); a row is the median of the ratios over rounds. `--write` puts the table into the README.
+Each round takes a fresh model. Short blocks of bare and instrumented steps alternate, so that a slow moment of the machine hits
+both; a block's figure is the median CPU time of the training thread, a round's the median of the ratios of neighbouring blocks, a
+row's the median over rounds. A busy machine makes all of them worse, as it takes caches away. `--write` puts the table into the
+README.
 
 - tripwire: a step that is not sampled, as nearly all of a long training are
 - watch: the default, mean over the first 1,000 steps with all that the start costs: the first 40 steps are timed as they come, the
   rest is weighed by what its sampled and its other steps cost
+- exact: `watch(exact=True)`, a step that is not sampled
 - full: every step is sampled
-- hooks: five statistics with `.item()` per layer and gradient, as written by hand
+- the others: see instruments.py
 """
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from netdoctor.capture.observer import Observer
-from netdoctor.capture.origin import find_origin
 from netdoctor.capture.recorder import Schedule
-from netdoctor.capture.taps import Taps
-from tests.benchmarks.workloads import WORKLOADS, Loaded
+from tests.benchmarks.instruments import Instrument, Watched, instruments, switched_on
+from tests.benchmarks.workloads import WORKLOADS
 
-ROUNDS = 7
-STEPS = {"W1": 150, "W2": 40, "W3": 3, "W4": 4}  # of a block
-START, OF, SETTLED = 40, 1000, 5000
+START, OF = 40, 1000
+BLOCK = {"W1": 20, "W2": 5, "W3": 1, "W4": 1}  # steps
+ROUNDS = {"W1": 3, "W2": 3, "W3": 1, "W4": 1}
+BLOCKS = {"W1": 12, "W2": 8, "W3": 3, "W4": 5}  # of each kind in a round
 MARK = re.compile(r"<!-- overhead -->.*?<!-- /overhead -->", re.DOTALL)
 BARS = {
     "tripwire": (1.04, 1.05, 1.01, 1.01),
     "watch": (1.06, 1.07, 1.01, 1.01),
+    "exact": (1.10, 1.15, 1.02, 1.03),
     "full": (1.40, 1.80, 1.07, 1.10),
 }
+ROWS = ("tripwire", "watch", "exact", "full")
 
 
 def timed(step: Callable[[], None], count: int) -> list[float]:
@@ -54,93 +55,47 @@ def timed(step: Callable[[], None], count: int) -> list[float]:
     return times
 
 
-def typical(times: list[float]) -> float:
-    """Their mean without the slowest tenth."""
-    return statistics.mean(sorted(times)[: max(1, len(times) - len(times) // 10)])
+def ratio(instrument: Instrument, block: int, blocks: int, bares: list[float]) -> float:
+    """Instrumented over bare, from alternating blocks; the times of bare steps are added to `bares`."""
+    found = []
+    for _ in range(blocks):
+        timed(instrument.step, 1)
+        bare = statistics.median(timed(instrument.step, block))
+        instrument.on()
+        timed(instrument.step, 1)  # caches that the switching emptied
+        found.append(statistics.median(timed(instrument.step, block)) / bare)
+        instrument.off()
+        bares.append(bare)
+    return statistics.median(found)
 
 
-@contextmanager
-def observing(loaded: Loaded) -> Iterator[Observer]:
-    """Watch a workload as `netdoctor.watch` does."""
-    model, optimizer, _ = loaded
-    observer = Observer()
-    observer.find_origin = find_origin
-    taps = Taps(observer)
-    taps.install()
-    observer.names.add_root(model)
-    taps.training.made(optimizer)
-    try:
-        yield observer
-    finally:
-        taps.remove()
-        assert not observer.containment.faults, observer.containment.faults
-
-
-@contextmanager
-def hooked(loaded: Loaded) -> Iterator[None]:
-    """Hooks as one writes them: five statistics with `.item()` of each output and gradient."""
-
-    def look(values: Any) -> None:
-        if isinstance(values, Tensor):
-            values = values.detach()
-            for statistic in (
-                values.mean(),
-                values.std(),
-                values.abs().max(),
-                values.norm(),
-                (values == 0).float().mean(),
-            ):
-                statistic.item()
-
-    leaves = [module for module in loaded[0].modules() if not list(module.children())]
-    handles = [leaf.register_forward_hook(lambda m, i, o: look(o)) for leaf in leaves]
-    handles += [p.register_hook(look) for p in loaded[0].parameters()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def settle(observer: Observer, sampled: bool) -> None:
-    """Go on as in the middle of a long training, with every step sampled or none."""
-    observer.step = max(observer.step, SETTLED)
-    observer.schedule.due = lambda _: sampled  # type: ignore[method-assign]
-
-
-def one_round(name: str, seed: int) -> dict[str, float]:
-    """The ratios of one round."""
-    torch.manual_seed(seed)
+def start(name: str) -> float:
+    """What the first steps take under observation, in bare steps."""
     loaded = WORKLOADS[name]()
-    step, count = loaded[2], STEPS[name]
-    timed(step, 3)
-    found: dict[str, float] = {}
-    bares = [typical(timed(step, count))]
+    before = statistics.median(timed(loaded[2], 3 * BLOCK[name] + 2))
+    with switched_on(Watched, loaded) as watched:
+        times = timed(loaded[2], START)
+        watched.off()
+        after = statistics.median(timed(loaded[2], 3 * BLOCK[name]))
+    return sum(times) / statistics.mean((before, after))
 
-    def ratio(times: list[float], far: float | None = None) -> float:
-        bares.append(typical(timed(step, count)))
-        return (far if far is not None else typical(times)) / statistics.mean(bares[-2:])
 
-    with hooked(loaded):
-        times = timed(step, max(2, count // 4))
-    found["hooks"] = ratio(times)
-    with torch.autograd.set_detect_anomaly(True, check_nan=True):
-        times = timed(step, max(2, count // 2))
-    found["detect_anomaly"] = ratio(times)
-    with observing(loaded) as observer:
-        begun = sum(timed(step, START)) / (statistics.mean(bares[-2:]))
-        settle(observer, sampled=False)
-        timed(step, 2)
-        plain = timed(step, count)
-    found["tripwire"] = ratio(plain)
-    with observing(loaded) as observer:
-        timed(step, 6)
-        settle(observer, sampled=True)
-        timed(step, 2)
-        full = timed(step, max(3, count // 3))
-    found["full"] = ratio(full)
+def measured(name: str, kinds: dict[str, type[Instrument]]) -> dict[str, float]:
+    """The figures of one workload: every row, and "bare ms"."""
+    rows: dict[str, list[float]] = {kind: [] for kind in kinds}
+    begun, bares = [], []
+    for seed in range(ROUNDS[name]):
+        for row, kind in kinds.items():
+            torch.manual_seed(seed)
+            loaded = WORKLOADS[name]()
+            timed(loaded[2], 2)
+            with switched_on(kind, loaded) as instrument:
+                rows[row].append(ratio(instrument, BLOCK[name], BLOCKS[name], bares))
+        begun.append(start(name))
+    found = {row: statistics.median(values) for row, values in rows.items()}
     later = sum(sampled_of(OF)) - sum(sampled_of(START))
-    found["watch"] = (begun + later * found["full"] + (OF - START - later) * found["tripwire"]) / OF
+    plain = OF - START - later
+    found["watch"] = (statistics.median(begun) + later * found["full"] + plain * found["tripwire"]) / OF
     found["bare ms"] = statistics.median(bares) * 1e3
     return found
 
@@ -153,23 +108,23 @@ def sampled_of(steps: int) -> list[bool]:
 
 def table(names: list[str]) -> str:
     """The table as Markdown, with the bars."""
-    lines = [
-        "| step / bare step | " + " | ".join(f"{name}" for name in names) + " |",
-        "|---|" + "---|" * len(names),
-    ]
-    rounds = {name: [one_round(name, seed) for seed in range(ROUNDS)] for name in names}
-    for row in ("tripwire", "watch", "full", "detect_anomaly", "hooks"):
-        cells = []
-        for name in names:
-            value = statistics.median(found[row] for found in rounds[name])
-            bar = BARS[row][list(WORKLOADS).index(name)] if row in BARS else None
-            cells.append(
-                f"{value:.3f}" + ("" if bar is None else f" (≤ {bar:.2f}{'' if value <= bar else ': missed'})")
-            )
+    kinds, missing = instruments()
+    figures = {name: measured(name, kinds) for name in names}
+    lines = ["| step / bare step | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for row in (*ROWS, *(row for row in kinds if row not in ROWS)):
+        cells = [_cell(figures[name][row], row, name) for name in names]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    bare = [f"{statistics.median(found['bare ms'] for found in rounds[name]):.2f} ms" for name in names]
-    lines.append("| bare | " + " | ".join(bare) + " |")
-    return "\n".join(lines)
+    lines.append("| bare | " + " | ".join(f"{figures[name]['bare ms']:.2f} ms" for name in names) + " |")
+    load = f"Load of the machine meanwhile: {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores."
+    absent = f" Not installed here, and so not timed: {', '.join(missing)}." if missing else ""
+    return "\n".join([*lines, "", load + absent])
+
+
+def _cell(value: float, row: str, name: str) -> str:
+    if row not in BARS:
+        return f"{value:.3f}"
+    bar = BARS[row][list(WORKLOADS).index(name)]
+    return f"{value:.3f} (≤ {bar:.2f}{'' if value <= bar else ': missed'})"
 
 
 def main(arguments: list[str]) -> None:

@@ -50,6 +50,18 @@ def test_losses_are_those_that_the_script_computes():
     assert [(given.shape, given.rows) for given in found.inputs] == [((12, 4), 48)]
 
 
+def test_an_evaluation_with_gradients_on_in_every_step_is_no_part_of_the_loop():
+    seen: list[float] = []
+
+    def evaluate(net: nn.Module) -> None:
+        net.eval()
+        seen.append(F.cross_entropy(net(X), Y).item())
+
+    (found,) = training(evaluate, steps=40)
+    assert found.losses.tolist() == pytest.approx(seen)
+    assert (found.passes, found.train_mode) == (40, 0)
+
+
 def test_layers_in_training_mode_are_named_and_sums_become_means():
     @torch.inference_mode()
     def evaluate(net: nn.Module) -> float:

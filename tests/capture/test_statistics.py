@@ -200,6 +200,48 @@ def test_brief_moments_see_what_is_not_finite(bad):
     assert statistics.brief_moments(values, False).stats()[Stat.NONFINITE] == 1
     assert statistics.scales([torch.ones(3), values])[1].stats()[Stat.NONFINITE] == 1
 
+    assert statistics.brief_batch(values) is None
+    assert statistics.brief_rows(values) is None
+
+
+@given(st.integers(2, 80), st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(0, 99), SCALES)
+@settings(max_examples=80, deadline=None)
+def test_a_brief_batch_agrees_with_what_it_stands_for(batch, rest, seed, scale):
+    values = made((batch, *rest), seed, scale) + scale
+    found = statistics.brief_batch(values)
+    if found is None:  # what cannot be told this way is told the other way
+        return
+    expected, stats = reference(values), found.moments.stats()
+    assert stats[Stat.RMS] == pytest.approx(expected[Stat.RMS], rel=1e-5)
+    assert stats[Stat.MEAN] == pytest.approx(expected[Stat.MEAN], abs=1e-5 * expected[Stat.RMS])
+    spread = math.sqrt(values.double().reshape(batch, -1).numpy().var(axis=0).mean())
+    assert found.spread == pytest.approx(spread, rel=1e-3)
+
+
+def test_samples_that_are_alike_are_told_by_differences():
+    values = 100 + 1e-3 * torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
+    assert statistics.brief_batch(values) is None
+    assert float(statistics.batch_spread(values)) == pytest.approx(1e-3, rel=0.1)
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=4), st.integers(0, 99), st.floats(-2, 2))
+@settings(max_examples=80, deadline=None)
+def test_sums_tell_which_units_are_active(shape, seed, shift):
+    values = (made(shape, seed) - shift).relu()
+    for dim in {1, len(shape) - 1, -1}:
+        expected = statistics.units_active(values, dim, rectified=True).tolist()
+        assert statistics.sums_active(values.sum(0), dim).tolist() == expected
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99), st.sampled_from([1.0, 1e-3, 1e-30]))
+@settings(max_examples=80, deadline=None)
+def test_brief_rows(rows, columns, seed, scale):
+    """One row's squares vanish in single precision, one row is zero."""
+    gradient = torch.cat([made((rows, columns), seed), made((1, columns), seed, scale), torch.zeros(1, columns)])
+    found = statistics.brief_rows(gradient)
+    assert found.idle.tolist() == statistics.rows_without_gradient(gradient).tolist()
+    assert found.moments.stats()[Stat.RMS] == pytest.approx(reference(gradient)[Stat.RMS], rel=1e-5)
+
 
 def nested():
     return torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)])

@@ -1,4 +1,4 @@
-"""The callbacks in the real frameworks. Without these packages the tests are skipped; CI installs none of them by default."""
+"""The callbacks in the real frameworks. Without these packages the tests are skipped; .ci/run installs them and runs these."""
 
 from __future__ import annotations
 

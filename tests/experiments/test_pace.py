@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from netdoctor.capture.step import TrainingStep
-from netdoctor.experiments import pace
+from netdoctor.experiments import learning_rate, pace
 from netdoctor.experiments.pace import ARM, is_slow, lighter, seconds_per_step, tiny_pace
-from netdoctor.experiments.plan import FIRST_TRIALS, FOR_TRIALS, NO_TRIALS, conduct, kept_for_trials
+from netdoctor.experiments.plan import FIRST_TRIALS, FOR_TRIALS, NO_TRIALS, ONE_TRIAL, conduct, kept_for_trials
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.treatments.treatment import Places
 from netdoctor.experiments.trial import try_fixes
 from netdoctor.finding import Finding, Fix, Severity, Verdict
-from netdoctor.recording import Recording
+from netdoctor.recording import Arm, Recording, Series
 from netdoctor.report import Report
 from tests.experiments.capturing import fit
 
@@ -92,9 +93,13 @@ def test_the_share_of_the_trials_follows_what_is_known() -> None:
     quick.pace, slow.pace = 1e-3, 10.0
     assert kept_for_trials(quick, 60.0, lambda: report(ZERO)) == FOR_TRIALS
     assert kept_for_trials(slow, 60.0, lambda: report(ZERO)) == FIRST_TRIALS
-    assert kept_for_trials(slow, 60.0, lambda: report(Fix("look-upstream", ""))) == NO_TRIALS
-    assert kept_for_trials(slow, 60.0, lambda: report(ZERO, severity=Severity.ADVICE)) == NO_TRIALS
-    assert kept_for_trials(slow, 60.0, lambda: Report("t", "healthy", 3)) == NO_TRIALS
+    one = pytest.approx(pace.least_seconds(slow) / 60.0)
+    assert NO_TRIALS < pace.least_seconds(slow) / 60.0 < ONE_TRIAL
+    assert kept_for_trials(slow, 60.0, lambda: report(Fix("look-upstream", ""))) == one
+    assert kept_for_trials(slow, 60.0, lambda: report(ZERO, severity=Severity.ADVICE)) == one
+    assert kept_for_trials(slow, 60.0, lambda: Report("t", "healthy", 3)) == one
+    assert kept_for_trials(slow, 6.0, lambda: Report("t", "healthy", 3)) == ONE_TRIAL
+    assert kept_for_trials(slow, 60.0, lambda: report(Fix("lower-learning-rate", "Try less."))) == NO_TRIALS
 
 
 def test_where_steps_are_slow_rates_come_first_and_overfitting_is_not_begun() -> None:
@@ -114,3 +119,23 @@ def test_where_steps_are_slow_nothing_else_is_begun() -> None:
     recording = Recording(facts={"loss_lower_bound": 0.0})
     conduct(recording, step, 6.0, lambda _: None)
     assert {name.partition("/")[0] for name in recording.arms} == {"trial", "overfit"}
+
+
+def test_likely_rates_come_first() -> None:
+    """A loss that jumps asks for lower rates before higher ones."""
+    jumped = Recording(losses={"loss": Series(np.arange(4), np.array([1.0, 9.0, 50.0, 80.0]))})
+    assert learning_rate.likely(jumped)[:2] == (0.1, 0.01)
+    assert learning_rate.likely(Recording()) == learning_rate.FACTORS
+
+
+def test_the_trials_of_rates_answer_a_fix_of_the_rate() -> None:
+    """Nothing is trained again where the experiments have had both arms."""
+    step = dead()
+    losses = {"control": np.full(12, 2.0), "lr x0.1": np.linspace(2.0, 0.1, 12)}
+    arms = {f"trial/{n}": Arm(f"trial/{n}", v, facts={"ended": "finished"}) for n, v in losses.items()}
+    known = Recording(facts={"loss_lower_bound": 0.0}, arms=arms)
+    found = try_fixes(report(Fix("lower-lr", "Lower.")), known, step, Places(step), (), Budget(30), lambda _: None)
+    trial = found.findings[0].fixes[0].trial
+    assert trial is not None
+    assert trial.verdict is Verdict.CURED
+    assert trial.treated == tuple(losses["lr x0.1"])

@@ -59,9 +59,9 @@ def test_a_sample_that_is_not_finite_is_named() -> None:
     assert (arm.facts["broken"], arm.facts["verdict"]) == ("7", "failed")
 
 
-def test_steps_that_overshoot_on_their_own_sample_fail() -> None:
+def test_steps_that_overshoot_on_their_own_sample() -> None:
     arm = look(Recording(), fit(mlp(), F.mse_loss, *data(), lambda p: torch.optim.SGD(p, lr=30.0)), Budget(60))[NAME]
-    assert arm.facts["verdict"] == "failed"
+    assert float(arm.facts["lowered"]) < 0.5
 
 
 def test_samples_that_batchnorm_mixes_are_left_alone() -> None:

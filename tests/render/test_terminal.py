@@ -48,7 +48,7 @@ def test_not_observed(golden: Golden) -> None:
 def test_first_screen_answers_what_why_where_and_what_to_do() -> None:
     screen = "\n".join(terminal.render(builders.sick(), width=80).splitlines()[:24])
     assert "start 16 times larger" in screen
-    assert "1 > 0.25 (limit)" in screen
+    assert "1, above the limit of 0.25" in screen
     assert "train.py:14" in screen
     assert "14 │ nn.Linear(784, 512)," in screen
     assert "with it: 2.31 → 0.004 in 100 steps; without it: 2.31 → NaN at step 2" in screen

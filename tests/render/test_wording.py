@@ -91,8 +91,11 @@ def test_every_verdict_of_a_trial_has_words() -> None:
 
 
 def test_evidence_keeps_its_relation_and_limit() -> None:
-    assert wording.evidence_sentence(Evidence("dead units", 53.0, "≥", 50.0, "%")) == "dead units: 53 % ≥ 50 % (limit)"
-    assert wording.evidence_sentence(Evidence("rms", 2e9, ">", 1e3)) == "rms: 2e9 > 1000 (limit)"
+    assert (
+        wording.evidence_sentence(Evidence("dead units", 53.0, "≥", 50.0, "%"))
+        == "dead units: 53 %, at or above the limit of 50 %"
+    )
+    assert wording.evidence_sentence(Evidence("rms", 2e9, ">", 1e3)) == "rms: 2e9, above the limit of 1000"
 
 
 def test_paths_beneath_the_current_directory_are_relative() -> None:

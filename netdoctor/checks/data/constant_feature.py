@@ -9,6 +9,7 @@ import numpy as np
 
 from netdoctor.check import Check
 from netdoctor.checks.data.scale_trial import location
+from netdoctor.checks.data.tables import tables
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Evidence, Finding, Fix, Reach, Severity
 from netdoctor.recording import Array, Recording
@@ -39,7 +40,7 @@ class ConstantFeature(Check):
     dense: float = 0.9  # of the other columns: in a table of measurements no value comes again and again
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        for facts in recording.inputs:
+        for facts in tables(recording):
             if facts.rows < self.rows or facts.integral or not facts.dtype.startswith(("float", "bfloat")):
                 continue
             constant = facts.columns.low == facts.columns.high

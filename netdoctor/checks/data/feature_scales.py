@@ -12,6 +12,7 @@ from netdoctor.checks.data import scale_trial as trial
 from netdoctor.checks.data.entrance import entrances
 from netdoctor.checks.data.harm import Harm, State, harm, of_scale
 from netdoctor.checks.data.symptoms import OF_SCALE
+from netdoctor.checks.data.tables import tables
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Reach, Severity
 from netdoctor.recording import Array, Recording
@@ -44,7 +45,7 @@ class FeatureScales(Check):
         state = harm(recording)
         if state.state not in {State.HURT, State.SLOW} or not of_scale(recording) or recording.graph is None:
             return
-        for facts in recording.inputs:
+        for facts in tables(recording):
             if len(facts.shape) != 2 or not facts.dtype.startswith("float") or facts.value is None or not facts.rows:
                 continue
             doors = entrances(recording.graph, facts.value)

@@ -10,6 +10,7 @@ import numpy as np
 from netdoctor.check import Check
 from netdoctor.checks.data.entrance import entrances
 from netdoctor.checks.data.scale_trial import called, location
+from netdoctor.checks.data.tables import tables
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Evidence, Finding, Fix, Reach, Severity
 from netdoctor.recording import Array, Recording
@@ -37,7 +38,7 @@ class InputOutliers(Check):
     distance: float = 100.0  # robust deviations: log-normal amounts reach 50
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        for facts in recording.inputs:
+        for facts in tables(recording):
             if (
                 facts.rows < self.rows
                 or facts.axis == "channel"

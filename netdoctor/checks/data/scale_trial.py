@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 from netdoctor.checks.data.harm import Harm, level
@@ -41,11 +42,18 @@ def verdict(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial |
 
 
 def _trial(control: Arm, treated: Arm, what: str, says: Says, before: float, after: float) -> Trial:
-    words = f"on a copy {100 * before:.3g} % of a constant prediction's loss is left after {len(treated.losses)} steps"
-    words = f"{words}, {100 * after:.3g} % with the {what} standardised"
+    words = (
+        f"on a copy, after {len(treated.losses)} steps, {_left(before)}; with the {what} standardised {_left(after)}"
+    )
     graded = {Says.CURED: Verdict.CURED, Says.NO_EFFECT: Verdict.NO_EFFECT, Says.OPEN: Verdict.EASED}
     curves = tuple(map(float, control.losses)), tuple(map(float, treated.losses))
     return Trial(graded[says], *curves, steps=len(treated.losses), seconds=treated.seconds, says=words)
+
+
+def _left(share: float) -> str:
+    if not math.isfinite(share):
+        return "the loss is no number any more"
+    return f"{100 * share:.3g} % of a constant prediction's loss is left"
 
 
 def called(facts: TensorFacts, default: str) -> str:

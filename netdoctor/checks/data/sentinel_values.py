@@ -11,6 +11,7 @@ from netdoctor.check import Check
 from netdoctor.checks.data.harm import State, harm
 from netdoctor.checks.data.scale_trial import called, location
 from netdoctor.checks.data.symptoms import OF_SCALE
+from netdoctor.checks.data.tables import tables
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Evidence, Finding, Fix, Reach, Severity
 from netdoctor.recording import Array, Recording
@@ -42,7 +43,7 @@ class SentinelValues(Check):
     gap: float = 5.0  # robust deviations: 1 of 3 million normal values lies so far from the middle
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        for facts in recording.inputs:
+        for facts in tables(recording):
             if len(facts.shape) != 2 or not facts.dtype.startswith("float") or not facts.rows:
                 continue
             found = np.flatnonzero(self._suspicious(facts))

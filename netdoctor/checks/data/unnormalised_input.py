@@ -11,10 +11,11 @@ from netdoctor.checks.data import scale_trial as trial
 from netdoctor.checks.data.entrance import Entrance, entrances
 from netdoctor.checks.data.harm import Harm, State, harm, of_scale
 from netdoctor.checks.data.symptoms import OF_SCALE
+from netdoctor.checks.data.tables import tables
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Reach, Severity
 from netdoctor.graph import Value
-from netdoctor.recording import Recording
+from netdoctor.recording import Recording, spoken
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class UnnormalisedInput(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         graph, state = recording.graph, harm(recording)
-        for facts in recording.inputs if of_scale(recording) else ():
+        for facts in tables(recording) if of_scale(recording) else ():
             doors = [] if graph is None or facts.value is None else entrances(graph, facts.value)
             off = [door for door in doors if self._off(door.value)]
             finding = self._finding(facts, off[0], state, recording) if off and len(off) == len(doors) else None
@@ -61,7 +62,7 @@ class UnnormalisedInput(Check):
         return rms > self.large or 0 < rms < self.small or far
 
     def _finding(self, facts: TensorFacts, door: Entrance, state: Harm, recording: Recording) -> Finding | None:
-        value, where = door.value, door.operation.module or f"the first {door.operation.name}"
+        value, where = door.value, spoken(door.operation.module) or f"the first {door.operation.name}"
         answer, tried = trial.verdict(recording, "input", state)
         severity = self._severity(math.hypot(value.mean, value.std), door, state, answer)
         if severity is None:
@@ -73,7 +74,8 @@ class UnnormalisedInput(Check):
             self.name,
             f"the input is not normalised: values from {value.low:.4g} to {value.high:.4g}, {spread}",
             severity,
-            f"They reach {where} as they are; initialisations and learning rates are made for a scale of about 1. {state.words}",
+            f"The values reach {where} as they are; initialisations and learning rates are made for a scale of about 1. "
+            f"{state.words}",
             trial.location(facts, door.operation.module, door.operation.name),
             (self._evidence(value),),
             (Fix("standardise-input", "Standardise with the training data's numbers.", code, Reach.RUN, tried),),

@@ -71,7 +71,7 @@ def _scales(recording: Recording, origin: Origin) -> Iterator[tuple[str, Track |
     for layer in recording.of_kind(Kind.LINEAR, Kind.RECURRENT, Kind.NORM, Kind.ATTENTION):
         track = recording.of_layer(layer, Stat.RMS)
         if track is not None and (place is None or layer.order <= place.order):
-            yield f"the scale of {layer.name}", track
+            yield f"the scale of {layer.spoken}", track
     for name in recording.parameters:
         if (track := recording.of_parameter(name, Stat.RMS)) is not None and name.endswith("weight"):
             yield f"the scale of {name}", track

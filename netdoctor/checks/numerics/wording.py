@@ -9,7 +9,7 @@ from netdoctor.checks.numerics.birth import recovered
 from netdoctor.checks.numerics.history import HUGE, diverged, story
 from netdoctor.checks.numerics.safe_forms import prescribe, why
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Location, Severity
-from netdoctor.recording import Operand, Origin, Recording
+from netdoctor.recording import Operand, Origin, Recording, spoken
 
 # What follows from a NaN, whatever its origin: nothing is learned any more.
 CONSEQUENCES = frozenset(
@@ -48,7 +48,7 @@ def place(origin: Origin) -> str:
     """Where it is, for a sentence: " in encoder.0 (call 2)", or "" outside of any module."""
     if not origin.module:
         return ""
-    return f" in {origin.module}" + (f" (call {origin.call + 1})" if origin.call else "")
+    return f" in {spoken(origin.module)}" + (f" (call {origin.call + 1})" if origin.call else "")
 
 
 def describe(items: tuple[Operand, ...]) -> str:

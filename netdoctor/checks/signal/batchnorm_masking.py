@@ -49,7 +49,7 @@ class BatchnormMasking(Check):
         if not off or recording.facts.get("pretrained"):
             return
         if arm is None or arm.failure:
-            yield Abstention(self.name, arm.failure if arm else "experiments were off: BatchNorm was not bypassed")
+            yield Abstention(self.name, arm.failure if arm else "no experiment bypassed BatchNorm")
             return
         loss = trend.judge(recording)
         small = all(s.off < 1 for s in off)

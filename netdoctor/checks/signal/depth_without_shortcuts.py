@@ -48,7 +48,7 @@ class DepthWithoutShortcuts(Check):
             check=self.name,
             title=f"{count} weight layers in a plain chain change the gradient by {ratio:.1e}",
             severity=Severity.ADVICE,
-            explanation=f"Each layer from {found.layers[-1].name} to {first.name} scales it by {10**-found.slope:.2g}.",
+            explanation=f"Each layer from {found.layers[-1].spoken} to {first.spoken} scales it by {10**-found.slope:.2g}.",
             location=Location.at(first.source, first.path, step=0),
             evidence=(Evidence("gradient's change over the depth", ratio, ">", 10**self.decades),),
             fixes=(initialisation.SHORTCUTS, initialisation.fix(Recording(layers=list(found.layers)), found.layers)),

@@ -78,7 +78,7 @@ class ExplodingActivations(Check):
         step = max([2, *over[:1]])  # what one update does is a jump: the rate's, not a growth
         return Finding(
             check=self.name,
-            title=f"the activations of {first.name} grew by a factor of {growth:.1e} while training and still grow",
+            title=f"the activations of {first.spoken} grew by a factor of {growth:.1e} while training and still grow",
             severity=Severity.ERROR,
             explanation=f"{len(layers)} hidden layers grow from step to step without an end.",
             location=Location.at(first.source, first.path),
@@ -89,5 +89,5 @@ class ExplodingActivations(Check):
         )
 
     def _evidence(self, layer: Layer, measured: float, limit: float) -> Evidence:
-        quantity = f"root mean square of {layer.name}'s output"
+        quantity = f"root mean square of {layer.spoken}'s output"
         return Evidence(quantity, measured, ">", limit, site=layer.site(Role.OUTPUT), stat=Stat.RMS)

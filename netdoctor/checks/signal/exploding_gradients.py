@@ -59,12 +59,12 @@ class ExplodingGradients(Check):
             check=self.name,
             title=f"the gradient grows by {10**-found.slope:.2g} per layer towards the input, {total:.1e} in all",
             severity=Severity.ERROR,
-            explanation=f"Over the first steps rms(gradient) / rms(weight) is {low:.2g} at {last.name} and {high:.2g} "
-            f"at {first.name}. {outcome.words(loss)}",
+            explanation=f"Over the first steps rms(gradient) / rms(weight) is {low:.2g} at {last.spoken} and {high:.2g} "
+            f"at {first.spoken}. {outcome.words(loss)}",
             location=Location.at(first.source, first.path, step=0),
             evidence=(
                 Evidence("gradient to weight, first layer over last (fitted)", total, "≥", 10**self.decades),
-                Evidence(f"rms(gradient) / rms(weight) of {first.name}", high, ">", low, "", site, Stat.RMS),
+                Evidence(f"rms(gradient) / rms(weight) of {first.spoken}", high, ">", low, "", site, Stat.RMS),
             ),
             fixes=(*initialisation.remedies(recording, found.layers, grows=True), initialisation.CLIP),
             first_step=0,

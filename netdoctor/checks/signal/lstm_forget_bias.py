@@ -48,7 +48,7 @@ class LstmForgetBias(Check):
         code = f"with torch.no_grad():\n    hidden = {name}.numel() // 4\n    {name}[hidden : 2 * hidden].fill_(1.0)"
         return Finding(
             check=self.name,
-            title=f"the forget bias of {layer.name} starts at about 0",
+            title=f"the forget bias of {layer.spoken} starts at about 0",
             severity=Severity.ADVICE,
             explanation="Its forget gates start half closed, so that memory halves at each position.",
             location=Location.at(layer.source, layer.path, step=0),

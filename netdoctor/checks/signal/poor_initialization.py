@@ -79,7 +79,7 @@ class PoorInitialization(Check):
             check=self.name,
             title=f"{initialisation.described(first)}{f' ({len(off)} layers alike)' if len(off) > 1 else ''}",
             severity=severity,
-            explanation=f"{layer.name} has {layer.fan_in} inputs per unit.{scaled} {outcome.words(loss)}",
+            explanation=f"{layer.spoken} has {layer.fan_in} inputs per unit.{scaled} {outcome.words(loss)}",
             location=Location.at(layer.source, layer.path, step=0),
             evidence=(
                 Evidence("scale over that of common schemes", first.off, "≥" if first.off > 1 else "≤", limit),

@@ -73,7 +73,7 @@ class RecurrentGradients(Check):
         )
         return Finding(
             check=self.name,
-            title=f"the gradient {'grows' if grows else 'shrinks'} by 1e{abs(decades):.0f} along time in {layer.name}",
+            title=f"the gradient {'grows' if grows else 'shrinks'} by 1e{abs(decades):.0f} along time in {layer.spoken}",
             severity=Severity.ERROR if grows or loss.kind == "non-finite" else Severity.WARNING,
             explanation="The first position gets a gradient that is so many decades off the last one's. "
             + outcome.words(loss),

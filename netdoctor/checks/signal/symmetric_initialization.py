@@ -83,7 +83,7 @@ class SymmetricInitialization(Check):
         more = f" (and those of {len(layers) - 1} more layers)" if len(layers) > 1 else ""
         return Finding(
             check=self.name,
-            title=f"all {units} units of {first.name} start identical{more}",
+            title=f"all {units} units of {first.spoken} start identical{more}",
             severity=Severity.ERROR,
             explanation=f"The rows of {first.weight} are equal at step 0 and so are their gradients: the {units} units "
             "compute one and the same thing. Only random weights tell units apart.",

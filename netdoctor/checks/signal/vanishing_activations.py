@@ -87,11 +87,11 @@ class VanishingActivations(Check):
             title=f"the signal shrinks to {10**found.slope:.2g} per layer, to {total:.1e} over the depth",
             severity=severity,
             explanation=f"At step 0 the outputs vary over the batch by {first:.2g} at {found.layers[0].name} and by "
-            f"{end:.1e} at {last.name}: what comes out hardly depends on what goes in. {outcome.words(loss)}",
+            f"{end:.1e} at {last.spoken}: what comes out hardly depends on what goes in. {outcome.words(loss)}",
             location=Location.at(place.source, place.path, step=0),
             evidence=(
                 Evidence("decay of the signal over the depth", total, "≤", 10**-self.decades),
-                Evidence(f"variation of {last.name} over the batch", end, "<", first, "", site, Stat.BATCH_STD),
+                Evidence(f"variation of {last.spoken} over the batch", end, "<", first, "", site, Stat.BATCH_STD),
             ),
             fixes=(*initialisation.remedies(recording, found.layers, grows=False), initialisation.NORMALISE),
             first_step=0,

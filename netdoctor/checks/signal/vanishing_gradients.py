@@ -63,14 +63,14 @@ class VanishingGradients(Check):
         )
         return Finding(
             check=self.name,
-            title=f"the gradient of {first.name} is {total:.1e} of that of {last.name}, relative to the weights",
+            title=f"the gradient of {first.spoken} is {total:.1e} of that of {last.spoken}, relative to the weights",
             severity=severity,
-            explanation=f"Over the first steps rms(gradient) / rms(weight) is {high:.2g} at {last.name} and {low:.1e} "
-            f"at {first.name}.{' Its updates are too small to move it.' if still else ''} {outcome.words(loss)}",
+            explanation=f"Over the first steps rms(gradient) / rms(weight) is {high:.2g} at {last.spoken} and {low:.1e} "
+            f"at {first.spoken}.{' Its updates are too small to move it.' if still else ''} {outcome.words(loss)}",
             location=Location.at(first.source, first.path, step=0),
             evidence=(
                 Evidence("gradient to weight, first layer over last (fitted)", total, "≤", limit),
-                Evidence(f"rms(gradient) / rms(weight) of {first.name}", low, "<", high, "", site, Stat.RMS),
+                Evidence(f"rms(gradient) / rms(weight) of {first.spoken}", low, "<", high, "", site, Stat.RMS),
             ),
             fixes=self._fixes(recording, found),
             certainty=Certainty.MEASURED if still else Certainty.INFERRED,

@@ -42,7 +42,7 @@ class CausalLeak(Check):
         arm = recording.arms.get(ARM)
         if arm is None:
             if ASKED not in recording.arms:
-                yield Abstention(self.name, "experiments were off: positions were not exchanged")
+                yield Abstention(self.name, "no experiment exchanged positions")
         elif arm.failure:
             yield Abstention(self.name, arm.failure)
         elif float(arm.facts.get("share", 0.0)) > self.change:

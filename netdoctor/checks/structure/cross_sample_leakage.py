@@ -45,7 +45,7 @@ class CrossSampleLeakage(Check):
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         arm = recording.arms.get(ARM)
         if arm is None or arm.failure:
-            yield Abstention(self.name, arm.failure if arm else "experiments were off: samples were not exchanged")
+            yield Abstention(self.name, arm.failure if arm else "no experiment exchanged samples")
         elif float(arm.facts.get("share", 0.0)) > self.change:
             yield self._finding(arm, float(arm.facts["share"]))
 

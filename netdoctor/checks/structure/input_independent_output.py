@@ -43,7 +43,7 @@ class InputIndependentOutput(Check):
             return
         if given is None or blanked is None or given.failure or blanked.failure:
             failed = [arm.failure for arm in (given, blanked) if arm is not None and arm.failure]
-            yield Abstention(self.name, failed[0] if failed else "experiments were off: the inputs were not blanked")
+            yield Abstention(self.name, failed[0] if failed else "no experiment blanked the inputs")
             return
         steps = min(given.losses.size, blanked.losses.size)
         one, other = given.losses[:steps], blanked.losses[:steps]

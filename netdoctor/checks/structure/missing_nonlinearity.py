@@ -11,7 +11,7 @@ from netdoctor.checks.signal import outcome
 from netdoctor.checks.structure.linear_pairs import Pair, all_linear, following
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import StepGraph
-from netdoctor.recording import Recording
+from netdoctor.recording import Recording, spoken
 from netdoctor.trend import judge
 
 
@@ -53,12 +53,19 @@ class MissingNonlinearity(Check):
         whole = " The model has no activation at all: it is a linear model." if linear else ""
         return Finding(
             self.name,
-            f"no activation between {first.module} and {second.module}{more}",
+            f"no activation between {spoken(first.module)} and {spoken(second.module)}{more}",
             Severity.WARNING if harmful else Severity.ADVICE,
             f"Two linear layers in a row can do no more than one.{whole}",
             Location.at(source, first.module or None, first.name, step=0),
             (Evidence("pairs of linear layers without an activation", len(pairs), ">", 0.0),),
-            (Fix("activation", f"Put one between {first.module} and {second.module}.", _code(source), Reach.MODEL),),
+            (
+                Fix(
+                    "activation",
+                    f"Put one between {spoken(first.module)} and {spoken(second.module)}.",
+                    _code(source),
+                    Reach.MODEL,
+                ),
+            ),
             first_step=0,
             places=tuple(one.module for one, _ in pairs),
         )

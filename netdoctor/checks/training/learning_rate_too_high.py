@@ -67,7 +67,7 @@ class LearningRateTooHigh(Check):
                 yield Abstention(self.name, why_not(recording))
 
     def _proven(self, found: Rescue, recording: Recording) -> Finding:
-        title = f"the learning rate {found.old:g} is too high: {found.lr:g} trains from the same start"
+        title = f"the learning rate {found.old:g} is too high: at {found.lr:g} it trains from the same start"
         what = "fits a tiny batch" if found.few else "brings the loss down"
         says = f"On a copy, from the same weights on the same batches, only the lower learning rate {what}."
         fixes = (found.fix(recording, "lower-learning-rate"),)

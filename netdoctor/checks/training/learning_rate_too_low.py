@@ -63,7 +63,7 @@ class LearningRateTooLow(Check):
         measured = Evidence("update ratio, median", typical, "<", self.ratio, "", site, Stat.RMS)
         yield Finding(
             self.name,
-            f"the learning rate {found.old:g} is too low: {found.lr:g} trains from the same start",
+            f"the learning rate {found.old:g} is too low: at {found.lr:g} it trains from the same start",
             Severity.WARNING,
             f"A step changes the weights by {typical:.1e} of their size (1e-3 is usual), so the loss hardly moves.",
             Location.at(recording.optimizers[0].source),

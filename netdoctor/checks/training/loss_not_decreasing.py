@@ -50,7 +50,7 @@ class LossNotDecreasing(Check):
         yield self._finding(trend, fitted, recording)
 
     def _finding(self, trend: Trend, fitted: bool | None, recording: Recording) -> Finding:
-        evidence = Evidence("loss lost from start to end", 100 * trend.drop, "<", 100 * MIN_DROP, "%")
+        evidence = Evidence("fall of the loss from start to end", 100 * trend.drop, "<", 100 * MIN_DROP, "%")
         known = " ".join(_ruled_out(fitted, recording)) or "No experiment ran, so nothing is ruled out."
         return Finding(
             self.name,

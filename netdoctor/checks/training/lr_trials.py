@@ -42,11 +42,11 @@ class Rescue:
     def evidence(self, gain: float, stuck: float) -> tuple[Evidence, ...]:
         """Both fractions beside their limits."""
         if self.few:
-            name = f"loss lost on a tiny batch at lr {self.lr:g}, that at {self.old:g} as the limit"
+            name = f"fall of the loss on a tiny batch at lr {self.lr:g}, that at {self.old:g} as the limit"
             return (Evidence(name, 100 * self.lost, ">", 100 * self.control_lost, "%"),)
         return (
-            Evidence(f"loss lost at lr {self.lr:g}", 100 * self.lost, "≥", 100 * gain, "%"),
-            Evidence(f"loss lost at lr {self.old:g}", 100 * self.control_lost, "<", 100 * stuck, "%"),
+            Evidence(f"fall of the loss at lr {self.lr:g}", 100 * self.lost, "≥", 100 * gain, "%"),
+            Evidence(f"fall of the loss at lr {self.old:g}", 100 * self.control_lost, "<", 100 * stuck, "%"),
         )
 
     def fix(self, recording: Recording, treatment: str) -> Fix:

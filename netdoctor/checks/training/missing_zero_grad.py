@@ -45,11 +45,11 @@ class MissingZeroGrad(Check):
         code = f"{name}.zero_grad()\n{source.text if source and source.text else 'loss.backward()'}"
         yield Finding(
             self.name,
-            f"gradients are never cleared: {cleared} zero_grad for {recording.steps} optimizer steps",
+            f"gradients are never cleared: {cleared or 'no'} zero_grad in {recording.steps} optimizer steps",
             Severity.ERROR,
             "Each step uses the sum of all gradients so far instead of the last one.",
             Location.at(source, step=1),
-            (Evidence("zero_grad calls", cleared, "<", recording.steps),),
+            (Evidence("zero_grad calls per optimizer step", cleared / max(1, recording.steps), "<", 1.0),),
             (Fix("zero-grad", "Clear the gradients once per step, before backward.", code, Reach.RUN),),
             first_step=1,  # the first step is still right
             share=1.0,

@@ -39,7 +39,7 @@ class NoisyGradients(Check):
         if state.state not in {State.SLOW, State.HURT}:
             return
         if arm is None or arm.failure:
-            yield Abstention(self.name, arm.failure if arm else "experiments were off: no gradients were compared")
+            yield Abstention(self.name, arm.failure if arm else "no experiment compared gradients")
             return
         scale, batch = float(arm.facts["scale"]), float(arm.facts["batch"])
         if not self.times * batch <= scale <= self.most:

@@ -63,7 +63,7 @@ class ConstantLayer(Check):
             (layer, spread), words = chain[index], outcome.words(trend)
             yield Finding(
                 self.name,
-                f"{layer.name} gives the same output for every sample",
+                f"{layer.spoken} gives the same output for every sample",
                 Severity.WARNING,
                 f"Its output varies over the batch by {spread:.2g} of its scale, that of {chain[index - 1][0].name} by "
                 f"{chain[index - 1][1]:.2g}. The {len(chain) - index} layers from it on are constant. " + words,
@@ -79,7 +79,7 @@ class ConstantLayer(Check):
                         Stat.BATCH_STD,
                     ),
                 ),
-                (Fix("look-upstream", f"Look at what goes into {layer.name}, sample by sample.", _code(layer)),),
+                (Fix("look-upstream", f"Look at what goes into {layer.spoken}, sample by sample.", _code(layer)),),
                 places=tuple(item.name for item, _ in chain[index:]),
             )
 

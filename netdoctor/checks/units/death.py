@@ -23,18 +23,20 @@ def title(first: Liveness, layers: int) -> str:
     """One line with the number and the moment."""
     when = "from the start" if first.from_start else f"since step {first.died_after}"
     more = f", and {layers - 1} more layer{'s' if layers > 2 else ''}" if layers > 1 else ""
-    return f"{int(first.dead.sum())} of {len(first.dead)} units of {first.layer.name} are dead {when}{more}"
+    return f"{int(first.dead.sum())} of {len(first.dead)} units of {first.layer.spoken} are dead {when}{more}"
 
 
 def evidence(first: Liveness, limit: float) -> tuple[Evidence, ...]:
     """Share of dead units, how much was looked at, and the gradient of the incoming weights."""
     site = first.layer.site(Role.OUTPUT)
     found = [
-        Evidence(f"dead units of {first.layer.name}", 100 * first.share, "≥", 100 * limit, "%", site, Stat.UNIT_ACTIVE),
+        Evidence(
+            f"dead units of {first.layer.spoken}", 100 * first.share, "≥", 100 * limit, "%", site, Stat.UNIT_ACTIVE
+        ),
         Evidence("samples per unit looked at", first.samples, "≥", 256.0, "", site, Stat.SAMPLES),
     ]
     if math.isfinite(first.zero_gradient):
-        found.append(Evidence("of them without any weight gradient", 100 * first.zero_gradient, "≥", 50.0, "%"))
+        found.append(Evidence("dead units without any weight gradient", 100 * first.zero_gradient, "≥", 50.0, "%"))
     return tuple(found)
 
 
@@ -64,7 +66,7 @@ def _at_start(recording: Recording, first: Liveness) -> str:
     mean, std = entering_at(recording, first.layer, 0)
     if math.isfinite(mean) and mean < -NEGATIVE * std:
         offset = (
-            f"; the bias of {first.feeder.name} starts at {bias:.3g}"
+            f"; the bias of {first.feeder.spoken} starts at {bias:.3g}"
             if first.feeder and _by_bias(recording, first)
             else ""
         )
@@ -72,7 +74,7 @@ def _at_start(recording: Recording, first: Liveness) -> str:
             f"They never fired: what goes into the ReLU has mean {mean:.3g} and standard deviation {std:.3g}{offset}."
         )
     if _by_bias(recording, first) and first.feeder is not None:
-        return f"They never fired: the bias of {first.feeder.name} starts at {bias:.3g}."
+        return f"They never fired: the bias of {first.feeder.spoken} starts at {bias:.3g}."
     return "They never fired: initialisation, or the scale of the input, keeps what goes into the ReLU below 0."
 
 

@@ -17,7 +17,8 @@ class RedundantUnits(Check):
     What it is: more units than the data and the task ask for, or units that collapsed onto each other.
     Why it hurts: time and memory for nothing; of a collapse it is a first sign.
     How it is decided: on a copy of the trained model, over the captured batches: the effective rank of a dense layer's
-    output (exp of the entropy of its normalised singular values) is under a twentieth of its units.
+    output (exp of the entropy of its normalised singular values) is under a twentieth of its units, and of the effective
+    rank of what comes in: a layer can make no new directions, so few of them behind few inputs say nothing of the layer.
     When it stays silent: layers of under 64 units; fewer than 4 rows per unit; layers that use more. Advice only: wide
     layers train more easily than narrow ones, even where little of them is used in the end.
     Fix: about twice as many units as the effective rank.
@@ -32,7 +33,7 @@ class RedundantUnits(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         arm = recording.arms.get("redundancy/rank")
         curves = {} if arm is None or arm.failure else arm.curves
-        found = {path: (float(c[0]), float(c[1])) for path, c in curves.items() if c[0] < self.share * c[1]}
+        found = {path: (float(c[0]), float(c[1])) for path, c in curves.items() if c[0] < self.share * min(c[1:])}
         if not found:
             return
         path = min(found, key=lambda name: found[name][0] / found[name][1])

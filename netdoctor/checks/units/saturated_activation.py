@@ -63,7 +63,7 @@ class SaturatedActivation(Check):
         when = "from the start" if first.since == 0 else f"since step {first.since}"
         yield Finding(
             self.name,
-            f"{100 * first.share:.0f} % of the units of {first.layer.name} are saturated {when}",
+            f"{100 * first.share:.0f} % of the units of {first.layer.spoken} are saturated {when}",
             Severity.ERROR if outcome.hurt(trend) else Severity.WARNING,
             f"For more than {100 * self.samples:.0f} % of the samples they lie outside of [{low}, {high}], where "
             f"{first.function} is flat and passes no gradient. {cause(recording, first)} {outcome.words(trend)}",
@@ -79,7 +79,7 @@ class SaturatedActivation(Check):
         return not item.passed > self.slope  # NaN: not recorded, so it cannot deny
 
     def _evidence(self, item: Saturation) -> tuple[Evidence, ...]:
-        site, units = item.layer.site(Role.OUTPUT), f"saturated units of {item.layer.name}"
+        site, units = item.layer.site(Role.OUTPUT), f"saturated units of {item.layer.spoken}"
         first = Evidence(units, 100 * item.share, ">", 100 * self.units, "%", site, Stat.UNIT_SATURATED)
         if item.passed != item.passed:
             return (first,)

@@ -76,7 +76,7 @@ class _Course:
         """By which part the held-out loss lies above the control's best in the end, in percent."""
         control = self.recording.arms.get(CONTROL)
         if control is None:  # the first arm of all is one
-            found, steps = self._train(bench, self.recording.steps, SECONDS)
+            found, steps = self._train(bench, self.recording.steps, min(SECONDS, bench.seconds))
             control = Arm(CONTROL, np.asarray(found), 0.0, {"steps": float(steps), "best": min(found), "says": ""})
             self.recording.arms[CONTROL] = control
         end, best = float(control.losses[-1]), float(control.facts["best"])

@@ -151,7 +151,8 @@ def _trained(case: Case, wanted: Callable[[Tensor], bool]) -> Treatment | None:
         copies = [c for c in map(bench.sandbox.copies.of, missing) if isinstance(c, Tensor)]
         for parameter in bench.sandbox.trainable() + copies:
             parameter.requires_grad_()
-        bench.sandbox.optimizers[0].add_param_group({"params": copies})
+        optimizer = bench.sandbox.optimizers[0]
+        optimizer.add_param_group({**optimizer.param_groups[0], "params": copies})  # at the rate that is in force
         bench.iterations = [_clearing_too(iteration, missing) for iteration in bench.iterations]
 
     return Treatment(apply)

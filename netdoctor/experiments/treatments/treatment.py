@@ -53,6 +53,7 @@ class Bench:
     iterations: list[Iteration]
     stack: ExitStack = field(default_factory=ExitStack)
     notes: list[str] = field(default_factory=list)  # what exactly was done, for the reader
+    seconds: float = 60.0  # that the arm may take
     measured: list[float] = field(default_factory=list)  # per step, what to tell in place of the loss; empty: the loss
 
     def copy_of(self, original: nn.Module) -> nn.Module | None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.batchnorm import bypass_batchnorm
 from netdoctor.experiments.treatments.treatment import Bench, Case, Treatment
 
@@ -83,6 +84,8 @@ def _model(case: Case, bench: Bench) -> Any:
     if len(copies) == 1:
         return next(iter(copies.values()))
     loose = _loose(case, bench)
+    if not copies and not loose:
+        raise CannotReplayError("the weights belong to a wrapper that is not copied")
     parameters = [
         (f"{label}.{name}", parameter)
         for label, module in copies.items()

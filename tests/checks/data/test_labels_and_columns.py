@@ -133,3 +133,23 @@ def test_a_channel_is_named_and_the_same_batch_again_says_little():
     assert (found.severity, found.places) == (Severity.WARNING, ("channel 1",))
     assert severities(ConstantFeature(), table(with_column(3.9), shape=(16, 8), batches=(1, 1, 1))) == []
     assert isinstance(table(rows()).done().inputs[0], TensorFacts)
+
+
+def linked(
+    adjacency: np.ndarray, beside: tuple[int, ...] = (40, 8), batches: tuple[int, ...] = (7,) * 8
+) -> list[Finding]:
+    build = reading(facts(adjacency, "adjacency", batches=batches))
+    build.recording.inputs.append(facts(np.random.default_rng(1).standard_normal((400, 8)), "features", shape=beside))
+    return list(ConstantFeature(rows=40).judge(build.done()))
+
+
+def test_an_adjacency_matrix_is_no_table() -> None:
+    """Two nodes without any neighbour; the same graph in every step, or another sparse one in each."""
+    edges = np.random.default_rng(0).random((40, 40))
+    edges[:, [3, 9]] = 0
+    assert linked(edges) == []
+    assert linked(np.where(edges > 0.8, edges, 0), batches=tuple(range(8))) == []
+    assert linked(
+        edges, batches=tuple(range(8))
+    )  # full, and another in each step: a table with as many rows as columns
+    assert linked(edges, beside=(50, 8))  # nothing has as many rows

@@ -53,7 +53,7 @@ def test_what_could_not_run_is_told(check: Any, arm: str) -> None:
     assert said.reason == "no model is called with data alone"
     (said,) = check.judge(Recording())
     assert isinstance(said, Abstention)
-    assert "experiments were off" in said.reason
+    assert said.reason.startswith("no experiment ")
 
 
 def test_other_targets_pass_without_a_word() -> None:

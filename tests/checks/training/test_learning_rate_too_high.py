@@ -26,7 +26,7 @@ def test_a_lower_rate_that_trains_proves_it():
     (found,) = judged(proven())
     assert found.severity is Severity.ERROR
     assert found.certainty is Certainty.PROVEN
-    assert found.title == "the learning rate 1 is too high: 0.1 trains from the same start"
+    assert found.title == "the learning rate 1 is too high: at 0.1 it trains from the same start"
     assert found.location.line == 7
     (fix,) = found.fixes
     assert fix.code == "opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)"

@@ -21,7 +21,7 @@ def test_a_higher_rate_that_trains_proves_it():
     (found,) = judged(sick())
     assert found.severity is Severity.WARNING
     assert found.certainty is Certainty.PROVEN
-    assert found.title == "the learning rate 1e-05 is too low: 0.001 trains from the same start"
+    assert found.title == "the learning rate 1e-05 is too low: at 0.001 it trains from the same start"
     assert found.fixes[0].code == "optimizer = SGD(model.parameters(), 0.001)"
     assert found.evidence[0].measured == pytest.approx(1e-6)
     assert found.places == ("body.0.weight", "body.2.weight")

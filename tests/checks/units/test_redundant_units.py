@@ -12,9 +12,11 @@ from tests.checks.builders import Builder
 @pytest.mark.parametrize(
     ("curves", "places"),
     [
-        ({"body.0": [6.3, 128.0]}, ("body.0",)),
-        ({"body.0": [6.4, 128.0]}, ()),
-        ({"body.0": [60.0, 128.0], "body.2": [1.0, 64.0]}, ("body.2",)),
+        ({"body.0": [6.3, 128.0, 128.0]}, ("body.0",)),
+        ({"body.0": [6.4, 128.0, 128.0]}, ()),
+        ({"body.0": [60.0, 128.0, 128.0], "body.2": [1.0, 64.0, 64.0]}, ("body.2",)),
+        ({"body.0": [2.0, 128.0, 4.0]}, ()),  # four columns come in
+        ({"body.0": [1.9, 128.0, 40.0]}, ("body.0",)),
     ],
 )
 def test_few_directions_of_many_units(curves, places):

@@ -1,0 +1,84 @@
+"""How long a training waits for its batches: the time within DataLoader's `next`, beside the wall time of the steps.
+
+Nothing is done in the steps themselves: what is known of time is taken where the loader is asked for a batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from typing import Any
+
+from netdoctor.capture.observer import Observer
+from netdoctor.capture.patching import Patches
+from netdoctor.capture.source import user_line
+
+_MOST_KINDS = 16  # of steps, by the number of batches that they take
+
+
+class LoaderClock:
+    """Adds up waiting and wall time over whole steps. `install` and `close` may each be called once.
+
+    A step lasts from its first batch to the next one's. Measured steps are left out, and so are those that took another number
+    of batches than most: they evaluated, or an epoch ended in them.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._patches = Patches()
+        self._step = -1
+        self._began = self._waited = 0.0
+        self._batches = 0
+        self._plain = False
+        self._kinds: dict[int, list[float]] = {}  # batches per step → [steps, seconds, seconds waited]
+
+    def install(self) -> None:
+        """Time the loaders from now on."""
+        from torch.utils.data import dataloader
+
+        self._patches.wrap(dataloader._BaseDataLoaderIter, "__next__", self._timing)
+
+    def close(self) -> None:
+        """Take the clock away."""
+        self._patches.remove()
+
+    def _timing(self, original: Any) -> Any:
+        clock, observer = time.perf_counter, self._observer
+
+        @functools.wraps(original)
+        def __next__(loader: Any) -> Any:
+            if threading.get_ident() != observer.thread or observer.suspended:
+                return original(loader)
+            began = clock()
+            batch = original(loader)
+            observer.containment.run("data loading", self._got, loader, began, clock())
+            return batch
+
+        return __next__
+
+    def _got(self, loader: Any, began: float, ended: float) -> None:
+        observer = self._observer
+        if observer.step != self._step:
+            self._close_step(loader, began)
+            self._step, self._began, self._waited, self._batches, self._plain = observer.step, began, 0.0, 0, True
+        self._waited += ended - began
+        self._batches += 1
+        self._plain = self._plain and not observer.detailed and not observer.mode.on
+
+    def _close_step(self, loader: Any, now: float) -> None:
+        if not self._plain or self._observer.step != self._step + 1:
+            return
+        kind = self._kinds.get(self._batches)
+        if kind is None:
+            if len(self._kinds) >= _MOST_KINDS:
+                return
+            if not self._kinds:
+                self._observer.recorder.count("loader", self._step, value=loader._num_workers, source=user_line())
+            kind = self._kinds[self._batches] = [0.0, 0.0, 0.0]
+        kind[0] += 1
+        kind[1] += now - self._began
+        kind[2] += self._waited
+        if kind[0] >= max(other[0] for other in self._kinds.values()):
+            names = ("loader_steps", "loader_wall_s", "loader_waited_s")
+            self._observer.facts.update(zip(names, kind, strict=True))

@@ -1,0 +1,52 @@
+"""What a reader calls an experiment. Its own name stays its identity: in JSON, in the recording, and wherever there is no title."""
+
+from __future__ import annotations
+
+_GROUPS = {
+    "overfit": "overfitting a tiny batch",
+    "overfit-tiny-batch": "overfitting a tiny batch",
+    "trial": "other learning rates",
+    "learning-rate-trials": "other learning rates",
+    "lr-range-test": "a learning-rate range test",
+    "batchnorm": "BatchNorm bypassed",
+    "batchnorm-bypass": "BatchNorm bypassed",
+    "final": "the trained model on the captured batches",
+    "determinism": "the same batch twice in evaluation mode",
+    "leakage": "samples and positions exchanged",
+    "stability": "each step on its own batch",
+    "regularisation": "going on without regularisation",
+    "underflow": "gradients of a scaled loss",
+    "usage": "what of the input is read",
+    "labels": "equal inputs with other targets",
+    "custom backward": "custom backward passes beside finite differences",
+    "redundancy": "directions that wide layers use",
+    "positions": "positions permuted",
+    "width": "a wider model",
+    "scaling": "standardised data",
+    "inputs": "inputs blanked",
+    "noise": "gradients of several batches",
+    "pairing": "targets shuffled",
+    "combination": "all fixes together",
+}
+_ARMS = {"control": "as it is", "own": "as it is"}
+_ALONE = frozenset({"noise", "determinism", "labels", "redundancy", "underflow", "usage"})  # one arm, or numbered ones
+
+
+def of_group(name: str) -> str:
+    """The title of the experiment that an arm "group/arm" belongs to."""
+    return _GROUPS.get(name.partition("/")[0], name)
+
+
+def of_experiment(name: str) -> str:
+    """The title of one row: with the arm where an experiment has several."""
+    group, _, arm = name.partition("/")
+    title = _GROUPS.get(group)
+    if title is None:
+        return name
+    return title if not arm or group in _ALONE else f"{title} ({of_arm(name)})"
+
+
+def of_arm(name: str) -> str:
+    """What a curve is called beside the others of its experiment."""
+    arm = name.partition("/")[2] or name
+    return _ARMS.get(arm, arm.replace("lr x", "lr ×").replace("adam ", "Adam at "))

@@ -1,0 +1,90 @@
+"""The clock beside DataLoader: what it adds up, what it leaves out, and that it goes away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from netdoctor.capture.loading import LoaderClock
+from netdoctor.capture.observer import Observer
+
+
+class Numbers(Dataset[float]):
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, index: int) -> float:
+        now.append(now[-1] + 0.1)  # a tenth of a second for each sample
+        return float(index)
+
+
+now = [0.0]
+
+
+@pytest.fixture
+def observer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Observer]:
+    monkeypatch.setattr(time, "perf_counter", lambda: now[-1])
+    found = Observer()
+    clock = LoaderClock(found)
+    before = _BaseDataLoaderIter.__next__
+    clock.install()
+    yield found
+    clock.close()
+    assert _BaseDataLoaderIter.__next__ is before
+    assert found.containment.faults == []
+
+
+def train(observer: Observer, loader: DataLoader[Any], batches: int = 1, computing: float = 0.3) -> None:
+    """One epoch, of so many batches per step."""
+    for number, _ in enumerate(loader, 1):
+        if number % batches == 0:
+            now.append(now[-1] + computing)
+            observer.step += 1
+
+
+def test_waiting_and_wall_time(observer: Observer) -> None:
+    train(observer, DataLoader(Numbers(), batch_size=10))
+    facts = observer.facts
+    assert facts["loader_steps"] == 39  # the last step has no end
+    assert facts["loader_waited_s"] == pytest.approx(39.0)
+    assert facts["loader_wall_s"] == pytest.approx(39 * 1.3)
+    (event,) = observer.recorder.events
+    assert event.source is not None
+    assert event.source.text == "for number, _ in enumerate(loader, 1):"
+
+
+def test_several_batches_per_step(observer: Observer) -> None:
+    train(observer, DataLoader(Numbers(), batch_size=10), batches=4)
+    assert observer.facts["loader_steps"] == 9
+    assert observer.facts["loader_waited_s"] == pytest.approx(36.0)
+
+
+def test_evaluations_and_measured_steps_are_left_out(observer: Observer) -> None:
+    loader = DataLoader(Numbers(), batch_size=40)
+    for _ in range(4):
+        train(observer, loader)
+        for _ in loader:  # an evaluation
+            now.append(now[-1] + 100.0)
+    observer.detailed = True
+    train(observer, loader)
+    steps = 10 + 3 * 9  # the step after an evaluation has its batches too
+    assert observer.facts["loader_steps"] == steps
+    assert observer.facts["loader_wall_s"] == pytest.approx(steps * 4.3)
+
+
+def test_batches_and_random_numbers_are_the_same() -> None:
+    loader = DataLoader(Numbers(), batch_size=10, shuffle=True)
+    torch.manual_seed(0)
+    alone = [batch.tolist() for batch in loader]
+    clock = LoaderClock(Observer())
+    clock.install()
+    torch.manual_seed(0)
+    watched = [batch.tolist() for batch in loader]
+    clock.close()
+    assert watched == alone
