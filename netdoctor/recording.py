@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from netdoctor.data import Evaluation, TensorFacts
 from netdoctor.graph import StepGraph
-from netdoctor.origin import Culprit as Culprit  # what follows is a part of the recording's vocabulary
+from netdoctor.origin import MAX_SKIPS as MAX_SKIPS  # what follows is a part of the recording's vocabulary
+from netdoctor.origin import NORMALISED as NORMALISED
+from netdoctor.origin import Culprit as Culprit
 from netdoctor.origin import Operand as Operand
 from netdoctor.origin import Origin as Origin
 from netdoctor.origin import SourceLine as SourceLine

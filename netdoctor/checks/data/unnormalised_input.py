@@ -88,14 +88,13 @@ class UnnormalisedInput(Check):
         rms = math.hypot(value.mean, value.std)
         if self.small <= rms <= self.large:
             return Evidence("mean over standard deviation", abs(value.mean) / value.std, ">", self.offset)
-        relation, limit = (">", self.large) if rms > self.large else ("<", self.small)
-        return Evidence("root mean square of the input", rms, relation, limit)
+        beyond = (">", self.large) if rms > self.large else ("<", self.small)
+        return Evidence("root mean square of the input", rms, *beyond)
 
     def _severity(self, rms: float, door: Entrance, state: Harm, says: trial.Says) -> Severity | None:
         flagrant = rms > self.flagrant and not door.normed
         if says is trial.Says.NO_EFFECT:
             return Severity.ADVICE if flagrant else None
-        if says is trial.Says.CURED or state.state is State.HURT:
-            return Severity.ERROR if state.state is not State.WORKS else Severity.ADVICE
-        grade = Severity.ADVICE if state.state is State.WORKS else Severity.WARNING
-        return grade if flagrant else None
+        grave = says is trial.Says.CURED or state.state is State.HURT
+        grade = Severity.ADVICE if state.state is State.WORKS else Severity.ERROR if grave else Severity.WARNING
+        return grade if grave or flagrant else None

@@ -47,6 +47,7 @@ class AccumulationScaling(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         cycle = recording.counts.get("backward", 0) / max(1, recording.counts.get("step", 0))
         plain = len(recording.losses) == 1 and len(recording.optimizers) == 1 and not _divides(recording)
+        plain = plain and not recording.facts.get("closure")  # which is evaluated many times a step
         scaled = any(_scaled(graph) for graph in graphs(recording)) or not graphs(recording)
         if cycle < self.least or not plain or scaled or not outcome.hurt(judge(recording)):
             return
@@ -88,10 +89,8 @@ def _scaled(graph: StepGraph) -> bool:
 
 
 def _divides(recording: Recording) -> bool:
-    """Whether the optimizer divides by the size of the gradient, clipping takes it away, or a closure counts anew."""
-    adaptive = "closure" in recording.facts or any(
-        "eps" in group for optimizer in recording.optimizers for group in optimizer.groups
-    )
+    """Whether the optimizer divides by the size of the gradient, or clipping takes it away."""
+    adaptive = any("eps" in group for optimizer in recording.optimizers for group in optimizer.groups)
     return adaptive or recording.counts.get("clip", 0) > recording.steps / 2
 
 
