@@ -67,6 +67,25 @@ def test_a_late_division_by_an_empty_mask() -> None:
     assert len(trial.control) <= 2
 
 
+def test_in_a_loop_over_several_models_of_torchs_own() -> None:
+    def train() -> None:
+        inner, outer = nn.Linear(4, 8), nn.Linear(8, 1)
+        optimizer = torch.optim.Adam([*inner.parameters(), *outer.parameters()], lr=1e-2)
+        for step in range(LATE + 3):
+            x, mask = torch.randn(8, 5, 4), torch.ones(8, 5)
+            if step == LATE:
+                mask[3] = 0
+            pooled = (torch.relu(inner(x)) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            loss = F.mse_loss(outer(pooled), x.mean((1, 2))[:, None])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    trial = first_finding(train, "non-finite-activation").fixes[0].trial
+    assert trial is not None
+    assert trial.verdict is Verdict.CURED
+
+
 class Block(nn.Module):
     """Runs again in backward."""
 

@@ -43,7 +43,7 @@ def _exchanges(case: Case, bench: Bench, origin: Origin, margin: float | None) -
     change, (operation, source) = _change(origin, margin), place_of(origin)
     if change is None:
         return []
-    names, original = frozenset({operation}), case.places.module(origin.module)
+    names, original = frozenset({operation}), case.places.module(origin.module) if origin.module else None
     module = None if original is None else bench.copy_of(original)
     if original is not None and is_library_leaf(original):
         return [] if module is None else [Exchange(module, names, change)]
