@@ -9,10 +9,11 @@ import pytest
 
 from tests.capture.observing import observing, seed
 from tests.reliability.hazards import HAZARDS, Hazard, measured
+from tests.reliability.rare_hazards import RARE_HAZARDS
 from tests.reliability.trainings import same
 
 
-@pytest.mark.parametrize("hazard", HAZARDS, ids=lambda hazard: hazard.name)
+@pytest.mark.parametrize("hazard", HAZARDS + RARE_HAZARDS, ids=lambda hazard: hazard.name)
 def test_hazard(hazard: Hazard) -> None:
     seed()
     with warnings.catch_warnings():  # of old ways that the hazards are about, but none of ours
