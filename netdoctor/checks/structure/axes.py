@@ -15,8 +15,11 @@ def moved(given: Sequence[int], made: Sequence[int]) -> tuple[int, int] | None:
 
     A view only cuts the same row of numbers at other places, so an axis that lives on in the result keeps its stride, an
     axis that is split makes axes within its span, and merged axes are new. An axis of the result that has the size of a
-    lost one and reaches over the borders of the given ones is none of these: it was meant to be that lost axis.
+    lost one and reaches over the borders of the given ones is none of these: it was meant to be that lost axis. Matrices
+    that stay matrices are left alone: a table of other proportions is often just that.
     """
+    if math.prod(given) != math.prod(made) or max(len(given), len(made)) < 3:
+        return None
     before, after = _spans(given), _spans(made)
     lost = [(at, span) for at, span in enumerate(before) if span not in after and given[at] > 1]
     new = [(at, span) for at, span in enumerate(after) if span not in before and made[at] > 1]
@@ -51,7 +54,9 @@ def code(text: str, given: Sequence[int], made: Sequence[int], axes: tuple[int, 
     if swapped(given, made, axes):
         return _CALL.sub(turn, text, count=1) if call else f"x = x{turn}"
     if axes[1] < axes[0]:
-        return text[: call.start()] + turn + ".reshape(" + text[call.start(1) :] if call else f"x = x{turn}.reshape(...)"
+        return (
+            text[: call.start()] + turn + ".reshape(" + text[call.start(1) :] if call else f"x = x{turn}.reshape(...)"
+        )
     sizes = call[1].split(",") if call and "(" not in call[1] else []
     if call is None or len(sizes) != len(made):
         return f"x = x.reshape(...){turn}  # with the sizes {low} and {high} the other way round"

@@ -93,6 +93,7 @@ def transpose(case: Case) -> Treatment | None:
     place = case.finding.location
     if not place.file or place.line is None:
         return None
+    line = place.file, place.line
 
     def change(call: Any, args: Any, kwargs: Any) -> Any:
         given, made = first_argument(args, kwargs), call(*args, **kwargs)
@@ -105,7 +106,7 @@ def transpose(case: Case) -> Treatment | None:
         sizes[axes[0]], sizes[axes[1]] = sizes[axes[1]], sizes[axes[0]]
         return given.reshape(sizes).transpose(*axes)
 
-    return Treatment(lambda bench: exchange_on_line(bench, _RESHAPES, change, (place.file, place.line)))
+    return Treatment(lambda bench: exchange_on_line(bench, _RESHAPES, change, line))
 
 
 def _last_output(case: Case, names: frozenset[str]) -> Operation | None:
