@@ -10,10 +10,12 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.recorder import rename
+from netdoctor.capture.statistics import is_shard
 from netdoctor.capture.training import TrainingTaps
 from netdoctor.capture.twins import twins
 from netdoctor.graph import Operation, StepGraph
@@ -72,6 +74,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.blind_spots = list(observer.blind_spots.values())
     recording.faults = observer.containment.faults
     recording.facts = {**_facts(recording), **observer.facts, **_variable(observer, recording)}
+    recording.facts["frozen_zeros"] = ",".join(_frozen_zeros(observer, display))
     recording.facts["scheduler_never_stepped"] = training.schedulers > 0 and not recording.counts.get("scheduler")
     if not recording.counts.get("step"):
         changed = observer.program.changed()
@@ -124,6 +127,21 @@ def _names(observer: Observer, recording: Recording) -> tuple[dict[str, str], di
             display[key] = ".".join(part for part in (label, path) if part) if several else path
             labels[key] = label if several else ""
     return display, labels
+
+
+def _frozen_zeros(observer: Observer, display: dict[str, str]) -> list[str]:
+    """Weight matrices that are all zero and require no gradient, in models of which something trains."""
+    found = []
+    for root in observer.names.roots:
+        module = root.module()
+        held = [] if module is None else list(module.named_parameters())
+        if any(p.requires_grad for _, p in held):
+            for name, p in held:
+                if not p.requires_grad and p.dim() > 1 and p.numel() and not (is_lazy(p) or p.is_meta or is_shard(p)):
+                    first = p.detach().flatten()[:1024]  # nearly always enough to tell
+                    if not bool(first.any()) and not bool(p.detach().any()):
+                        found.append(display.get(f"{root.label}{SEPARATOR}{name}", name))
+    return found
 
 
 def _variable(observer: Observer, recording: Recording) -> dict[str, str]:

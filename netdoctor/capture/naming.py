@@ -126,8 +126,12 @@ class ModuleNames:
         found = self._parameters.get(id(parameter))
         if found is None or found[0]() is not parameter:
             return ""
-        owner = None if found[2] is None else found[2]()
-        return found[1] if owner is None else f"{self._locate(owner)[1].label}{SEPARATOR}{found[1]}"
+        if found[2] is None:
+            return found[1]
+        owner = found[2]()
+        if owner is None or not any(held is parameter for held in owner._parameters.values()):
+            return f"{found[1]} (replaced)"  # the model has another one under this name by now
+        return f"{self._locate(owner)[1].label}{SEPARATOR}{found[1]}"
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """All parameters that have a name and are still there, with their keys."""

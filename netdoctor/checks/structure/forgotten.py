@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from netdoctor.checks.loss.comparisons import graphs
 from netdoctor.checks.structure.gradients import ever_had_gradient, owned, reached_anywhere
-from netdoctor.recording import Parameter, Recording
+from netdoctor.recording import Optimizer, Parameter, Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,17 @@ def forgotten(recording: Recording) -> Forgotten | None:
     if not missing or not stepping:
         return None
     layers = [p for p in trained if p.module_type]  # an optimised input or image is no part of a model
-    stale = _stale(recording)
+    holder = max(
+        stepping, key=lambda o: (_stale(recording, o) > 0, o.index)
+    )  # of an earlier phase's there is nothing to say
+    stale = _stale(recording, holder)
     called = _called_from_outside(recording)
     strangers = [p for p in missing if p.model in called or p.module in called]
     if strangers:
         return _made(strangers, trained, stepping[0].index, unregistered=called)
     partly = [p for p in missing if any(t.model == p.model for t in layers)]
     if partly or (stale and not trained):
-        return _made(partly or missing, trained, stepping[0].index, stale=stale)
+        return _made(partly or missing, trained, holder.index if stale else stepping[0].index, stale=stale)
     whole = [p for p in missing if _meant_to_train(recording, p, layers)]
     return _made(whole, trained, stepping[0].index, whole=True) if whole and layers else None
 
@@ -73,14 +76,13 @@ def _made(
     return Forgotten(names, kept, optimizer, stale, missing[0].model, whole, modules, caller)
 
 
-def _stale(recording: Recording) -> int:
-    """How many entries of stepping optimizers belong to no model and never got a gradient."""
+def _stale(recording: Recording, optimizer: Optimizer) -> int:
+    """How many entries of an optimizer belong to no model and never got a gradient."""
     count = 0
-    for optimizer in recording.optimizers:
-        for name in optimizer.parameters if optimizer.steps else ():
-            parameter = recording.parameters.get(name)
-            loose = parameter is None or (parameter.module == "" and parameter.module_type == "")
-            count += loose and not ever_had_gradient(recording, name)
+    for name in optimizer.parameters:
+        parameter = recording.parameters.get(name)
+        loose = parameter is None or (parameter.module == "" and parameter.module_type == "")
+        count += loose and not ever_had_gradient(recording, name)
     return count
 
 

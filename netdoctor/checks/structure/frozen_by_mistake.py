@@ -9,6 +9,7 @@ from math import prod
 from netdoctor.check import Check
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.checks.signal import outcome
+from netdoctor.checks.signal.initialisation import expression
 from netdoctor.checks.structure.gradients import listed
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Parameter, Recording
@@ -23,7 +24,8 @@ class FrozenByMistake(Check):
     wrong name in a condition, or in place of nothing, as no pretrained weights were loaded.
     Why it hurts: a random network that does not change has to be made up for by the few parameters that do.
     How it is decided: at least 90 % of the weights (by count) of a model with a trained parameter do not require a
-    gradient, no weights were loaded before the first step, and the loss does not fall.
+    gradient, no weights were loaded before the first step, and the loss does not fall. Or a frozen weight matrix is all
+    zero (an adapter, a residual end): what it is multiplied with gives nothing, and nothing can change that.
     When it stays silent: fine-tuning of loaded weights; a training that learns; a second model that serves as a fixed
     function (a teacher, a perceptual loss).
     Fix: set requires_grad for what should train, before the optimizer is made.
@@ -36,6 +38,8 @@ class FrozenByMistake(Check):
     share: float = 0.9  # of the weights: less than that is a usual split of backbone and head
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
+        if zeros := [name for name in str(recording.facts.get("frozen_zeros", "")).split(",") if name]:
+            yield self._of_zeros(recording, zeros)
         if recording.facts.get("pretrained") or not outcome.hurt(judge(recording)):
             return
         alive = {p.model for p in recording.parameters.values() if p.requires_grad and p.module_type}
@@ -65,6 +69,27 @@ class FrozenByMistake(Check):
             first_step=0,
             places=tuple(p.name for p in frozen),
             share=share,
+        )
+
+    def _of_zeros(self, recording: Recording, names: list[str]) -> Finding:
+        module = recording.parameters[names[0]].module if names[0] in recording.parameters else ""
+        return Finding(
+            self.name,
+            f"{listed(names)} {'is' if len(names) == 1 else 'are'} frozen, and all zero",
+            Severity.WARNING,
+            "What is multiplied with zeros gives nothing, and without a gradient that stays so: this part does not exist.",
+            Location.at(next((x.source for x in recording.layers if x.path == module), None), module or None),
+            (Evidence("frozen weight matrices that are all zero", len(names), ">", 0.0),),
+            (
+                Fix(
+                    "unfreeze",
+                    "Let them train: set requires_grad before the optimizer is made.",
+                    "\n".join(f"{expression(recording, name)}.requires_grad_(True)" for name in names[:8]),
+                    Reach.RUN,
+                ),
+            ),
+            first_step=max(0, recording.steps - 1),  # what is known is how it ended
+            places=tuple(names),
         )
 
 

@@ -35,12 +35,12 @@ class WrongReshape(Check):
     explains = NO_LEARNING | NO_SIGNAL | {"cross-sample-leakage", "causal-leak", "label-input-mismatch"}
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        seen: set[int] = set()
+        seen: set[tuple[str, int]] = set()  # lines: a block that stands ten times in a net has one fault
         for graph in graphs(recording):
             for operation in sorted(graph.loss_operations(), key=lambda o: o.index):
-                axes = _torn(graph, operation)
-                if axes is not None and operation.index not in seen:
-                    seen.add(operation.index)
+                axes, place = _torn(graph, operation), (operation.file, operation.line)
+                if axes is not None and place not in seen:
+                    seen.add(place)
                     yield self._finding(recording, graph, operation, axes)
 
     def _finding(self, recording: Recording, graph: StepGraph, operation: Operation, axes: tuple[int, int]) -> Finding:
