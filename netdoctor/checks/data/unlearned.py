@@ -9,7 +9,6 @@ from netdoctor.checks.data.scale_trial import location
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
 
-
 _FEW = 0.05  # of the samples: more are a model that is too small, or labels that are noise
 
 
