@@ -33,6 +33,12 @@ torch.manual_seed(0)
 X, Y = torch.randn(96, 6), torch.randint(0, 3, (96,))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same numbers, whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 def asked(
     look: Callable[..., dict[str, Arm]], step: TrainingStep, recording: Recording | None = None
 ) -> dict[str, Arm]:
