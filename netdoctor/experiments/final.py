@@ -90,7 +90,7 @@ def batches(step: TrainingStep) -> Iterator[Backward]:
 def switched(backward: Backward, normed: bool) -> Backward:
     """The backward with all modules in evaluation mode; `normed`: but the BatchNorms that were in training mode."""
 
-    def _switched(entry: Entry) -> Entry:
+    def quieted(entry: Entry) -> Entry:
         if entry.module is None:
             return entry
         modes = (
@@ -99,7 +99,7 @@ def switched(backward: Backward, normed: bool) -> Backward:
         )
         return replace(entry, modes=tuple(modes))
 
-    return replace(backward, entries=[_switched(entry) for entry in backward.entries])
+    return replace(backward, entries=[quieted(entry) for entry in backward.entries])
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def _count(terms: list[Term], counts: dict[str, Tensor]) -> None:
     found = [term for term in terms if term.kind == CLASSES]
     if len(found) != 1 or found[0].prediction is None or found[0].target is None:
         return
-    pair = _classes(found[0], found[0].prediction, found[0].target)
+    pair = classes_of(found[0], found[0].prediction, found[0].target)
     if pair is None:
         return
     predicted, target, classes = pair
@@ -117,7 +117,7 @@ def _count(terms: list[Term], counts: dict[str, Tensor]) -> None:
         counts[key] = counts[key] + new if key in counts else new
 
 
-def _classes(term: Term, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int] | None:
+def classes_of(term: Term, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int] | None:
     """(predicted classes, target classes, number of classes), each flat."""
     if term.name in BINARY_LOSSES:
         limit = 0.0 if term.name.endswith("logits") else 0.5

@@ -16,6 +16,7 @@ from netdoctor.experiments import (
     single_sample,
     stability,
     underflow,
+    unfitted,
     usage,
 )
 from netdoctor.experiments.sandbox import Budget
@@ -34,6 +35,7 @@ QUESTIONS: dict[str, Look] = {
     "the same input with different targets": conflicts.conflicts,
     "custom backward passes beside finite differences": custom_backward.compare,
     "how many directions wide layers use": redundancy.look,
+    "samples that cannot be taught": unfitted.look,
 }
 
 

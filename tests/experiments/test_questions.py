@@ -14,13 +14,29 @@ from torch import Tensor, nn
 
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.step import TrainingStep
-from netdoctor.experiments import conflicts, custom_backward, determinism, final, positions, redundancy, usage, width
+from netdoctor.experiments import (
+    conflicts,
+    custom_backward,
+    determinism,
+    final,
+    positions,
+    redundancy,
+    unfitted,
+    usage,
+    width,
+)
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.recording import Arm, Recording
 from tests.experiments.capturing import captured, fit, mlp, watched
 
 torch.manual_seed(0)
 X, Y = torch.randn(96, 6), torch.randint(0, 3, (96,))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same numbers, whichever tests ran before."""
+    torch.manual_seed(0)
 
 
 def asked(
@@ -284,3 +300,36 @@ def test_the_effective_rank_is_that_of_what_comes_in():
     assert units == 64
     assert 1.5 < rank <= 2.0001
     assert 1.5 < reach <= 2.0001  # nothing that the layer is to blame for
+
+
+def memorised(twins: int, apart: float) -> dict[str, Arm]:
+    """A training that knows nearly all of its samples; `twins` of them lie so far from another one, with another label."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(192, 6, generator=generator)
+    y = torch.randint(0, 3, (192,), generator=generator)
+    x[:twins] = x[-twins:] + apart * torch.randn(twins, 6, generator=generator) if twins else x[:0]
+    y[:twins] = (y[-twins:] + 1) % 3 if twins else y[:0]
+    net = nn.Sequential(nn.Linear(6, 256), nn.ReLU(), nn.Linear(256, 3))
+
+    def train() -> None:
+        optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+        for step in range(600):
+            rows = slice(32 * (step % 6), 32 * (step % 6) + 32)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+
+    return asked(unfitted.look, captured(train))
+
+
+def test_samples_with_a_twin_of_another_label_cannot_be_taught():
+    facts = memorised(twins=6, apart=1e-5)["labels/unfitted"].facts
+    assert 3 <= facts["stuck"] <= 9
+    samples = {int(index) for index in facts["samples"].split(",")}
+    assert samples <= {*range(6), *range(186, 192)}
+
+
+def test_what_can_be_taught_is_no_trouble():
+    """Twins that lie apart are learned, sooner or later."""
+    arms = memorised(twins=0, apart=0.0)
+    assert arms == {} or arms["labels/unfitted"].facts["stuck"] == 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.data.harm import State, harm
 from netdoctor.checks.data.scale_trial import location
+from netdoctor.checks.data.unlearned import unlearned
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
 
@@ -28,6 +29,8 @@ class ConflictingLabels(Check):
     with the very same input. Any model must get these wrong. From 5 % of all samples on, or 1 % where training does not
     work or is slow, a warning; an error from 15 % on where it is so; else advice. Of regressions only contradictions
     within one batch count, for targets may be drawn anew.
+    Where most samples are right, a copy of the trained model goes on with those of the captured batches alone: a few that stay
+    wrong while 99 % of the others are learned by heart contradict others that are nearly the same. Advice.
     When it stays silent: inputs of fewer than 3 numbers, or with few different rows of few values (states, codes),
     which come again by themselves; models that are given more than the sample (states, graphs); moving targets.
     Fix: look at the pairs listed; clean them, or give all of them the same soft label.
@@ -35,15 +38,20 @@ class ConflictingLabels(Check):
     """
 
     name = "conflicting-labels"
-    arms = frozenset({"labels/conflicts"})
+    arms = frozenset({"labels/conflicts", "labels/unfitted"})
     explains = frozenset(SYMPTOMS.split())
 
     grave: float = 0.15  # of the samples: one in seven cannot be right
     much: float = 0.05  # of the samples: survey data has a few percent by nature
     some: float = 0.01  # of the samples, where training suffers
     least: int = 4  # samples: fewer are an accident
+    rest: float = 0.99  # of the other samples: where more are not learned, the model may be too small
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
+        found = list(self._same_input(recording))
+        yield from found or unlearned(self.name, self.rest, self.least, recording)
+
+    def _same_input(self, recording: Recording) -> Iterator[Finding | Abstention]:
         arm = recording.arms.get("labels/conflicts")
         if arm is None or recording.facts.get("moving_target") or recording.facts.get("several_optimizers"):
             return

@@ -153,3 +153,17 @@ def test_an_adjacency_matrix_is_no_table() -> None:
         edges, batches=tuple(range(8))
     )  # full, and another in each step: a table with as many rows as columns
     assert linked(edges, beside=(50, 8))  # nothing has as many rows
+
+
+@pytest.mark.parametrize(
+    ("stuck", "right", "fires"),
+    [(4, 996, True), (3, 997, False), (4, 986, False), (50, 950, True), (51, 949, False), (0, 1000, False)],
+)
+def test_samples_that_cannot_be_taught(stuck: float, right: float, fires: bool) -> None:
+    build = contradicting(0)
+    said = {"seen": 1000.0, "stuck": stuck, "right": right, "samples": "3,17", "batch": 2.0, "passes": 30.0}
+    build.arm("labels/unfitted", **said)
+    found = list(ConflictingLabels().judge(build.done()))
+    assert [(f.severity, f.location.samples) for f in found if isinstance(f, Finding)] == (
+        [(Severity.ADVICE, (3, 17))] if fires else []
+    )
