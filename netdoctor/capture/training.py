@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from netdoctor.capture import norms, statistics, unseen
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.histograms import HistogramRecorder
+from netdoctor.capture.leftovers import Leftovers
 from netdoctor.capture.modes import Modes
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.optimizers import Optimizers
@@ -54,6 +55,7 @@ class TrainingTaps:
         self._stepped_on = StepWatch(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._retention = Retention(observer.recorder)
+        self._leftovers = Leftovers(observer.recorder, self.optimizers)
         self._renewal = Renewal(observer)
         self._modes = Modes(observer)
         self._positions: dict[
@@ -105,6 +107,8 @@ class TrainingTaps:
         if len(observer.tape):
             observer.over = False  # another loss of the same pass
         observer.settle()
+        if observer.detailed and not observer.stepping:
+            observer.containment.run("left gradients", self._leftovers.before_backward)
         if observer.stepping:  # a closure, which the optimizer evaluates as often as it likes
             observer.facts["closure"] = True
         if observer.step != self._at:
@@ -313,6 +317,7 @@ class TrainingTaps:
                 observer.trip(backwards, "backward")
                 _ = self._stepped or self._renewal.begin(backwards)
         if observer.detailed:
+            self._leftovers.stepping(optimizer, index)
             self._parameters.weights(parameters)
             self._stepped_on.before(parameters)
             self._observer.containment.run("histograms", self.histograms.see, parameters, observer.step)

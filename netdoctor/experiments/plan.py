@@ -9,6 +9,8 @@ import numpy as np
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.data.harm import State, harm
+from netdoctor.checks.training.learning_rate_too_high import LearningRateTooHigh
+from netdoctor.checks.training.lr_trials import works
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import (
     batchnorm,
@@ -93,7 +95,7 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     _add(recording, lambda: positions.order(recording, step, fifth()), say, "permuting the positions")
     if harm(recording).state in {State.HURT, State.SLOW}:
         _add(recording, lambda: width.widen(recording, step, fifth()), say, "widening the model")
-    if not learning:
+    if not learning or not works(judge(recording), LearningRateTooHigh.learning):
         share = budget.share(seconds * 0.4)
         _add(recording, lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
         _add(recording, lambda: range_test.sweep(step, tenth()), say, "a learning-rate range test")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, walk
 from netdoctor.errors import why_it_failed
+from netdoctor.experiments import patches
 from netdoctor.experiments.held_out import learn
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.tiny_batch import rewrite
@@ -29,8 +30,8 @@ _POSITIONAL = re.compile(r"(^|[._])(pos|position|positions|positional|pe|wpe)([.
 def order(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
     """The arm "positions/order", and where the model is blind to the order, "positions/without" and "positions/with".
 
-    In evaluation mode all sequences of the first model call are permuted alike. Facts: "blind" (the output stays the
-    same, or is permuted in the same way), "length", "unused" (a module or parameter whose name says that it is
+    In evaluation mode all sequences (images as patches too) of the first model call are permuted alike. Facts: "blind" (the output
+    stays the same, or is permuted in the same way), "length", "unused" (a module or parameter whose name says that it is
     positional). The other two arms learn from captured batches without and with sinusoidal positions (Vaswani et al.,
     2017) added to the first embedding; their losses are those of held-out batches.
     """
@@ -55,15 +56,24 @@ def _look(step: TrainingStep) -> dict[str, float | str | bool] | None:
     entry = backward.entries[0]
     found: list[Constant] = []
     walk((entry.args, entry.kwargs), lambda item: found.append(item) if isinstance(item, Constant) else None)
-    first = next((c.tensor for c in found if c.tensor.dim() in (2, 3)), None)
-    if entry.module is None or first is None or not _has_place(entry.module, first):
+    first = next((c.tensor for c in found if c.tensor.dim() in (2, 3, 4)), None)
+    if entry.module is None or first is None:
         return None
-    length = int(first.shape[1])
+    patch = patches.patch_size(entry.module, first)
+    if patch is None and (first.dim() == 4 or not _has_place(entry.module, first)):
+        return None
+    length = int(first.shape[1]) if patch is None else math.prod(patches.grid(first, patch))
     if length < FEWEST or (first.dim() == 2 and first.is_floating_point()):
         return None
     permutation = torch.randperm(length, generator=torch.Generator().manual_seed(3)).to(first.device)
+
+    def move(tensor: Tensor) -> Tensor:
+        if patch is not None:
+            return patches.permuted(tensor, patch, permutation) if tensor.shape == first.shape else tensor
+        return tensor.index_select(1, permutation) if tensor.dim() > 1 and tensor.shape[1] == length else tensor
+
     plain = _outputs(step, backward, entry)
-    moved = _outputs(step, backward, _permuted(entry, permutation, length))
+    moved = _outputs(step, backward, _permuted(entry, move))
     blind = bool(plain) and all(_follows(a, b, permutation) for a, b in zip(plain, moved, strict=True))
     unused = [name for name, _ in entry.module.named_modules() if _POSITIONAL.search(name)]
     unused += [name for name, _ in entry.module.named_parameters() if _POSITIONAL.search(name)]
@@ -77,14 +87,11 @@ def _has_place(module: nn.Module, first: Tensor) -> bool:
     return any(isinstance(child, kind) for child in module.modules())
 
 
-def _permuted(entry: Entry, permutation: Tensor, length: int) -> Entry:
-    """The call with all tensors permuted along their second dimension, where that counts positions."""
+def _permuted(entry: Entry, move: Callable[[Tensor], Tensor]) -> Entry:
+    """The call with all tensors permuted that count positions."""
 
     def change(constant: Constant) -> Constant:
-        tensor = constant.tensor
-        if tensor.dim() < 2 or tensor.shape[1] != length:
-            return constant
-        new = tensor.detach().index_select(1, permutation)
+        new = move(constant.tensor.detach())
         return Constant(new, new._version)
 
     return replace(entry, args=rewrite(entry.args, change), kwargs=rewrite(entry.kwargs, change))
@@ -113,22 +120,25 @@ def _follows(before: Tensor, after: Tensor, permutation: Tensor) -> bool:
 
 
 def _add_positions(sandbox: Sandbox, length: int) -> None:
-    """Add sinusoidal positions to what the first embedding (or dense layer) gives for whole sequences."""
+    """Add sinusoidal positions to what the first embedding (or dense layer, or convolution) gives for whole sequences."""
     done: list[nn.Module] = []
     for module in sandbox.modules():
         kinds = nn.Embedding if any(isinstance(c, nn.Embedding) for c in module.modules()) else nn.Linear
         for child in module.modules():
-            if isinstance(child, kinds):
+            if isinstance(child, (kinds, nn.Conv1d, nn.Conv2d)):
                 child.register_forward_hook(_adding(done, length))
 
 
 def _adding(done: list[nn.Module], length: int) -> Callable[..., Any]:
     def hook(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-        if output.dim() != 3 or output.shape[1] != length or (done and done[0] is not module):
+        convolved = isinstance(module, nn.Conv1d | nn.Conv2d)
+        rows = output.flatten(2).transpose(1, 2) if convolved and output.dim() > 2 else output
+        if rows.dim() != 3 or rows.shape[1] != length or (done and done[0] is not module):
             return output
         if not done:
             done.append(module)
-        return output + _sinusoids(length, output.shape[2]).to(output) * output.detach().square().mean().sqrt()
+        added = _sinusoids(length, rows.shape[2]).to(output) * output.detach().square().mean().sqrt()
+        return output + (added.t().reshape(output.shape[1:]) if convolved else added)
 
     return hook
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,17 +24,22 @@ UNEVEN = 100.0  # between the standard deviations of two columns
 
 
 def trials(recording: Recording, step: TrainingStep, budget: Budget, say: Callable[[str], None]) -> dict[str, Arm]:
-    """The arms "scaling/control", "scaling/input" and "scaling/target", the last two where that is out of scale.
+    """The arms "scaling/control", "scaling/input", "scaling/target" and "scaling/both", the latter where that is out of scale.
 
-    Losses of "scaling/target" are told in the script's own unit. The control is left out where no other arm ran.
+    Losses with standardised targets are told in the script's own unit. The control is left out where no other arm ran.
     """
     arms: dict[str, Arm] = {}
+    ready: list[Treatment] = []
     for what, given in (("input", recording.inputs), ("target", recording.targets)):
         if budget.left > 0 and any(map(unscaled, given)):
             say(f"standardising the {what}")
             made = _treatment(what, recording, step)
             if made is not None:
                 arms[f"scaling/{what}"] = _arm(f"scaling/{what}", made, step, budget)
+                ready.append(made)
+    if len(ready) > 1 and budget.left > 0 and not any(arm.failure for arm in arms.values()):
+        say("standardising the input and the target")
+        arms["scaling/both"] = _arm("scaling/both", _together(*ready), step, budget)
     if any(not arm.failure for arm in arms.values()):
         arms["scaling/control"] = _arm("scaling/control", Treatment(), step, budget)
     return arms
@@ -52,6 +58,16 @@ def _treatment(what: str, recording: Recording, step: TrainingStep) -> Treatment
     name = f"standardise-{what}"
     finding = Finding(f"unnormalised-{what}", "", Severity.ADVICE, "")
     return TREATMENTS[name](Case(step, recording, finding, Fix(name, ""), Places(step)))
+
+
+def _together(one: Treatment, other: Treatment) -> Treatment:
+    """Both changes: where input and target are out of scale, either alone may show nothing."""
+
+    def apply(bench: Bench) -> None:
+        one.apply(bench)
+        other.apply(bench)
+
+    return replace(other, apply=apply)
 
 
 def _arm(name: str, treatment: Treatment, step: TrainingStep, budget: Budget) -> Arm:

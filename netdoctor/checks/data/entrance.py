@@ -19,6 +19,7 @@ view reshape flatten unflatten permute transpose movedim unsqueeze squeeze conti
 """
 _WEIGHTED, _NORMS = frozenset(_WEIGHTED_NAMES.split()), frozenset(_NORM_NAMES.split())
 _SHAPES = frozenset(_SHAPE_NAMES.split())
+_JOINS = frozenset({"cat", "stack"})  # what is put beside an embedding is read as it is, all the same
 _BETWEEN = _SHAPES | {"add", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "max_pool3d"}
 _MOST = 200  # operations that are looked at from one input on: more lie behind layers, not before them
 
@@ -52,10 +53,11 @@ def entrances(graph: StepGraph, value: int) -> list[Entrance]:
             others = [graph.values[i] for i in operation.inputs if i != at]
             if operation.name in _WEIGHTED and any(o.trained or o.origin == "parameter" for o in others):
                 found.append(Entrance(graph.values[at], operation, direct, _normed(graph, operation)))
-            elif not any(other.trained for other in others):
+            elif operation.name in _JOINS or not any(other.trained for other in others):
                 new = [output for output in operation.outputs if output not in seen]
                 seen.update(new)
-                queue += [(output, direct and operation.name in _SHAPES) for output in new]
+                alone = operation.name in _SHAPES and not any(other.trained for other in others)
+                queue += [(output, direct and alone) for output in new]
     return found
 
 

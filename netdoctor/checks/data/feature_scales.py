@@ -35,7 +35,7 @@ class FeatureScales(Check):
     """
 
     name = "feature-scales"
-    arms = frozenset({"scaling/input", "scaling/control"})
+    arms = frozenset({"scaling/input", "scaling/both", "scaling/control"})
     explains = OF_SCALE | {"saturated-activation", "constant-layer", "input-independent-output"}
 
     ratio: float = 1000.0  # the condition number is its square: a million

@@ -31,6 +31,12 @@ def arm(recording: Recording, what: str) -> Arm | None:
 
 def verdict(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial | None]:
     """Whether standardising trains where the control does not; a start above a constant prediction is no progress."""
+    alone = _compared(recording, what, state)
+    together = _compared(recording, "both", state)  # where both are out of scale, either alone may show nothing
+    return together if alone[0] is not Says.CURED and together[0] is Says.CURED else alone
+
+
+def _compared(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial | None]:
     control, treated = recording.arms.get("scaling/control"), arm(recording, what)
     if control is None or control.failure or not len(control.losses) or treated is None:
         return Says.OPEN, None
@@ -42,6 +48,7 @@ def verdict(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial |
 
 
 def _trial(control: Arm, treated: Arm, what: str, says: Says, before: float, after: float) -> Trial:
+    what = "input and the target" if what == "both" else what
     words = (
         f"on a copy, after {len(treated.losses)} steps, {_left(before)}; with the {what} standardised {_left(after)}"
     )

@@ -37,7 +37,7 @@ class UnnormalisedInput(Check):
     """
 
     name = "unnormalised-input"
-    arms = frozenset({"scaling/input", "scaling/control"})
+    arms = frozenset({"scaling/input", "scaling/both", "scaling/control"})
     explains = OF_SCALE | {"feature-scales", "saturated-activation", "constant-layer", "input-independent-output"}
 
     large: float = 20.0  # digits of 0..16 (rms 8) train well; what is this large multiplies gradients by 400

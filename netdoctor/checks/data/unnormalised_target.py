@@ -31,7 +31,7 @@ class UnnormalisedTarget(Check):
     """
 
     name = "unnormalised-target"
-    arms = frozenset({"scaling/target", "scaling/control"})
+    arms = frozenset({"scaling/target", "scaling/both", "scaling/control"})
     explains = OF_SCALE | {"initial-loss"}
 
     large: float = 30.0  # Adam at 1e-3 needs tens of thousands of steps for an output bias of this size

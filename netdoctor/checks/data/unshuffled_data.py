@@ -39,7 +39,7 @@ class UnshuffledData(Check):
     """
 
     name = "unshuffled-data"
-    explains = OF_ORDER
+    explains = OF_ORDER | {"label-input-mismatch"}
 
     steps: int = 6  # sampled steps: one or two odd batches are no habit
     poor: float = 0.6  # of the expected entropy: stratified or grouped sampling rarely goes below

@@ -12,6 +12,7 @@ from netdoctor.checks.training.learning_rate_too_high import SYMPTOMS
 from netdoctor.checks.training.lr_trials import Rescue, rescue
 from netdoctor.checks.training.optimizer_line import first_source
 from netdoctor.checks.training.update_ratios import medians
+from netdoctor.checks.units.liveness import died
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import StepGraph
 from netdoctor.recording import Recording, SourceLine, Stat
@@ -26,7 +27,8 @@ class AccumulationScaling(Check):
     Why it hurts: each step is as many times too large as there are backward calls in it.
     How it is decided: at least 4 backward calls of one loss per optimizer step, as regular as a cycle, and nothing
     scales the loss down before backward. Training is hurt, and either a rate as many times lower trains on a copy, or
-    (without trials) half of the weight matrices change by more than a tenth per step and would not if it were divided.
+    (without trials) half of the weight matrices change by more than a tenth per step and would not if it were divided;
+    or the training learns, but updates have killed half of the units of a rectifier.
     When it stays silent: a loss that is divided; a training that learns (the rate may be divided instead); Adam and
     other optimizers that divide by the size of the gradient; gradients that are clipped; several different losses.
     Fix: divide the loss by the number of backward calls per step.
@@ -49,7 +51,11 @@ class AccumulationScaling(Check):
         plain = len(recording.losses) == 1 and len(recording.optimizers) == 1 and not _divides(recording)
         plain = plain and not recording.facts.get("closure")  # which is evaluated many times a step
         scaled = any(_scaled(graph) for graph in graphs(recording)) or not graphs(recording)
-        if cycle < self.least or not plain or scaled or not outcome.hurt(judge(recording)):
+        if cycle < self.least or not plain or scaled:
+            return
+        if not outcome.hurt(judge(recording)):
+            if died(recording):
+                yield self._finding(round(cycle), None, recording)
             return
         near = [factor for factor in ("0.1", "0.01") if float(factor) * cycle * self.reach >= 1]
         tried = (rescue(recording, (factor,), self.gain, self.stuck) for factor in near)

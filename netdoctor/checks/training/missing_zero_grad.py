@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.training.optimizer_line import first_source, variable
+from netdoctor.checks.training.optimizer_line import assigned, first_source, variable
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
 
@@ -19,7 +19,7 @@ class MissingZeroGrad(Check):
     Why it hurts: the steps grow with the number of steps, old gradients point nowhere, and the loss oscillates or
     diverges.
     How it is decided: from events. In each observed step `.grad` was already filled when backward began, although an
-    optimizer step had used it.
+    optimizer step had used it. Of several optimizers each is looked at by itself.
     When it stays silent: gradient accumulation with a regular cycle; several backwards per step with as many clearings
     as steps; fewer than 3 steps.
     Fix: `optimizer.zero_grad()` once per step, before backward.
@@ -35,6 +35,7 @@ class MissingZeroGrad(Check):
     steps: int = 3  # the first backward finds nothing, so two more show a habit
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
+        yield from self._of_several(recording)
         if not recording.facts.get("gradients_before_backward") or recording.steps < self.steps:
             return
         cleared, backwards = recording.counts.get("zero_grad", 0), recording.counts.get("backward", 0)
@@ -54,3 +55,21 @@ class MissingZeroGrad(Check):
             first_step=1,  # the first step is still right
             share=1.0,
         )
+
+    def _of_several(self, recording: Recording) -> Iterator[Finding]:
+        for optimizer in recording.optimizers if len(recording.optimizers) > 1 else ():
+            stale, clean = (recording.counts.get(f"{kind} step {optimizer.index}", 0) for kind in ("stale", "clean"))
+            if clean or stale < self.steps:
+                continue
+            name = assigned(optimizer) or "optimizer"
+            yield Finding(
+                self.name,
+                f"the gradients of {name} are never cleared",
+                Severity.ERROR,
+                f"Each step of {name} uses the sum of all gradients so far, those of the other losses included.",
+                Location.at(optimizer.source, step=1),
+                (Evidence(f"observed steps of {name} on old gradients", stale, "≥", self.steps),),
+                (Fix("zero-grad", f"Clear them before the loss of {name}.", f"{name}.zero_grad()", Reach.RUN),),
+                first_step=1,
+                share=1.0,
+            )

@@ -26,11 +26,13 @@ def variable(recording: Recording) -> str:
     for text in lines:
         if found := re.search(r"([A-Za-z_][\w.]*)\.step\(([\w.]*)", text):
             return found[2] if found[2] and "scaler" in found[1].lower() else found[1]
-    for optimizer in recording.optimizers:
-        text = optimizer.source.text if optimizer.source is not None else ""
-        if found := re.match(r"([A-Za-z_][\w.]*)\s*=[^=]", text):
-            return found[1]
-    return "optimizer"
+    return next(filter(None, map(assigned, recording.optimizers)), "optimizer")
+
+
+def assigned(optimizer: Optimizer) -> str:
+    """The variable that the line of an optimizer's construction sets; "" where it is another kind of line."""
+    found = re.match(r"([A-Za-z_][\w.]*)\s*=[^=]", optimizer.source.text if optimizer.source is not None else "")
+    return found[1] if found else ""
 
 
 def _end(text: str, start: int) -> int:

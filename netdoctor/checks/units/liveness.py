@@ -54,6 +54,15 @@ def examine(recording: Recording, end: int, fewest: int, enough: float) -> Itera
         yield _liveness(recording, group, tracks, fewest, enough) or group[0]
 
 
+def died(recording: Recording, share: float = 0.5, fewest: int = 4, enough: float = 256.0) -> bool:
+    """Whether an update killed this share of the units of a rectifier; the limits are those of `dead-relu`."""
+    found = examine(recording, recording.steps, fewest, enough)
+    return any(
+        isinstance(x, Liveness) and x.trained and x.share >= share and not x.from_start and x.died_after > 0
+        for x in found
+    )
+
+
 def _groups(recording: Recording) -> list[list[Layer]]:
     groups: dict[tuple[str, str, str], list[Layer]] = {}
     for layer in recording.layers:

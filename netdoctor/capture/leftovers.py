@@ -1,0 +1,43 @@
+"""Where several optimizers take turns: does each step on gradients that were cleared since its last step?"""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from netdoctor.capture.optimizers import Optimizers
+from netdoctor.capture.recorder import Recorder
+from netdoctor.capture.statistics import local
+
+_LOOKED_AT = 3  # parameters of an optimizer, the first ones that have a gradient
+
+
+class Leftovers:
+    """Counts "stale step N" and "clean step N" of the optimizer with number N, in steps that are measured."""
+
+    def __init__(self, recorder: Recorder, optimizers: Optimizers) -> None:
+        self._recorder, self._optimizers = recorder, optimizers
+        self._cleared: dict[
+            int, bool
+        ] = {}  # by id, seen since the optimizer's last step; no entry: no backward call was
+
+    def before_backward(self) -> None:
+        """A backward call is about to run, and finds each optimizer's gradients cleared or not."""
+        if len(self._optimizers.alive) > 1:
+            for optimizer in list(self._optimizers.alive):
+                key = id(optimizer)
+                self._cleared[key] = self._cleared.get(key, False) or not _holds(optimizer)
+
+    def stepping(self, optimizer: Optimizer, number: int) -> None:
+        """An optimizer is about to step."""
+        cleared = self._cleared.pop(id(optimizer), None)
+        if cleared is not None and self._recorder.step > 0:
+            self._recorder.count(f"{'clean' if cleared else 'stale'} step {number}", self._recorder.step)
+
+
+def _holds(optimizer: Optimizer) -> bool:
+    """Whether gradients of earlier backward calls are still there."""
+    held = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+    for _, gradient in zip(range(_LOOKED_AT), held, strict=False):
+        if gradient.is_sparse or bool(local(gradient.detach()).any()):
+            return True
+    return False
