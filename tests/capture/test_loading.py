@@ -99,7 +99,7 @@ def test_a_clock_that_fails_costs_no_batch(monkeypatch: pytest.MonkeyPatch) -> N
     clock = LoaderClock(observer)
     clock.install()
     try:
-        assert len([batch for batch in DataLoader(Numbers(), batch_size=10)]) == 40
+        assert len(list(DataLoader(Numbers(), batch_size=10))) == 40
     finally:
         clock.close()
     assert [fault.where for fault in observer.containment.faults] == ["data loading"]
