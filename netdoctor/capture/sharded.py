@@ -147,7 +147,7 @@ class Shards:
             spots["sharded"] += f" ({self._behind})"
         else:
             spots["sharded"] = (
-                "weights are sharded: the norm over all gradients is of the first process's part; "
+                "weights are sharded: the norm over all gradients and histograms are of the first process's part; "
                 "weights, gradients and updates were measured as a whole"
             )
 

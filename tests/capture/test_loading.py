@@ -88,3 +88,32 @@ def test_batches_and_random_numbers_are_the_same() -> None:
     watched = [batch.tolist() for batch in loader]
     clock.close()
     assert watched == alone
+
+
+def test_a_clock_that_fails_costs_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise ValueError("on purpose")
+
+    monkeypatch.setattr(LoaderClock, "_got", broken)
+    observer = Observer()
+    clock = LoaderClock(observer)
+    clock.install()
+    try:
+        assert len(list(DataLoader(Numbers(), batch_size=10))) == 40
+    finally:
+        clock.close()
+    assert [fault.where for fault in observer.containment.faults] == ["data loading"]
+
+
+def test_what_a_dataset_raises_comes_through() -> None:
+    class Broken(Numbers):
+        def __getitem__(self, index: int) -> float:
+            raise KeyError(index)
+
+    clock = LoaderClock(Observer())
+    clock.install()
+    try:
+        with pytest.raises(KeyError):
+            next(iter(DataLoader(Broken(), batch_size=10)))
+    finally:
+        clock.close()
