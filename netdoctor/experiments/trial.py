@@ -333,7 +333,9 @@ class _Trials:
             verdict = by_measure(before.measured, after.measured, measure.limit, verdict)
             if not math.isnan(before.measured):
                 found = Measured(measure.quantity, before.measured, after.measured, measure.unit)
-        if verdict is None:
+        duel = self.recording.facts.get("several_optimizers") and len(self.recording.losses) > 1
+        silent = duel and not (broken or measure or treatment.holds or verdict is Verdict.CURED)
+        if verdict is None or silent:  # losses of models that play against each other rise and fall for other reasons
             return None
         if treatment.holds is not None:
             verdict = by_itself(before.holds, after.holds, other)

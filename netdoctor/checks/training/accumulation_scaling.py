@@ -11,10 +11,10 @@ from netdoctor.checks.signal import outcome
 from netdoctor.checks.training.learning_rate_too_high import SYMPTOMS
 from netdoctor.checks.training.lr_trials import Rescue, rescue
 from netdoctor.checks.training.optimizer_line import first_source
+from netdoctor.checks.training.step_size import divides, scaled_down
 from netdoctor.checks.training.update_ratios import medians
 from netdoctor.checks.units.liveness import died
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.graph import StepGraph
 from netdoctor.recording import Recording, SourceLine, Stat
 from netdoctor.trend import judge
 
@@ -28,9 +28,9 @@ class AccumulationScaling(Check):
     How it is decided: at least 4 backward calls of one loss per optimizer step, as regular as a cycle, and nothing
     scales the loss down before backward. Training is hurt, and either a rate as many times lower trains on a copy, or
     (without trials) half of the weight matrices change by more than a tenth per step and would not if it were divided;
-    or the training learns, but updates have killed half of the units of a rectifier.
-    When it stays silent: a loss that is divided; a training that learns (the rate may be divided instead); Adam and
-    other optimizers that divide by the size of the gradient; gradients that are clipped; several different losses.
+    or it learns, but updates have killed half of the units of a rectifier.
+    When it stays silent: a loss that is divided; a training that learns; Adam and other optimizers that divide by the
+    size of the gradient; gradients that are clipped; closures; several different losses.
     Fix: divide the loss by the number of backward calls per step.
     Sources: advice A6 (divide gradients by the batch size); PyTorch's notes on gradient accumulation.
     """
@@ -48,21 +48,18 @@ class AccumulationScaling(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         cycle = recording.counts.get("backward", 0) / max(1, recording.counts.get("step", 0))
-        plain = len(recording.losses) == 1 and len(recording.optimizers) == 1 and not _divides(recording)
-        plain = plain and not recording.facts.get("closure")  # which is evaluated many times a step
-        scaled = any(_scaled(graph) for graph in graphs(recording)) or not graphs(recording)
-        if cycle < self.least or not plain or scaled:
+        one = len(recording.losses) == len(recording.optimizers) == 1 and not recording.facts.get("closure")
+        scaled = any(scaled_down(graph) for graph in graphs(recording)) or not graphs(recording)
+        if cycle < self.least or scaled or not one or divides(recording):
             return
-        if not outcome.hurt(judge(recording)):
-            if died(recording):
-                yield self._finding(round(cycle), None, recording)
-            return
+        found, hurt = self._rescue(recording, cycle), outcome.hurt(judge(recording))
+        untried = "trial/control" not in recording.arms and self._overshoots(recording, cycle)
+        if (found or untried) if hurt else died(recording):
+            yield self._finding(round(cycle), found if hurt else None, recording)
+
+    def _rescue(self, recording: Recording, cycle: float) -> Rescue | None:
         near = [factor for factor in ("0.1", "0.01") if float(factor) * cycle * self.reach >= 1]
-        tried = (rescue(recording, (factor,), self.gain, self.stuck) for factor in near)
-        if (found := next(filter(None, tried), None)) is not None:
-            yield self._finding(round(cycle), found, recording)
-        elif "trial/control" not in recording.arms and self._overshoots(recording, cycle):
-            yield self._finding(round(cycle), None, recording)
+        return next(filter(None, (rescue(recording, (factor,), self.gain, self.stuck) for factor in near)), None)
 
     def _overshoots(self, recording: Recording, cycle: float) -> bool:
         ratios = sorted(medians(recording).values())
@@ -85,21 +82,6 @@ class AccumulationScaling(Check):
         )
 
 
-def _scaled(graph: StepGraph) -> bool:
-    """Whether something outside of the model scales the loss down."""
-    trained = {value.index for value in graph.values if value.requires_grad}
-    made = [o for o in graph.loss_operations() if not o.inside and trained.intersection(o.outputs)]
-    numbers = [(o.name, o.attributes.get("1", o.attributes.get("0"))) for o in made]
-    known = [(name, x) for name, x in numbers if isinstance(x, int | float) and not isinstance(x, bool)]
-    return any((x >= 2 if "div" in name else 0 < x <= 0.5 if "mul" in name else False) for name, x in known)
-
-
-def _divides(recording: Recording) -> bool:
-    """Whether the optimizer divides by the size of the gradient, or clipping takes it away."""
-    adaptive = any("eps" in group for optimizer in recording.optimizers for group in optimizer.groups)
-    return adaptive or recording.counts.get("clip", 0) > recording.steps / 2
-
-
 def _divided(source: SourceLine | None, cycle: int) -> str:
-    loss = source.text.partition(".backward")[0].split(";")[-1].strip() if source is not None else "loss"
-    return f"({loss or 'loss'} / {cycle}).backward()"
+    text = source.text if source is not None else ""
+    return f"({text.partition('.backward')[0].split(';')[-1].strip() or 'loss'} / {cycle}).backward()"
