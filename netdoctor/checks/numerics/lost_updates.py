@@ -25,10 +25,10 @@ class LostUpdates(Check):
     What it is: bfloat16 has 8 significant bits: what is added to a weight and is less than 1/512 of it rounds away.
     Why it hurts: the optimizer runs, gradients are fine, and the weights stay where they are.
     How it is decided: around observed steps, of the entries that have a gradient the share that came out unchanged. For
-    half of the half-precision weight matrices or more it is 50 % or more (median over steps), and the loss does not
-    fall, or hardly; a warning where that cannot be told, and from 90 % on even where the loss falls.
-    When it stays silent: float32 parameters under autocast; steps at a learning rate of 0; training that works with a
-    part of its updates lost.
+    half of the half-precision weight matrices or more it is 50 % or more (median over the last third of the run), and
+    the loss does not fall, or hardly; a warning where that cannot be told, and from 90 % on even where the loss falls.
+    When it stays silent: float32 parameters under autocast; steps at less than half of the highest learning rate; a loss
+    at its floor; training that works with a part of its updates lost.
     Fix: float32 parameters with autocast.
     Sources: Micikevicius et al. 2018, section 3.1 (float32 master weights); Zamirai et al. 2020 (bfloat16 updates and
     stochastic rounding).
@@ -49,7 +49,7 @@ class LostUpdates(Check):
         shares = dict(self._shares(recording))
         typical = sorted(shares.values())[int(len(shares) * (1 - self.share))] if shares else 0.0
         trend = judge(recording)
-        if typical < (self.nearly_all if outcome.learns(trend) else self.lost):
+        if typical < (self.nearly_all if outcome.learns(trend) else self.lost) or trend.kind == "converged":
             return
         worst = {name: share for name, share in shares.items() if share >= self.lost}
         name = max(worst, key=lambda key: worst[key])
@@ -74,14 +74,16 @@ class LostUpdates(Check):
         )
 
     def _shares(self, recording: Recording) -> Iterator[tuple[str, float]]:
-        """Weight matrix → share of its updates that was rounded away, median over the steps that moved anything at all."""
+        """Weight matrix → share of its updates that was rounded away, median over the last third of the steps at a high rate."""
         rates = recording.scalars.get("lr")
         for name, parameter in recording.parameters.items():
             track = recording.of_parameter(name, Stat.ROUNDED_AWAY, Role.UPDATE)
             if track is None or len(parameter.shape) < 2:
                 continue
             moving = np.isfinite(track.values)
-            if rates is not None and rates.steps.size:
-                moving &= np.interp(track.steps, rates.steps, rates.values) > 0
+            if rates is not None and rates.steps.size:  # at the end of a schedule updates may be as small as they like
+                moving &= np.interp(track.steps, rates.steps, rates.values) > rates.values.max() / 2
+            late = moving & (track.steps >= recording.steps * 2 / 3)  # the weights have grown by then
+            moving = late if late.any() else moving
             if moving.any() and not math.isnan(middle := float(np.median(track.values[moving]))):
                 yield name, middle
