@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -138,7 +139,7 @@ class EvaluationRecorder:
         if running is None or not running.place.watched:
             return
         plain = functions.plain(name)
-        if plain in _COMPARE and sum(isinstance(a, Tensor) for a in args) > 1:
+        if plain in _COMPARE and (sum(isinstance(a, Tensor) for a in args) > 1 or _of_class(args)):
             running.compared = True
         elif isinstance(result, Tensor) and _is_loss(result) and (running.grad or not result.requires_grad):
             self._see_scalar(running, plain, args, kwargs, result, behind)
@@ -294,3 +295,9 @@ def _told(place: _Place, display: Callable[[str], str]) -> Evaluation:
         line,
         linecache.getline(file, line).strip() if file else "",
     )
+
+
+def _of_class(args: Any) -> bool:
+    """Whether predicted classes, one per sample, are compared with the number of one class."""
+    classes = args[0] if args else None
+    return isinstance(classes, Tensor) and classes.dtype is torch.int64 and classes.dim() > 0 and type(args[1]) is int

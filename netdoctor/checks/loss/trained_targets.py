@@ -67,7 +67,9 @@ def all_pairs(found: list[StepGraph]) -> list[Pair]:
 def _compares(graph: StepGraph, operation: Operation) -> bool:
     if operation.name in _WITH_TARGET:
         return True
-    if operation.inside or operation.name not in SYMMETRIC:
+    last = None if graph.loss is None else graph.producer(graph.loss)
+    beside = last is not None and last.inside and last.module == operation.module  # a model that gives its own loss
+    if operation.name not in SYMMETRIC or (operation.inside and not beside):
         return False
     shapes = [graph.values[i].shape for i in operation.inputs[:2]]
     if shapes[0] != shapes[1] or not shapes[0]:
