@@ -16,12 +16,15 @@ class Leftovers:
 
     def __init__(self, recorder: Recorder, optimizers: Optimizers) -> None:
         self._recorder, self._optimizers = recorder, optimizers
-        self._cleared: dict[
-            int, bool
-        ] = {}  # by id, seen since the optimizer's last step; no entry: no backward call was
+        # By id, seen in this training step since the optimizer stepped; no entry: no backward call was.
+        self._cleared: dict[int, bool] = {}
+        self._step = -1
 
     def before_backward(self) -> None:
         """A backward call is about to run, and finds each optimizer's gradients cleared or not."""
+        if self._step != self._recorder.step:  # what an earlier step left says nothing of this one's calls
+            self._step = self._recorder.step
+            self._cleared.clear()
         if len(self._optimizers.alive) > 1:
             for optimizer in list(self._optimizers.alive):
                 key = id(optimizer)
@@ -30,7 +33,7 @@ class Leftovers:
     def stepping(self, optimizer: Optimizer, number: int) -> None:
         """An optimizer is about to step."""
         cleared = self._cleared.pop(id(optimizer), None)
-        if cleared is not None and self._recorder.step > 0:
+        if cleared is not None and self._recorder.step == self._step > 0:
             self._recorder.count(f"{'clean' if cleared else 'stale'} step {number}", self._recorder.step)
 
 

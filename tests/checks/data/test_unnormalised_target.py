@@ -54,3 +54,13 @@ def test_a_trial_proves_smaller_scales_and_acquits_large_ones() -> None:
 def test_silent_on_classes_and_on_targets_that_a_model_makes() -> None:
     assert judged(recording(3e5, 7e4, 1.0, family="cross_entropy")) == []
     assert judged(recording(3e5, 7e4, 1.0).facts(moving_target=True)) == []
+
+
+def test_where_the_input_is_out_of_scale_too_only_both_together_prove_it() -> None:
+    build = recording(3e5, 7e4, left=1.0).arm("scaling/control", [4.9e9] * 60)
+    build.arm("scaling/target", [4.9e9] * 60).arm("scaling/input", [4.9e9] * 60)
+    (finding,) = judged(build.arm("scaling/both", np.geomspace(4.9e9, 4e7, 60)))
+    assert finding.certainty is Certainty.PROVEN
+    trial = finding.fixes[0].trial
+    assert trial is not None
+    assert "input and the target" in trial.says

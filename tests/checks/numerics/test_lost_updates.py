@@ -60,3 +60,12 @@ def test_steps_at_a_rate_of_zero_and_without_a_gradient_do_not_count() -> None:
 def test_silent_for_vectors_and_for_float32() -> None:
     build = Builder(steps=60).parameter("0.bias", (16,), dtype="bfloat16").loss(2.0).linear("1")
     assert judged(build.of_parameter("0.bias", Stat.ROUNDED_AWAY, 1.0, Role.UPDATE)) == []
+
+
+def test_what_is_lost_late_counts_unless_the_rate_has_gone_down() -> None:
+    def late(step: int) -> float:
+        return 0.3 if step < 40 else 0.95
+
+    assert [f.severity for f in judged(recording(late, falls=True))] == [Severity.WARNING]
+    decayed = recording(late, falls=True, lr=lambda step: 1e-4 if step < 40 else 1e-6)
+    assert judged(decayed) == []

@@ -63,6 +63,13 @@ def test_fine_tuning_is_meant(build):
     assert judged(FrozenByMistake(), build) == []
 
 
+def test_zeros_that_cannot_change_are_frozen_by_mistake_however_well_it_trains():
+    build = frozen(0.5, losses=lambda at: 2.3 * 0.9**at, frozen_zeros="body.weight")
+    (finding,) = judged(FrozenByMistake(), build)
+    assert finding.severity is Severity.WARNING
+    assert finding.fixes[0].code == "model.body.weight.requires_grad_(True)"
+
+
 def chain(*sizes: int, between: str = "", names=("net.0", "net.1", "net.2", "net.3"), act: bool = True) -> Model:
     """Linear layers of these sizes in a row; an activation at the end when `act`."""
     build = Model().loss(lambda at: 2.3 * 0.9**at)

@@ -45,3 +45,12 @@ def test_clearing_something_else_does_not_help():
 )
 def test_it_stays_silent(build):
     assert judged(build) == []
+
+
+@pytest.mark.parametrize(("stale", "clean", "fires"), [(2, 0, False), (3, 0, True), (9, 1, False)])
+def test_each_of_several_optimizers_is_looked_at_by_itself(stale, clean, fires):
+    build = run("backward", "step", filled=False).optimizer("Adam", line=7)
+    build.recording.counts |= {"stale step 1": stale, "clean step 1": clean, "clean step 0": 9}
+    found = judged(build)
+    assert len(found) == fires
+    assert all(finding.location.line == 7 for finding in found)
