@@ -154,7 +154,7 @@ def test_options_and_project_settings_reach_the_session(folder: Path) -> None:
     arguments = ["--no-experiments", "--steps", "9", "--json", "r.json", "train.py"]
     assert fake("run", *arguments, folder=folder, session="sick").returncode == 0
     title = json.loads((folder / "r.json").read_text())["findings"][0]["title"]
-    assert "budget=5.0, experiments=False, steps=9, target='train.py', progress=True" in title
+    assert "budget=5.0, experiments=False, steps=9, exact=False, target='train.py', progress=True" in title
 
 
 def test_a_saved_report_is_shown_on_stdout(folder: Path) -> None:
