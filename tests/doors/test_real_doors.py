@@ -261,7 +261,7 @@ def test_the_assertions_over_the_engine(tmp_path: Path) -> None:
     for said in (
         "NaN in the forward pass of step 0: log",
         "3 of 4 parameters did not learn: 0.weight, 0.bias, 2.weight never got a gradient",
-        "likely cause: dead-relu: 16 of 16 units of 1 are dead",
+        "likely cause: dead-relu: 16 of 16 units of layer 1 are dead",
         "1 of 4 parameters did not learn: 0.weight is frozen",
         "cross-sample-leakage: the output for one sample changes by",
         "causal-leak: the outputs up to position 0 change by",

@@ -200,7 +200,7 @@ def test_tensorboard_gets_curves_and_findings_once_each() -> None:
     assert losses == pytest.approx(list(doctor.recording.losses["loss"].values))
     for name in ("netdoctor/activation rms/0", "netdoctor/gradient rms/2", "netdoctor/update ratio/2.weight"):
         assert name in dict(seen)
-    assert "units of 1 are dead" in board.texts[-1]
+    assert "units of layer 1 are dead" in board.texts[-1]
     assert len(board.texts) == len(set(board.texts))
 
 
@@ -212,7 +212,7 @@ def test_a_run_of_weights_and_biases_gets_them_on_an_axis_of_their_own() -> None
     assert run.metrics == [STEP, "netdoctor/*"]
     assert all(STEP in row for row in run.rows)
     assert {row[STEP] for row in run.rows if "netdoctor/loss" in row} == set(range(20))
-    assert "units of 1 are dead" in run.summary["netdoctor/report"]
+    assert "units of layer 1 are dead" in run.summary["netdoctor/report"]
 
 
 def test_a_writer_without_text_will_do() -> None:
@@ -232,7 +232,7 @@ def test_a_notebook_shows_the_page_in_a_frame() -> None:
         train(model, optimizer)
     page = doctor._repr_html_()
     assert page.startswith('<iframe title="netdoctor report" sandbox="allow-scripts"')
-    assert "units of 1 are dead" in page
+    assert "units of layer 1 are dead" in page
     assert page.count("<") == 2  # the page itself is escaped
 
 
