@@ -91,7 +91,7 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     """What needs whole batches, and so more time than there is where steps are slow."""
     learning = judge(recording).learning
     tenth, fifth = partial(budget.share, seconds * 0.1), partial(budget.share, seconds * 0.2)
-    _add(recording, lambda: questions.ask(recording, step, tenth(), say), say, "asking the model")
+    _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
     _add(recording, lambda: positions.order(recording, step, fifth()), say, "permuting the positions")
     if harm(recording).state in {State.HURT, State.SLOW}:
         _add(recording, lambda: width.widen(recording, step, fifth()), say, "widening the model")

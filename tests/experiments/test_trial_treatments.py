@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import pkgutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netdoctor.capture.step import TrainingStep
+from netdoctor.experiments import treatments as package
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.treatments import TREATMENTS, treatment_of
 from netdoctor.experiments.treatments.optimization import _built
@@ -356,20 +359,9 @@ def test_an_unknown_name_is_tried_by_its_code() -> None:
 
 
 def test_names_are_unique() -> None:
-    from netdoctor.experiments.treatments import (
-        batches,
-        connections,
-        dependences,
-        layers,
-        loss_functions,
-        losses,
-        optimization,
-        safe_operations,
-        weights,
-    )
-
-    files = (batches, connections, dependences, layers, loss_functions, losses, optimization, safe_operations, weights)
-    assert sum(len(file.TREATMENTS) for file in files) == len(TREATMENTS)
+    names = [name for _, name, _ in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+    tables = [getattr(importlib.import_module(name), "TREATMENTS", {}) for name in names]
+    assert sum(map(len, tables)) == len(TREATMENTS)
 
 
 def test_a_graph_without_a_loss_is_no_obstacle() -> None:
