@@ -91,20 +91,27 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     """What needs whole batches, and so more time than there is where steps are slow."""
     learning = judge(recording).learning
     tenth, fifth = partial(budget.share, seconds * 0.1), partial(budget.share, seconds * 0.2)
+    if not learning:
+        _rates(recording, step, budget, seconds, say)
     _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
     _add(recording, lambda: positions.order(recording, step, fifth()), say, "permuting the positions")
     if harm(recording).state in {State.HURT, State.SLOW}:
         _add(recording, lambda: width.widen(recording, step, fifth()), say, "widening the model")
-    if not learning or not works(judge(recording), LearningRateTooHigh.learning):
-        share = budget.share(seconds * 0.4)
-        _add(recording, lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
-        _add(recording, lambda: range_test.sweep(step, tenth()), say, "a learning-rate range test")
+    if learning and not works(judge(recording), LearningRateTooHigh.learning):
+        _rates(recording, step, budget, seconds, say)
     if not learning or harm(recording).state is not State.WORKS:
         _add(recording, lambda: scaling.trials(recording, step, fifth(), say), say, "standardising the data")
     if harm(recording).state in {State.HURT, State.SLOW}:
         _add(recording, lambda: blanking.compare(step, tenth(), say), say, "blanking the inputs")
         _add(recording, lambda: noise.measure(recording, step, tenth()), say, "comparing gradients")
         _add(recording, lambda: pairing.trials(recording, step, fifth(), say), say, "shuffling the targets")
+
+
+def _rates(recording: Recording, step: TrainingStep, budget: Budget, seconds: float, say: Say) -> None:
+    """Other learning rates: first where the loss does not fall, for nothing else stands behind so many of those."""
+    share = budget.share(seconds * 0.4)
+    _add(recording, lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
+    _add(recording, lambda: range_test.sweep(step, budget.share(seconds * 0.1)), say, "a learning-rate range test")
 
 
 def _no_time(steps: int, pace: float) -> Arm:
