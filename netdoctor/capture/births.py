@@ -15,6 +15,13 @@ from netdoctor.capture.tree import tensors
 
 _KEPT = 4096  # operations of a step that are remembered
 _FAR = 20
+# Operations that only hand on what they are given: a NaN in their result was there before, whether or not that is still alive.
+_CARRYING_NAMES = """
+stack cat concat concatenate hstack vstack dstack column_stack getitem index_select gather take take_along_dim
+    masked_select select narrow chunk split unbind view reshape flatten unflatten permute transpose movedim squeeze
+    unsqueeze expand repeat tile clone detach contiguous to float double half bfloat16 type cpu cuda roll flip pad copy
+"""
+_CARRYING = frozenset(_CARRYING_NAMES.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +59,5 @@ class Births:
         broken = next((t for t in inputs if not bool(torch.isfinite(t).all())), None)
         if broken is not None:
             return self.maker(broken, depth + 1)
-        return Maker(plain(found[1]), found[2], inputs, reflection(found[1]))
+        name = plain(found[1])
+        return None if name in _CARRYING else Maker(name, found[2], inputs, reflection(found[1]))

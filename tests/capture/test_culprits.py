@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from netdoctor.capture.births import Births
 from netdoctor.recording import MAX_SKIPS, NORMALISED
 from tests.capture.test_origin import fit, model_with, origin_of
 
@@ -174,3 +175,18 @@ def test_a_scaler_that_skips_every_step_is_traced():
 
     found = origin_of(lambda: train(MAX_SKIPS + 2))
     assert (found.phase, found.operation, found.reproduced) == ("backward", "sqrt", True)
+
+
+def test_what_only_hands_values_on_made_no_nan() -> None:
+    """A DataLoader stacks samples that are gone by the time the batch is looked at."""
+    births = Births()
+    samples = [torch.tensor([1.0, float("nan")]) for _ in range(2)]
+    batch = torch.stack(samples)
+    births.note("stack", ("t.py", 3), (samples,), {}, batch)
+    logs = torch.log(torch.zeros(2))
+    births.note("log", ("t.py", 4), (torch.zeros(2),), {}, logs)
+    del samples
+    assert births.maker(batch) is None
+    made = births.maker(logs)
+    assert made is not None
+    assert made.name == "log"
