@@ -14,6 +14,8 @@ _GROUPS = {
     "determinism": "the same batch twice in evaluation mode",
     "leakage": "samples and positions exchanged",
     "stability": "each step on its own batch",
+    "single-sample": "a step on each sample",
+    "batchnorm-put-back": "BatchNorm put back over mended weights",
     "regularisation": "going on without regularisation",
     "underflow": "gradients of a scaled loss",
     "usage": "what of the input is read",
@@ -29,7 +31,8 @@ _GROUPS = {
     "combination": "all fixes together",
 }
 _ARMS = {"control": "as it is", "own": "as it is"}
-_ALONE = frozenset({"noise", "determinism", "labels", "redundancy", "underflow", "usage"})  # one arm, or numbered ones
+# Those with one arm, or with numbered ones.
+_ALONE = frozenset({"noise", "determinism", "labels", "redundancy", "single-sample", "underflow", "usage"})
 
 
 def of_group(name: str) -> str:
