@@ -36,6 +36,12 @@ def verdict(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial |
     return together if alone[0] is not Says.CURED and together[0] is Says.CURED else alone
 
 
+def beside(tried: Trial | None) -> str:
+    """What a reader must know of a trial in which input and target were both standardised; "" for any other."""
+    both = tried is not None and "input and the target" in tried.says
+    return " Tried with input and target both standardised: either alone made no difference." if both else ""
+
+
 def _compared(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial | None]:
     control, treated = recording.arms.get("scaling/control"), arm(recording, what)
     if control is None or control.failure or not len(control.losses) or treated is None:

@@ -70,6 +70,7 @@ class UnnormalisedInput(Check):
         name = trial.called(facts, "x")
         code = trial.standardise(facts, name) if door.direct else trial.rescaled(name, value.mean, value.std)
         spread = f"mean {value.mean:.3g}, standard deviation {value.std:.3g}"
+        says = f"Standardise with the training data's numbers.{trial.beside(tried)}"
         return Finding(
             self.name,
             f"the input is not normalised: values from {value.low:.4g} to {value.high:.4g}, {spread}",
@@ -77,7 +78,7 @@ class UnnormalisedInput(Check):
             f"Values reach {where} as they are; initialisations and learning rates are made for a scale of about 1. {state.words}",
             trial.location(facts, door.operation.module, door.operation.name),
             (self._evidence(value),),
-            (Fix("standardise-input", "Standardise with the training data's numbers.", code, Reach.RUN, tried),),
+            (Fix("standardise-input", says, code, Reach.RUN, tried),),
             Certainty.PROVEN if answer is trial.Says.CURED else Certainty.MEASURED,
             0,
             share=1.0,

@@ -63,7 +63,15 @@ class UnnormalisedTarget(Check):
             says,
             trial.location(facts, operation=facts.name),
             (Evidence("root mean square of the target", facts.rms, ">", self.proven if cured else self.large),),
-            (Fix("standardise-target", "Train on the standardised target.", code, Reach.RUN, tried),),
+            (
+                Fix(
+                    "standardise-target",
+                    f"Train on the standardised target.{trial.beside(tried)}",
+                    code,
+                    Reach.RUN,
+                    tried,
+                ),
+            ),
             Certainty.PROVEN if cured else Certainty.MEASURED,
             0,
             share=1.0,

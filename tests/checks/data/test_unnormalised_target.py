@@ -64,3 +64,4 @@ def test_where_the_input_is_out_of_scale_too_only_both_together_prove_it() -> No
     trial = finding.fixes[0].trial
     assert trial is not None
     assert "input and the target" in trial.says
+    assert "either alone made no difference" in finding.fixes[0].says
