@@ -21,6 +21,7 @@ from netdoctor.capture.containment import STRIKES
 from netdoctor.capture.exact import LayerOutputs
 from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.pattern import Call, Event, Pattern
+from netdoctor.capture.products import products
 from netdoctor.capture.recorder import LATER, SeriesRecorder
 from netdoctor.capture.tape import Context
 from netdoctor.capture.tree import tensors
@@ -51,7 +52,7 @@ class _Place:
     index: int = 0  # of the optimizer
     groups: int = 0  # that it had then
     rates: tuple[SeriesRecorder, ...] = ()
-    on_cpu: bool = True
+    look: tripwire.Gradients | None = None  # at its gradients; None where they are not all on the CPU
 
 
 class PlainSteps(Pattern):
@@ -66,6 +67,8 @@ class PlainSteps(Pattern):
         self._changes = observer.program.changes
         self._state = torch.default_generator.get_state
         self._places: list[_Place | None] = []  # one for each event
+        self._products: dict[int, int | None] = {}  # weights of which a row and a column tell → their biases
+        self._leaves: set[int] = set()  # all that were asked for
         self._passed: list[Passed] = []  # the calls of models and functions in this step
         self._ticking = True  # events are still kept one by one
         self._faults = 0
@@ -118,6 +121,7 @@ class PlainSteps(Pattern):
             self._waiting = []
         self._late.wait()
         self._places = []
+        self._products, self._leaves = {}, set()
         self._passed.clear()
 
     def _came_late(self, step: int, numbers: list[tuple[SeriesRecorder | str, float]]) -> None:
@@ -186,6 +190,7 @@ class PlainSteps(Pattern):
             if event[2] != frame.f_lineno:
                 return False
             place = self._places[cursor] = _Place(self.series.get(event), frame.f_lasti)
+            self._ask(loss)
         outputs = self._observer.outputs
         if place.series is None or (outputs is not None and not self._outputs_fine(outputs)):
             return False
@@ -205,6 +210,15 @@ class PlainSteps(Pattern):
         self._tick("backward")
         return True
 
+    def _ask(self, loss: Tensor) -> None:
+        """A weight counts as a product where it is one for every loss that it is in."""
+        found, leaves = products(loss)
+        for leaf in leaves:
+            known = self._products.pop(leaf, None) if leaf in self._leaves else found.get(leaf)
+            if leaf in found and (leaf not in self._leaves or known == found[leaf]):
+                self._products[leaf] = known
+        self._leaves |= leaves
+
     def _outputs_fine(self, outputs: LayerOutputs) -> bool:
         self._waiting += outputs.under_way()
         return outputs.bad is None
@@ -217,7 +231,7 @@ class PlainSteps(Pattern):
             return False
         groups, step = optimizer.param_groups, self._recorder.step
         place = self._places[cursor]
-        if place is None or place.groups != len(groups):
+        if place is None or (place.look is not None and not place.look.of(groups)) or place.groups != len(groups):
             place = self._places[cursor] = self._stepping(optimizer)
         if self._changes.rates(optimizer, place.index, step) or not self._gradients_fine(place, groups, step):
             return False
@@ -230,12 +244,12 @@ class PlainSteps(Pattern):
     def _gradients_fine(self, place: _Place, groups: tripwire.Groups, step: int) -> bool:
         """Look at all gradients at once. On another device that look is taken, and what it saw is read in a later step."""
         try:
-            if not place.on_cpu:
+            if place.look is None:
                 if (there := tripwire.device_norm(groups)) is not None:
                     self._waiting.append((self._norms(place), there))
             elif step >= LATER and step % _NORMS and not self._moved:
-                return math.isfinite(tripwire.total(groups))
-            elif (norm := tripwire.norm(groups)) is not None:
+                return math.isfinite(place.look.total())
+            elif (norm := place.look.norm()) is not None:
                 if not math.isfinite(norm):
                     return False
                 self._norms(place).add(step, norm)
@@ -276,7 +290,8 @@ class PlainSteps(Pattern):
         groups = len(optimizer.param_groups)
         rates = [self._recorder.scalar_series(_named("lr", index, number)) for number in range(min(_RATES, groups))]
         on_cpu = all(parameter.is_cpu for group in optimizer.param_groups for parameter in group["params"])
-        return _Place(None, index=index, groups=groups, rates=tuple(rates), on_cpu=on_cpu)
+        look = tripwire.Gradients(optimizer.param_groups, self._products) if on_cpu else None
+        return _Place(None, index=index, groups=groups, rates=tuple(rates), look=look)
 
     # --- putting a step together -------------------------------------------------------------------------------------
 

@@ -10,38 +10,54 @@ from torch import Tensor
 
 Groups = list[dict[str, Any]]
 
-
-def norm(groups: Groups) -> float | None:
-    """The 2-norm over all gradients on the CPU; NaN or Inf where one of them holds such a value. None without any gradient."""
-    held = _held(groups)
-    # Reading single numbers back costs less than gathering them first; `hypot` takes them in double precision.
-    return math.hypot(*[value.item() for value in torch._foreach_norm(held)]) if held else None
+LARGE = (
+    30_000  # entries of a weight from which a look at one of its rows and columns costs less than one at all of them
+)
 
 
 def device_norm(groups: Groups) -> Tensor | None:
-    """The same, 0-dim and on the gradients' device, without waiting for it."""
-    held = _held(groups)
+    """The 2-norm over all gradients, 0-dim and on their device, without waiting for it. None without any gradient."""
+    held = _gradients([parameter for group in groups for parameter in group["params"]])
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(held))) if held else None
 
 
-def total(groups: Groups) -> float:
-    """The sum of all gradients on the CPU, for a third less than their norm. A NaN or Inf cannot be lost in it; a sum of huge
-    values may overflow, and the norm tells then."""
-    held = _held(groups)
-    return float(sum([gradient.sum().item() for gradient in held]))
+class Gradients:
+    """The gradients of an optimizer's parameters, all on the CPU. `products`: see products.py."""
+
+    def __init__(self, groups: Groups, products: dict[int, int | None]) -> None:
+        self._sizes = [len(group["params"]) for group in groups]
+        held: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
+        self._vectors = [p for p in held if p.dim() == 1]
+        self._products = [p for p in held if p.dim() == 2 and p.numel() >= LARGE and id(p) in products]
+        known = {id(p) for p in (*self._vectors, *self._products)}
+        self._without_bias = [p for p in self._products if products[id(p)] not in known]
+        self._others = [p for p in held if id(p) not in known]
+
+    def of(self, groups: Groups) -> bool:
+        """Whether the optimizer has as many parameters as it had."""
+        return [len(group["params"]) for group in groups] == self._sizes
+
+    def norm(self) -> float | None:
+        """The 2-norm over all gradients; NaN or Inf where one of them holds such a value. None without any gradient."""
+        held = _gradients([*self._products, *self._others])
+        if vectors := _gradients(self._vectors):
+            held.append(torch.cat(vectors))  # biases, norms: each call costs more than reading them
+        # Reading single numbers back costs less than gathering them first; `hypot` takes them in double precision.
+        return math.hypot(*[value.item() for value in torch._foreach_norm(held)]) if held else None
+
+    def total(self) -> float:
+        """The sum of all gradients, for a third less than their norm, with one row and one column in place of each large product.
+
+        A NaN or Inf cannot be lost in a sum; a sum of huge values may overflow, and the norm tells then. A product of matrices
+        that have a NaN or Inf has one in all of a row or all of a column; where a row has one, the bias has one too. Only a sum
+        of finite products that overflows is not seen here, whose norm was above 1e30 long before.
+        """
+        small = _gradients(self._vectors)
+        small += [gradient.select(0, 0) for gradient in _gradients(self._products)]
+        small += [gradient.select(1, 0) for gradient in _gradients(self._without_bias)]
+        sums = [gradient.sum().item() for gradient in _gradients(self._others)]
+        return float(sum(sums, torch.cat(small).sum().item() if small else 0.0))
 
 
-def _held(groups: Groups) -> list[Tensor]:
-    """All gradients; those of vectors (biases, norms) in one piece, since each call costs more than reading them."""
-    held: list[Tensor] = []
-    vectors: list[Tensor] = []
-    for group in groups:
-        for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is not None:
-                (vectors if gradient.dim() == 1 else held).append(gradient)
-    if len(vectors) > 1:
-        held.append(torch.cat(vectors))
-    else:
-        held += vectors
-    return held
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [gradient for parameter in parameters if (gradient := parameter.grad) is not None]

@@ -78,7 +78,7 @@ def test_a_plain_step_reads_no_value_of_another_device():
     assert light.before(optimizer)
     assert [(values.device.type, values.shape) for values in sent] == [("meta", (2,))]
     with pytest.raises(RuntimeError):
-        tripwire.norm(optimizer.param_groups)
+        tripwire.Gradients(optimizer.param_groups, {}).norm()
 
 
 def train(steps, change):
@@ -100,7 +100,7 @@ def observed(monkeypatch, steps, change):
 
     def elsewhere(self, optimizer):
         place = real(self, optimizer)
-        place.on_cpu = False
+        place.look = None
         return place
 
     monkeypatch.setattr(PlainSteps, "_stepping", elsewhere)
