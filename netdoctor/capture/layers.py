@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from netdoctor.capture import statistics
 from netdoctor.capture.functions import KINDS, PRODUCTS, is_library_leaf
-from netdoctor.capture.recorder import MomentRows, Recorder, ValueRows
+from netdoctor.capture.outputs import OutputRecorder, Probe
+from netdoctor.capture.recorder import Recorder
 from netdoctor.capture.tree import tensors
 from netdoctor.recording import Kind, Layer, Role, Site, SourceLine, Stat
 
 MAX_CALLS = 8  # of one place within a step: cells called along time are followed this far
 
-_RECTIFIED = frozenset({"relu", "relu6"})  # their outputs are never negative
-_RELU_LIKE = frozenset({"relu", "relu6", "threshold"})
 _KEEPS_UNITS = frozenset({Kind.ACTIVATION, Kind.NORM, Kind.DROPOUT, Kind.OTHER})
-
-
-@dataclass(slots=True)
-class _Probe:
-    """Where the numbers of one layer go, and what is asked of it; looked up once."""
-
-    site: Site
-    kind: Kind
-    name: str
-    unit_dim: int
-    moments: MomentRows
-    gradients: MomentRows
-    spread: ValueRows
-    samples: ValueRows
-    active: ValueRows
 
 
 class LayerRecorder:
@@ -42,12 +24,13 @@ class LayerRecorder:
 
     def __init__(self, recorder: Recorder) -> None:
         self.layers: dict[Site, Layer] = {}
+        self.outputs = OutputRecorder(recorder)
         self._recorder = recorder
         self._calls: dict[tuple[str, str], int] = {}
         self._unit_dims: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._probes: dict[Site, _Probe] = {}
-        self._last: tuple[nn.Module, _Probe, weakref.ref[Tensor]] | None = None
-        self._by_module: dict[int, tuple[weakref.ref[nn.Module], list[_Probe]]] = {}
+        self._probes: dict[Site, Probe] = {}
+        self._last: tuple[nn.Module, Probe, weakref.ref[Tensor]] | None = None
+        self._by_module: dict[int, tuple[weakref.ref[nn.Module], list[Probe]]] = {}
         self._passes: dict[int, int] = {}  # calls of each module in this step
         self._unconfirmed: set[Site] = set()
 
@@ -57,6 +40,7 @@ class LayerRecorder:
         self._unit_dims.clear()
         self._passes.clear()
         self._last = None
+        self.outputs.forget()
 
     @property
     def modules_suffice(self) -> bool:
@@ -83,7 +67,7 @@ class LayerRecorder:
         call = self._passes.get(id(module), 0)
         self._passes[id(module)] = call + 1
         if call < len(known[1]):
-            self._measure(known[1][call], result)
+            self.outputs.output(known[1][call], result)
 
     def operation(
         self,
@@ -125,64 +109,13 @@ class LayerRecorder:
             self._unconfirmed.add(site)
         if library and module is not None:
             self._last = (module, probe, weakref.ref(output)) if self._last is None else None
-        self._measure(probe, output)
+        self.outputs.output(probe, output)
 
-    def _make(self, site: Site, kind: Kind, name: str, unit_dim: int) -> _Probe:
+    def _make(self, site: Site, kind: Kind, name: str, unit_dim: int) -> Probe:
         recorder, gradient = self._recorder, Site(site.module, site.layer, Role.OUTPUT_GRADIENT, site.call)
-        rows = [recorder.rows(site, stat) for stat in (Stat.BATCH_STD, Stat.SAMPLES, Stat.UNIT_ACTIVE)]
-        return _Probe(site, kind, name, unit_dim, recorder.moment_rows(site), recorder.moment_rows(gradient), *rows)
-
-    def _measure(self, probe: _Probe, output: Tensor) -> None:
-        values = statistics.floats(output)
-        if values is None:
-            return
-        recorder, batch = self._recorder, None
-        if values.dim() >= 2 and values.shape[0] >= 2 and recorder.brief(values):
-            batch = statistics.brief_batch(values)
-        if batch is None:
-            recorder.put_moments_in(probe.moments, values)
-            spread = statistics.batch_spread(values)
-        elif not probe.moments or probe.moments[-1][0] != recorder.step:
-            probe.moments.append((recorder.step, batch.moments))
-            spread = batch.spread
-        else:  # measured in this step already
-            spread = None
-        if spread is not None:
-            recorder.put_in(probe.spread, spread)
-        if probe.kind in (Kind.ACTIVATION, Kind.SOFTMAX) and values.dim():
-            recorder.put_in(probe.samples, float(values.numel() // max(1, values.shape[probe.unit_dim])))
-            self._measure_units(probe, values, batch)
-        if output.requires_grad and output.grad_fn is not None:
-            self._follow_gradient(probe.gradients, output)
-
-    def _measure_units(self, probe: _Probe, values: Tensor, batch: statistics.Batch | None) -> None:
-        recorder, rectified = self._recorder, probe.name in _RECTIFIED
-        if batch is not None and rectified and probe.unit_dim % values.dim():
-            recorder.put_in(probe.active, statistics.sums_active(batch.sums, probe.unit_dim))
-        elif probe.name in _RELU_LIKE:
-            recorder.put_in(probe.active, statistics.units_active(values, probe.unit_dim, rectified))
-        bounded = statistics.saturated(values, probe.name, probe.unit_dim)
-        if bounded is not None:
-            recorder.put(probe.site, Stat.SATURATED_SHARE, bounded[0])
-            recorder.put(probe.site, Stat.UNIT_SATURATED, bounded[1])
-
-    def _follow_gradient(self, rows: MomentRows, output: Tensor) -> None:
-        recorder, number = self._recorder, output.output_nr
-
-        def hook(gradients: tuple[Tensor | None, ...]) -> None:
-            try:
-                gradient = gradients[number]
-                values = None if gradient is None else statistics.floats(gradient)
-                if values is not None:
-                    recorder.put_moments_in(rows, values, mean=False)
-            except (
-                Exception
-            ):  # a hook that raises would stop the user's backward; the missing track is seen by every reader
-                return
-
-        # On the node that made it: half the cost of a hook on the tensor, and it stays right when the tensor is changed in place.
-        node: Any = output.grad_fn
-        node.register_prehook(hook)
+        spread, samples, active = (recorder.rows(site, s) for s in (Stat.BATCH_STD, Stat.SAMPLES, Stat.UNIT_ACTIVE))
+        moments, gradients = recorder.moment_rows(site), recorder.moment_rows(gradient)
+        return Probe(site, kind, name, unit_dim, moments, gradients, spread, samples, active)
 
     def _unit_dim(self, name: str, kind: Kind | None, args: tuple[Any, ...], output: Tensor) -> int:
         """Which dimension counts units: channels of a convolution, features of a dense layer, inherited by what follows."""

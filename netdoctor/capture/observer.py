@@ -68,9 +68,8 @@ class Observer:
         self.reported: dict[Any, Any] = {}  # functions of torch that report their calls → the original ones
         self.light: PlainSteps | None = None  # the running step is like the ones before: only its calls are followed
         self.passing = False  # inside of a model on a step whose layers are not measured: modules run as they are
-        self.on_leave: Callable[[list[Event]], None] = lambda seen: (
-            None
-        )  # told what a step did before it left the pattern
+        # Told what a step did before it left the pattern.
+        self.on_leave: Callable[[list[Event]], None] = lambda seen: None
         self.schedule = Schedule(every)
         self.mode = OperationMode(self)
         self.started = time.perf_counter()
@@ -136,6 +135,7 @@ class Observer:
         """Read back what the step left, and go on to the next."""
         self.over = False
         if self.detailed:
+            self.ours("outputs of layers", self.layers.outputs.finish)
             self.recorder.flush(self.step)
         if self.light is None:
             self.pattern.learn(self.program.current.backwards)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from netdoctor.capture import statistics
+from netdoctor.capture import many, statistics
 from netdoctor.capture.naming import ModuleNames
 from netdoctor.capture.recorder import FIRST_STEPS, MomentRows, Recorder, ValueRows
 from netdoctor.recording import Role, Site, Stat
+
+_MANY = 65536  # entries of a bias from which it is measured alone
 
 
 @dataclass(slots=True)
@@ -27,6 +29,7 @@ class _Probe:
     idle_rows: ValueRows
     weight_site: Site
     gradient_site: Site
+    told_apart: bool = False  # once its gradient was not zero, rows that are alike have shown
     view: Tensor | None = None
 
 
@@ -37,6 +40,11 @@ def site_of(names: ModuleNames, parameter: Tensor, role: Role) -> Site:
     return Site(module, layer, role, 0, names.parameter_key(parameter))
 
 
+def _is_vector(values: Tensor) -> bool:
+    """Whether it is measured along with the others of its kind: a call for each would cost more than all of them at once."""
+    return values.dim() == 1 and values.dtype is torch.float32 and values.is_cpu and values.numel() <= _MANY
+
+
 class ParameterRecorder:
     """Measures parameters around an optimizer's step, under the names that they have by then."""
 
@@ -45,12 +53,13 @@ class ParameterRecorder:
         self._names = names
         self._probes: dict[int, _Probe] = {}
         self._version = -1
-        self._before: list[tuple[_Probe, Tensor]] = []
+        self._moving: list[tuple[_Probe, Tensor]] = []  # the parameters that the optimizer is about to move
+        self._before: dict[torch.device, tuple[Tensor, list[int]]] = {}
 
     def gradients(self, parameters: list[Tensor]) -> float | None:
         """Measure the gradients, as they are before they are clipped or used. Gives the 2-norm over all of them, where all were
         measured here and now."""
-        recorder, found, squares = self._recorder, [], 0.0
+        recorder, found = self._recorder, []
         whole = True
         for parameter in parameters:
             gradient = parameter.grad
@@ -60,57 +69,96 @@ class ParameterRecorder:
             if probe is None or values is None or (probe.gradient and probe.gradient[-1][0] == recorder.step):
                 whole = False  # nothing to measure, or measured when it was clipped
                 continue
-            rows = statistics.brief_rows(values) if values.dim() >= 2 and recorder.brief(values) else None
-            if rows is not None:
-                probe.gradient.append((recorder.step, rows.moments))
+            found.append((probe, values))
+        self._measure_gradients(found)
+        squares = 0.0
+        for probe, _ in found:
+            step, last = probe.gradient[-1] if probe.gradient else (-1, None)
+            whole = whole and step == recorder.step and last is not None
+            squares += 0.0 if last is None else last.squares * last.scale**2
+        return math.sqrt(squares) if whole and squares >= 0 else None
+
+    def _measure_gradients(self, found: list[tuple[_Probe, Tensor]]) -> None:
+        recorder, first = self._recorder, self._recorder.step < FIRST_STEPS
+        vectors = [(probe, values) for probe, values in found if _is_vector(values)]
+        weights = [(probe, values) for probe, values in found if values.dim() >= 2]
+        same = [(probe, values) for probe, values in weights if values.dtype is torch.float32 and values.is_cpu]
+        if vectors:
+            for (probe, _), moments in zip(vectors, many.vectors([values for _, values in vectors]), strict=True):
+                recorder.put_row(probe.gradient, moments)
+        if first:
+            recorder.put_scales([(probe.gradient, values) for probe, values in weights])
+            for probe, values in weights:
+                if not probe.told_apart:
+                    recorder.put(probe.gradient_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
+                    last = probe.gradient[-1][1] if probe.gradient else None
+                    probe.told_apart = last is not None and last.squares > 0
+        if same:
+            for (probe, _), rows in zip(same, many.matrices([values for _, values in same]), strict=True):
+                recorder.put_row(probe.gradient, rows.moments)
                 recorder.put_in(probe.idle_rows, rows.idle)
-                squares += rows.moments.squares
-                continue
-            found.append((probe.gradient, values))
+        for probe, values in (
+            found if len(vectors) + len(same) < len(found) else ()
+        ):  # of another precision or device, or 0-dim
+            recorder.put_moments_in(probe.gradient, values, mean=False)
             if values.dim() >= 2:
                 recorder.put_in(probe.idle_rows, statistics.rows_without_gradient(values))
-                if recorder.step < FIRST_STEPS:
-                    recorder.put(probe.gradient_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
-        recorder.put_scales(found)
-        for place, _ in found:
-            step, moments = place[-1] if place else (-1, None)
-            whole = whole and step == recorder.step and moments is not None
-            squares += 0.0 if moments is None else moments.squares * moments.scale**2
-        return math.sqrt(squares) if whole and squares >= 0 else None
 
     def weights(self, parameters: list[Tensor]) -> None:
         """Measure the weights before the optimizer moves them, and keep a sample of each."""
-        recorder, found = self._recorder, []
+        recorder, found, small = self._recorder, [], []
         for parameter in parameters:
             probe, values = self._probe(parameter), statistics.floats(parameter)
             if probe is None or values is None:
                 continue
-            if values.dim() < 2:  # of a bias its mean matters too
+            if _is_vector(values):  # of a bias its mean matters too
+                small.append((probe, values))
+            elif values.dim() < 2:
                 recorder.put_moments_in(probe.weight, values)
             else:
                 found.append((probe.weight, values))
-                if recorder.step < FIRST_STEPS:  # rows that start alike are seen by then
+                if recorder.step == 0:  # which rows start alike
                     recorder.put(probe.weight_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
             if parameter.grad is not None:
-                self._before.append((probe, self._sample(probe, parameter).to(torch.float32, copy=True)))
+                self._moving.append((probe, parameter))
+        if small:
+            for (probe, _), moments in zip(small, many.vectors([values for _, values in small]), strict=True):
+                recorder.put_row(probe.weight, moments)
         recorder.put_scales(found)
+        self._before = self._samples()
 
     def updates(self) -> None:
         """Measure how far the kept samples moved, as the root mean square over their entries."""
-        before, self._before = self._before, []
-        pairs = [
-            (p, self._sample(p, tensor).float(), old) for p, old in before if (tensor := p.parameter()) is not None
-        ]
-        if not pairs:
+        if not self._moving:
             return
-        norms = torch._foreach_norm(torch._foreach_sub([new for _, new, _ in pairs], [old for _, _, old in pairs]))
-        for (probe, _, old), norm in zip(pairs, norms, strict=True):
-            scale = max(1, old.numel()) ** 0.5
-            self._recorder.put_in(probe.update, norm.item() / scale if norm.device.type == "cpu" else norm / scale)
+        recorder, before, after = self._recorder, self._before, self._samples()
+        moving, self._moving, self._before = self._moving, [], {}
+        for device, (old, sizes) in before.items():
+            new = after[device][0]
+            probes = [probe for probe, parameter in moving if parameter.device == device]
+            if device.type == "cpu":
+                for probe, change in zip(probes, many.changes(old, new, sizes), strict=True):
+                    recorder.put_in(probe.update, change)
+                continue
+            norms = torch._foreach_norm(list((new - old).split(sizes)))
+            for probe, norm, size in zip(probes, norms, sizes, strict=True):
+                recorder.put_in(probe.update, norm / size**0.5)
+
+    def _samples(self) -> dict[torch.device, tuple[Tensor, list[int]]]:
+        """The samples of all parameters that are about to move, behind each other in float32, and their sizes."""
+        views: dict[torch.device, list[Tensor]] = {}
+        for probe, parameter in self._moving:
+            views.setdefault(parameter.device, []).append(self._sample(probe, parameter))
+        made = {}
+        for device, held in views.items():
+            same = [view if view.dtype is torch.float32 else view.float() for view in held]
+            made[device] = torch.cat(same), [len(view) for view in same]
+        return made
 
     def release(self) -> None:
         """Let go of all parameters."""
         self._probes.clear()
+        self._moving.clear()
         self._before.clear()
 
     def _sample(self, probe: _Probe, parameter: Tensor) -> Tensor:

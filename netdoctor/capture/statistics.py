@@ -17,8 +17,9 @@ from torch import Tensor
 from netdoctor.recording import Stat
 
 MAX_UNITS = 4096  # per-unit vectors are kept for the first 4096 units of a layer: more adds bytes, not knowledge
-_SAMPLES, _FEATURES = 64, 4096  # what the spread over the batch is estimated from
+SAMPLES, FEATURES = 64, 1024  # what the spread over the batch is estimated from
 _SAMPLED = 1024  # strided entries from which the size of an update is estimated
+_PROBED = 64  # strided entries of a row that tell it apart from others nearly always
 
 # sigmoid beyond inputs of ±4, where its slope is under 0.018 (advice A10); tanh where its slope is under 0.002
 _SATURATION = {
@@ -78,7 +79,7 @@ class Moments(NamedTuple):
     def stats(self) -> dict[Stat, float]:
         """MEAN, RMS, STD, ABSMAX and NONFINITE (1 where any value is NaN or Inf), as far as they were measured."""
         if self.known < 3:
-            rms = math.sqrt(self.squares / self.size)
+            rms = self.scale * math.sqrt(self.squares / self.size)
             if self.known == 1:
                 return {Stat.RMS: rms, Stat.NONFINITE: 0.0}
             mean = self.total / self.size
@@ -99,7 +100,7 @@ class Moments(NamedTuple):
 
 
 _SQUARES_OVERFLOW = 1e17  # float32 squares of this, summed a thousand times, come near its largest value of 3e38
-_NORMAL_SQUARES = (1e-24, 1e34)  # sums of squares that neither vanished nor overflowed in float32
+NORMAL_SQUARES = (1e-24, 1e34)  # sums of squares that neither vanished nor overflowed in float32
 _SQUARES_VANISH = 1e-15  # and squares of this come near its smallest; what is far below the largest value may vanish
 
 
@@ -126,9 +127,11 @@ def brief_moments(values: Tensor, mean: bool) -> Moments:
     """
     flat = values.reshape(-1)
     squares = torch.dot(flat, flat).item()
-    if _NORMAL_SQUARES[0] < squares < _NORMAL_SQUARES[1]:
-        return Moments(flat.numel(), flat.sum().item() if mean else 0.0, squares, 0.0, 0.0, 1.0, 2 if mean else 1)
-    return Moments(flat.numel(), *quick_moments(flat))
+    if not NORMAL_SQUARES[0] < squares < NORMAL_SQUARES[1]:
+        squares = torch.linalg.vector_norm(flat, dtype=torch.float64).item() ** 2
+        if not math.isfinite(squares):
+            return Moments(flat.numel(), *quick_moments(flat))
+    return Moments(flat.numel(), flat.sum().item() if mean else 0.0, squares, 0.0, 0.0, 1.0, 2 if mean else 1)
 
 
 class Batch(NamedTuple):
@@ -140,7 +143,7 @@ class Batch(NamedTuple):
     spread: float
 
 
-_CANCELS = (
+CANCELS = (
     1e-2  # of the squares: a smaller variance over the batch would come out of float32 sums with less than four digits
 )
 
@@ -150,46 +153,34 @@ def brief_batch(values: Tensor) -> Batch | None:
     overflow, or where its samples are so alike that their spread would be lost in rounding."""
     samples, flat = values.shape[0], values.reshape(-1)
     squares = torch.dot(flat, flat).item()
-    if not _NORMAL_SQUARES[0] < squares < _NORMAL_SQUARES[1]:
+    if not NORMAL_SQUARES[0] < squares < NORMAL_SQUARES[1]:
         return None
     sums = values.sum(0)
     flat = sums.reshape(-1)
     apart = squares - torch.dot(flat, flat).item() / samples
-    if not apart > _CANCELS * squares:
+    if not apart > CANCELS * squares:
         return None
     moments = Moments(values.numel(), flat.sum().item(), squares, 0.0, 0.0, 1.0, 2)
     return Batch(moments, sums, math.sqrt(apart / values.numel()))
 
 
-class Rows(NamedTuple):
-    """What one kernel tells of a weight's gradient: its moments without sum and extremes, and which rows (units) have one: 1 for
-    each that is exactly zero. Shape (units,)."""
-
-    moments: Moments
-    idle: NDArray[np.float64]
-
-
-def brief_rows(gradient: Tensor) -> Rows | None:
-    """The same from a float32 tensor on the CPU with at least two dimensions; None where its squares vanish or overflow."""
-    norms = torch.linalg.vector_norm(gradient.reshape(gradient.shape[0], -1), dim=1).numpy().astype(np.float64)
-    squares = float(np.dot(norms, norms))
-    if not _NORMAL_SQUARES[0] < squares < _NORMAL_SQUARES[1]:
-        return None
-    idle = (norms[:MAX_UNITS] == 0).astype(np.float64)
-    if idle.any():  # or its squares vanished
-        idle = rows_without_gradient(gradient).numpy().astype(np.float64)
-    return Rows(Moments(gradient.numel(), 0.0, squares, 0.0, 0.0, 1.0, 1), idle)
-
-
 def scales(tensors: list[Tensor]) -> list[Moments]:
     """The moments of many float tensors on the CPU without sums and extremes, in one fused pass."""
-    found = []
-    for tensor, norm in zip(tensors, torch.stack(torch._foreach_norm(tensors)).tolist(), strict=True):
-        if _NORMAL_SQUARES[0] < norm * norm < _NORMAL_SQUARES[1]:
-            found.append(Moments(tensor.numel(), 0.0, norm * norm, 0.0, 0.0, 1.0, 1))
-        else:
-            found.append(Moments(tensor.numel(), *quick_moments(tensor)))
-    return found
+    squares = _squares(tensors)
+    odd = [at for at, square in enumerate(squares) if not NORMAL_SQUARES[0] < square < NORMAL_SQUARES[1]]
+    if odd:
+        for at, square in zip(odd, _squares([tensors[at] for at in odd], torch.float64), strict=True):
+            squares[at] = square
+    return [
+        Moments(tensor.numel(), 0.0, square, 0.0, 0.0, 1.0, 1)
+        if math.isfinite(square)
+        else Moments(tensor.numel(), *quick_moments(tensor))
+        for tensor, square in zip(tensors, squares, strict=True)
+    ]
+
+
+def _squares(tensors: list[Tensor], dtype: torch.dtype | None = None) -> list[float]:
+    return [norm * norm for norm in torch.stack(torch._foreach_norm(tensors, 2, dtype)).tolist()]
 
 
 def raw_moments(values: Tensor) -> Tensor:
@@ -212,8 +203,8 @@ def batch_spread(values: Tensor) -> Tensor | float | None:
     """Root mean square over entries of each entry's standard deviation over the batch (dimension 0), from at most 64 samples."""
     if values.dim() < 2 or values.shape[0] < 2:
         return None
-    rows = values[:_SAMPLES].reshape(min(values.shape[0], _SAMPLES), -1)
-    stride = max(1, math.ceil(rows.shape[1] / _FEATURES))
+    rows = values[:SAMPLES].reshape(min(values.shape[0], SAMPLES), -1)
+    stride = max(1, math.ceil(rows.shape[1] / FEATURES))
     # From the first sample, not from the mean: exact where all samples are alike. `var` along dimension 0 costs 20 times as much.
     apart = (rows[:, ::stride] if stride > 1 else rows) - rows[:1, ::stride]
     total, flat = apart.sum(0), apart.reshape(-1)
@@ -229,14 +220,14 @@ def per_unit(values: Tensor, unit_dim: int) -> Tensor:
     return values.movedim(unit_dim, 0).reshape(values.shape[unit_dim], -1)[:MAX_UNITS]
 
 
-def sums_active(sums: Tensor, unit_dim: int) -> NDArray[np.float64]:
+def sums_active(sums: NDArray[np.float32], unit_dim: int) -> NDArray[np.float64]:
     """The same from the sums over the batch of values none of which is negative: they are zero where all of them are.
 
     `unit_dim` is that of the values, which have one dimension more than their sums.
     """
-    units = (unit_dim % (sums.dim() + 1)) - 1
-    dims = [dim for dim in range(sums.dim()) if dim != units]
-    active: NDArray[np.float64] = ((sums.amax(dims) if dims else sums)[:MAX_UNITS] != 0).numpy().astype(np.float64)
+    units = (unit_dim % (sums.ndim + 1)) - 1
+    others = tuple(dim for dim in range(sums.ndim) if dim != units)
+    active: NDArray[np.float64] = ((sums.max(axis=others) if others else sums)[:MAX_UNITS] != 0).astype(np.float64)
     return active
 
 
@@ -272,7 +263,7 @@ def saturated(values: Tensor, kind: str, unit_dim: int) -> tuple[Tensor, Tensor]
 
 
 def rows_without_gradient(gradient: Tensor) -> Tensor:
-    """1 for each row (unit) of a weight's gradient that is exactly zero. Shape (units,)."""
+    """1 for each row (unit) of a weight's gradient that is exactly zero. Shape (units,), at most `MAX_UNITS`."""
     return (gradient.reshape(gradient.shape[0], -1)[:MAX_UNITS].abs().amax(1) == 0).to(gradient.dtype)
 
 
@@ -282,10 +273,8 @@ def distinct_rows(weight: Tensor) -> Tensor:
     Two different rows get the same weighted sum only by a coincidence of rounding. The weights are fixed: no random state is used.
     """
     rows = weight.reshape(weight.shape[0], -1)[:MAX_UNITS]
-    stride = max(1, rows.shape[1] // _SAMPLED)
-    if (
-        stride > 1
-    ):  # rows that differ do so in a few of their entries nearly always; only those that do not are asked in full
+    stride = max(1, rows.shape[1] // _PROBED)
+    if stride > 1:  # only rows that do not differ in a few of their entries are asked in full
         share = _distinct(rows[:, ::stride])
         if share.item() == 1.0:
             return share

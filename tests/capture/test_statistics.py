@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netdoctor.capture import statistics
+from netdoctor.capture import many, statistics
 from netdoctor.recording import Stat
 
 SHAPES = st.lists(st.integers(1, 6), min_size=0, max_size=4).map(tuple)
@@ -201,7 +201,14 @@ def test_brief_moments_see_what_is_not_finite(bad):
     assert statistics.scales([torch.ones(3), values])[1].stats()[Stat.NONFINITE] == 1
 
     assert statistics.brief_batch(values) is None
-    assert statistics.brief_rows(values) is None
+    assert many.matrices([torch.ones(2, 3), values])[1].moments.stats()[Stat.NONFINITE] == 1
+    assert many.whole([values, torch.ones(4, 5)])[0].stats()[Stat.NONFINITE] == 1
+    assert many.vectors([torch.ones(3), values[2]])[1].stats()[Stat.NONFINITE] == 1
+    for extremes in (True, False):
+        moments, spreads, _ = many.batches([torch.ones(4, 5), values], extremes)
+        assert [made.stats()[Stat.NONFINITE] for made in moments] == [0, 1]
+        assert spreads[0] == 0
+        assert not math.isfinite(spreads[1])
 
 
 @given(st.integers(2, 80), st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(0, 99), SCALES)
@@ -230,17 +237,68 @@ def test_sums_tell_which_units_are_active(shape, seed, shift):
     values = (made(shape, seed) - shift).relu()
     for dim in {1, len(shape) - 1, -1}:
         expected = statistics.units_active(values, dim, rectified=True).tolist()
-        assert statistics.sums_active(values.sum(0), dim).tolist() == expected
+        assert statistics.sums_active(values.sum(0).numpy(), dim).tolist() == expected
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99), st.sampled_from([1.0, 1e-3, 1e-30]))
 @settings(max_examples=80, deadline=None)
-def test_brief_rows(rows, columns, seed, scale):
-    """One row's squares vanish in single precision, one row is zero."""
+def test_matrices(rows, columns, seed, scale):
+    """One row's squares vanish in single precision, one row is zero; of the second gradient all squares vanish."""
     gradient = torch.cat([made((rows, columns), seed), made((1, columns), seed, scale), torch.zeros(1, columns)])
-    found = statistics.brief_rows(gradient)
-    assert found.idle.tolist() == statistics.rows_without_gradient(gradient).tolist()
-    assert found.moments.stats()[Stat.RMS] == pytest.approx(reference(gradient)[Stat.RMS], rel=1e-5)
+    gradients = [gradient, 1e-25 * gradient, torch.zeros(2, 3)]
+    for whole, found in zip(gradients, many.matrices(gradients), strict=True):
+        assert found.idle.tolist() == statistics.rows_without_gradient(whole).tolist()
+        assert found.moments.stats()[Stat.RMS] == pytest.approx(reference(whole)[Stat.RMS], rel=1e-5)
+
+
+SHAPES = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=6)
+
+
+@given(SHAPES, st.integers(0, 99), SCALES)
+@settings(max_examples=60, deadline=None)
+def test_many_at_once_are_measured_as_each_alone(shapes, seed, scale):
+    values = [made(shape, seed + at, scale) + scale for at, shape in enumerate(shapes)]
+    flat = [each.reshape(-1) for each in values]
+    for found in (many.whole(values), many.vectors(flat)):
+        for each, moments in zip(values, found, strict=True):
+            expected = statistics.moments(each).stats()
+            for stat, value in moments.stats().items():
+                assert value == pytest.approx(expected[stat], rel=1e-3, abs=1e-3 * expected[Stat.RMS])
+
+
+@pytest.mark.parametrize("extremes", [True, False])
+@given(
+    st.integers(1, 4),
+    st.integers(2, 70),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.integers(0, 99),
+    st.sampled_from([1e-30, 1.0, 1e25]),
+)
+@settings(max_examples=60, deadline=None)
+def test_batches_of_one_shape(extremes, count, samples, rest, seed, scale):
+    values = [made((samples, *rest), seed + at, scale) + at * scale for at in range(count)]
+    values.append((values[0] * 0 + values[0][:1]) * (1 + 1e-4 * made((samples, *rest), seed)))  # samples that are alike
+    moments, spreads, sums = many.batches(values, extremes)
+    for each, found, spread, summed in zip(values, moments, spreads, sums, strict=True):
+        expected = statistics.moments(each).stats()
+        for stat, value in found.stats().items():
+            assert value == pytest.approx(expected[stat], rel=1e-3, abs=1e-3 * expected[Stat.RMS])
+        alone = math.sqrt(each[:64].double().reshape(min(samples, 64), -1).numpy().var(axis=0).mean())
+        everywhere = math.sqrt(each.double().reshape(samples, -1).numpy().var(axis=0).mean())
+        assert min(abs(spread - alone), abs(spread - everywhere)) <= 0.02 * alone + 1e-6 * expected[Stat.RMS]
+        assert np.allclose(summed, each.sum(0).numpy(), rtol=1e-4, atol=1e-4 * samples * expected[Stat.RMS])
+
+
+@given(st.floats(-1e4, 1e4), st.lists(st.integers(1, 300), min_size=1, max_size=5), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_changes(size, sizes, seed):
+    before = made((sum(sizes),), seed)
+    after = before + size * made((sum(sizes),), seed + 1)
+    expected = [
+        (a - b).double().square().mean().sqrt().item()
+        for a, b in zip(after.split(sizes), before.split(sizes), strict=True)
+    ]
+    assert many.changes(before, after, sizes) == pytest.approx(expected, rel=1e-6)
 
 
 def nested():
