@@ -18,6 +18,7 @@ from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import learning_rate
 from netdoctor.experiments.atop import BLOCKED, atop, put_back
 from netdoctor.experiments.combination import DEEP, OWN_FACTS, Part, as_fix, combined, named, on_tiny_batch
+from netdoctor.experiments.measuring import by_number
 from netdoctor.experiments.pace import QUICK, all_lighter, is_slow, seconds_per_step
 from netdoctor.experiments.proposals import ELSEWHERE, OF_RATE, OPEN, propose, written_elsewhere
 from netdoctor.experiments.sandbox import Budget, Run, quiet
@@ -27,11 +28,10 @@ from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.optimization import rate_alone
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
 from netdoctor.experiments.tried import cures, improves, rank, told, without_trial
-from netdoctor.experiments.verdict import by_itself, by_measure, decide, goes_on, scale_of
-from netdoctor.finding import Certainty, Finding, Fix, Measured, Severity, Trial, Verdict
+from netdoctor.experiments.verdict import by_itself, decide, goes_on, scale_of
+from netdoctor.finding import Certainty, Finding, Fix, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
 from netdoctor.report import Crash, Experiment, Report
-from netdoctor.trend import judge_series
 
 STEPS = 100  # enough for a trend over noise (trend.py asks for 30), and a few passes over the captured batches
 FINDINGS = 3  # of a report, and
@@ -328,11 +328,7 @@ class _Trials:
             verdict = Verdict.CURED
         found, measure = None, treatment.measure
         if measure is not None:
-            if not measure.witness:
-                verdict = Verdict.WORSE if judge_series(other).kind in {"rises", "non-finite"} else None
-            verdict = by_measure(before.measured, after.measured, measure.limit, verdict)
-            if not math.isnan(before.measured):
-                found = Measured(measure.quantity, before.measured, after.measured, measure.unit)
+            verdict, found = by_number(measure, before.measured, after.measured, other, verdict)
         duel = self.recording.facts.get("several_optimizers") and len(self.recording.losses) > 1
         silent = duel and not (broken or measure or treatment.holds or verdict is Verdict.CURED)
         if verdict is None or silent:  # losses of models that play against each other rise and fall for other reasons

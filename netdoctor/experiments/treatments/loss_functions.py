@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from netdoctor.experiments.treatments.answers import several_labels, squashed_twice
 from netdoctor.experiments.treatments.operations import Change, Exchange, exchange_operations, passing
-from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, first_argument
+from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment, first_argument
 
 _LOSSES = (
     "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss "
@@ -77,7 +78,8 @@ def fitting_loss(case: Case) -> Treatment | None:
     """The loss that the fix names."""
     says = case.fix.says + case.fix.code
     names = [name for name, words in _NAMED.items() if re.search(rf"\b({'|'.join(words)})\b", says)]
-    return _meant(case, _FUNCTIONS[names[0]]) if names else None
+    several = case.finding.check == "wrong-loss" and names[:1] == ["binary_cross_entropy_with_logits"]
+    return _meant(case, _FUNCTIONS[names[0]], several_labels(case.step) if several else None) if names else None
 
 
 def loss_for_logits(case: Case) -> Treatment | None:
@@ -88,7 +90,7 @@ def loss_for_logits(case: Case) -> Treatment | None:
 
 def loss_for_probabilities(case: Case) -> Treatment:
     """binary_cross_entropy in place of the one for raw scores; what it measures in the control arm are probabilities."""
-    return _meant(case, _probabilities)
+    return _meant(case, _probabilities, squashed_twice(case.step))
 
 
 def map_labels(case: Case) -> Treatment | None:
@@ -158,7 +160,7 @@ def _everywhere(case: Case, names: frozenset[str], change: Change) -> Treatment:
     return Treatment(lambda bench: exchange_operations(bench, _exchanges(case, bench, names, change)))
 
 
-def _meant(case: Case, right: Loss) -> Treatment:
+def _meant(case: Case, right: Loss, measure: Measure | None = None) -> Treatment:
     """The right loss in the treated arm; the control trains with its own, and the right one is noted beside it."""
 
     def beside(bench: Bench) -> None:
@@ -169,7 +171,7 @@ def _meant(case: Case, right: Loss) -> Treatment:
         exchange_operations(bench, _exchanges(case, bench, LOSSES, noting))
 
     apply = partial(_apply, case, right)
-    return Treatment(apply, beside=beside)
+    return Treatment(apply, beside=beside, measure=measure)
 
 
 def _apply(case: Case, right: Loss, bench: Bench) -> None:

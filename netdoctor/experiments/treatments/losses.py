@@ -15,6 +15,7 @@ from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.tape import Entry
 from netdoctor.checks.structure.axes import moved as axes_moved
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
+from netdoctor.experiments.treatments.answers import squashed_twice
 from netdoctor.experiments.treatments.operations import Exchange, exchange_on_line, exchange_operations, passing
 from netdoctor.experiments.treatments.optimization import scale_losses
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, first_argument
@@ -57,8 +58,15 @@ def drop_output_activation(case: Case) -> Treatment | None:
         exchange_operations(bench, exchanges)
 
     if last.name in ("softmax", "sigmoid"):
-        return Treatment(apply, beside=_as_meant)
+        return Treatment(apply, beside=_as_meant, measure=squashed_twice(case.step) if _twice(case, last) else None)
     return Treatment(apply)
+
+
+def _twice(case: Case, last: Operation) -> bool:
+    """Whether the loss squashes by itself what the operation has squashed: no other loss takes raw scores."""
+    graph = case.recording.graph
+    names = set() if graph is None else {operation.name for operation in graph.loss_operations()}
+    return bool(names & {"cross_entropy", "binary_cross_entropy_with_logits"})
 
 
 def _as_meant(bench: Bench) -> None:

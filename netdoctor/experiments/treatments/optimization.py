@@ -308,15 +308,6 @@ def removal(name: str) -> Maker:
     return make
 
 
-def train_mode(_: Case) -> Treatment:
-    """Every module in training mode."""
-
-    def apply(bench: Bench) -> None:
-        bench.rewrite(lambda entry: replace(entry, modes=(True,) * len(entry.modes)))
-
-    return Treatment(apply)
-
-
 TREATMENTS: dict[str, Maker] = {
     "lower-lr": lower_lr,
     "lower-learning-rate": lower_lr,
@@ -339,7 +330,6 @@ TREATMENTS: dict[str, Maker] = {
     "reorder-step": reorder_step,
     "optimizer-step": optimizer_step,
     "divide-loss": divide_loss,
-    "train-mode": train_mode,
     "with matched initialisation": removal("with matched initialisation"),
     "without batchnorm": removal("without batchnorm"),
     "without dropout": removal("without dropout"),

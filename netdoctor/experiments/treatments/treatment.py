@@ -116,6 +116,7 @@ class Measure:
     witness: bool = (
         True  # a worse loss is worse; False where the trouble itself lowers the loss, or both are not the same
     )
+    second: bool = False  # heard only where the losses show no cure: they tell as well, on data that is hard enough
 
 
 @dataclass(frozen=True, slots=True)
