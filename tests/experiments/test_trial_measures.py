@@ -55,6 +55,7 @@ def tried(
     treatment: str,
     where: Location | None = None,
     places: tuple[str, ...] = (),
+    says: str = "says",
     **known: Any,
 ) -> Trial:
     recording = Recording(facts={"loss_lower_bound": 0.0, **known.pop("facts", {})}, **known)
@@ -65,7 +66,7 @@ def tried(
         Severity.ERROR,
         "why",
         location=where or Location(),
-        fixes=(Fix(treatment, "says"),),
+        fixes=(Fix(treatment, says),),
         places=places,
     )
     report = Report("train.py", "sick", 3, findings=(finding,))

@@ -79,30 +79,6 @@ def over_classes(text: str) -> str:
     return changed if changed != text else "softmax(scores, dim=-1)"
 
 
-def fused(source: SourceLine | None, first: str, one: str) -> str:
-    """`log(softmax(x, ...))` of a line as `log_softmax(x, ...)`; the general form where the two stand apart."""
-
-    def edit(node: ast.expr, line: str) -> str | None:
-        log = call_of(node)
-        inner = log[1][0] if log is not None and log[0] == "log" and log[1] else None
-        call = call_of(inner) if inner is not None else None
-        if call is None or inner is None or call[0] != first:
-            return None
-        head, _, tail = source_of(inner, line).rpartition(f"{first}(")
-        rest = f"{one}({tail}"
-        if (
-            isinstance(inner, ast.Call)
-            and isinstance(inner.func, ast.Attribute)
-            and not head.startswith(("torch", "F.", "nn."))
-        ):
-            others = source_of(inner, line).rpartition(f".{first}(")[2]
-            rest = f"{one}({source_of(call[1][0], line)}{', ' if others != ')' else ''}{others}"
-        return f"torch.nn.functional.{rest}"
-
-    text = "" if source is None else source.text
-    return rewrite_where(text, edit) or f"torch.nn.functional.{one}(scores{', dim=-1' if first == 'softmax' else ''})"
-
-
 def averaged(source: SourceLine | None) -> str:
     """The line with a mean in place of its sum; "" where it holds none."""
     text = "" if source is None else source.text

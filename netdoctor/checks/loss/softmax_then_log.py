@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs, line, maker, place
-from netdoctor.checks.loss.lines import fused
+from netdoctor.checks.loss.logarithms import fused
 from netdoctor.checks.signal import outcome
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import Operation, StepGraph
@@ -59,6 +59,7 @@ class SoftmaxThenLog(Check):
         source, smallest = line(recording, log), graph.values[log.inputs[0]].low
         harmful = smallest < self.lost or outcome.hurt(judge(recording))
         one = FUSED[first.name]
+        code = fused(source, line(recording, first), first.name, one)
         return Finding(
             self.name,
             f"log of {first.name} in {place(log)} is taken in two steps",
@@ -67,6 +68,6 @@ class SoftmaxThenLog(Check):
             f"NaN; {one} does both in one step and cannot.",
             Location.at(source, log.module or None, log.name, step=0),
             (Evidence("smallest probability", smallest, "<" if smallest < self.lost else "≥", self.lost),),
-            (Fix(one.replace("_", "-"), f"Use {one}.", fused(source, first.name, one), Reach.MODEL),),
+            (Fix(one.replace("_", "-"), f"Use {one}.", code, Reach.MODEL),),
             first_step=0,
         )

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netdoctor.capture.step import Copies, Iteration, TrainingStep
+from netdoctor.capture.step import Copies, Iteration, Replay, TrainingStep
 from netdoctor.capture.tape import Backward
-from netdoctor.experiments.loss_terms import BINARY_LOSSES, Term, watched_terms
+from netdoctor.experiments.loss_terms import BINARY_LOSSES, LossWatch, Term, watched_terms
 from netdoctor.experiments.treatments.treatment import Bench, Measure
 
 HALF = 0.5  # of full probability: less is as good as no answer
+_LOGARITHMS = frozenset({"log", "log_softmax", "logsigmoid"})
 _LOGITS = "binary_cross_entropy_with_logits"
 
 
@@ -71,7 +72,9 @@ def several_labels(step: TrainingStep) -> Measure | None:
     if not labels.numel():
         return None
     best = 100 * float((labels - 1).sum() / labels.sum())
-    quantity = f"labels, of samples with several, that the loss's own probabilities miss (the best softmax: {best:.3g} %)"
+    quantity = (
+        f"labels, of samples with several, that the loss's own probabilities miss (the best softmax: {best:.3g} %)"
+    )
     return Measure(quantity, missed, best, "%", second=True)
 
 
@@ -87,6 +90,25 @@ def missed(bench: Bench) -> float:
         wanted = (given.target > HALF) & (given.target.sum(1, keepdim=True) > 1)
         shares.append((given.probabilities[wanted] <= HALF).double())
     return 100 * _mean(shares)
+
+
+def lost_logarithms() -> Measure:
+    """The log-probabilities of the captured batches that are no numbers, and end a training: -inf, or NaN thereafter."""
+    return Measure("log-probabilities that are -inf or NaN after the same steps", lost, 0.0, "%", second=True)
+
+
+def lost(bench: Bench) -> float:
+    """The percentage of logarithms and log-probabilities, in forward passes over all batches, that are -inf or NaN."""
+    bad = total = 0
+    for backward in _first(bench.iterations):
+        replay = Replay(bench.sandbox.copies)
+        watch = LossWatch(replay)
+        with watch:
+            replay.loss(backward)
+        for operation in (o for o in watch.operations if o.name in _LOGARITHMS):
+            total += sum(made.numel() for made in operation.outputs)
+            bad += sum(int((~made.isfinite()).sum()) for made in operation.outputs)
+    return 100 * bad / total if total else math.nan
 
 
 # --- the probabilities of a loss -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netdoctor.experiments.treatments.answers import several_labels, squashed_twice
+from netdoctor.experiments.treatments.answers import lost_logarithms, several_labels, squashed_twice
 from netdoctor.experiments.treatments.operations import Change, Exchange, exchange_operations, passing
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment, first_argument
 
@@ -118,7 +118,7 @@ def fused_log(case: Case) -> Treatment | None:
         logs = _exchanges(case, bench, frozenset({"log"}), passing)
         exchange_operations(bench, [*_exchanges(case, bench, first, whole), *logs])
 
-    return Treatment(apply)
+    return Treatment(apply, measure=lost_logarithms())
 
 
 def log_softmax_first(case: Case) -> Treatment | None:

@@ -16,7 +16,15 @@ from netdoctor.capture.functions import function_name
 from netdoctor.capture.step import TrainingStep
 from netdoctor.experiments.determinism import DROPOUTS
 from netdoctor.experiments.treatments.evaluation import MOVED, replay_all
-from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment, as_trained, first_argument
+from netdoctor.experiments.treatments.treatment import (
+    Bench,
+    Case,
+    Maker,
+    Measure,
+    Treatment,
+    as_trained,
+    first_argument,
+)
 
 # A loss that is made with dropouts, or by the batch's own statistics, is higher by right; a cure by it counts.
 _BESIDES = {"witness": False, "second": True}
@@ -35,7 +43,9 @@ def train_mode(case: Case) -> Treatment:
 def _measure(step: TrainingStep) -> Measure | None:
     """By the running statistics, where they are behind as the training leaves them; else by the dropouts, where there are any."""
     bench = Bench(as_trained(step), step.iterations)
-    norms = Measure("what BatchNorm normalises lies off its running means, in deviations, by", behind, MOVED, **_BESIDES)
+    norms = Measure(
+        "what BatchNorm normalises lies off its running means, in deviations, by", behind, MOVED, **_BESIDES
+    )
     drops = Measure("dropouts that drop nothing in a training pass", idle, RARELY, "%", **_BESIDES)
     if behind(bench) > MOVED:
         return norms
