@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
@@ -26,27 +27,31 @@ from netdoctor.experiments.treatments.treatment import (
     first_argument,
 )
 
-# A loss that is made with dropouts, or by the batch's own statistics, is higher by right; a cure by it counts.
-_BESIDES = {"witness": False, "second": True}
 RARELY = 10.0  # % of the calls: in a small layer with a low rate all may be kept by chance
 
 
 def train_mode(case: Case) -> Treatment:
-    """Every module in training mode."""
+    """Every module in training mode, on the captured steps that were taken in evaluation mode."""
 
     def apply(bench: Bench) -> None:
         bench.rewrite(lambda entry: replace(entry, modes=(True,) * len(entry.modes)))
 
-    return Treatment(apply, measure=_measure(case.step))
+    return Treatment(apply, both=_evaluated, measure=_measure(case.step))
+
+
+def _evaluated(bench: Bench) -> None:
+    found = [it for it in bench.iterations if any(not all(entry.modes) for entry in it.backwards[0].entries)]
+    bench.iterations = found or bench.iterations
 
 
 def _measure(step: TrainingStep) -> Measure | None:
     """By the running statistics, where they are behind as the training leaves them; else by the dropouts, where there are any."""
     bench = Bench(as_trained(step), step.iterations)
-    norms = Measure(
-        "what BatchNorm normalises lies off its running means, in deviations, by", behind, MOVED, **_BESIDES
-    )
-    drops = Measure("dropouts that drop nothing in a training pass", idle, RARELY, "%", **_BESIDES)
+    _evaluated(bench)
+    # A loss that is made with dropouts, or by the batch's own statistics, is higher by right: that is no harm.
+    by = partial(Measure, witness=False, second=True)
+    norms = by("what BatchNorm normalises lies off its running means, in deviations, by", behind, MOVED)
+    drops = by("dropouts that drop nothing in a training pass", idle, RARELY, "%")
     if behind(bench) > MOVED:
         return norms
     return drops if idle(bench) >= 0 else norms if any(_norms(bench)) else None
@@ -62,10 +67,10 @@ def behind(bench: Bench) -> float:
     """
     norms = list(_norms(bench))
     running = {norm: _running(norm) for norm in norms}  # before the passes, which move them in training mode
-    sums: dict[nn.Module, Tensor] = {}
-    counts: Counter[nn.Module] = Counter()
+    sums: dict[_BatchNorm, Tensor] = {}
+    counts: Counter[_BatchNorm] = Counter()
 
-    def note(norm: nn.Module, given: Any) -> None:
+    def note(norm: Any, given: Any) -> None:
         values = given[0].detach().transpose(0, 1).flatten(1).double()
         sums[norm] = sums.get(norm, 0.0) + values.sum(1)
         counts[norm] += values.shape[1]
