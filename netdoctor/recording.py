@@ -258,6 +258,11 @@ class Arm:
     curves: Mapping[str, Array] = field(default_factory=dict)
     failure: str = ""  # why it could not run; "" when it ran
 
+    @property
+    def steps(self) -> int:
+        """The training steps behind the losses: the fact "steps" where these are evaluations, else one per loss."""
+        return int(float(self.facts.get("steps", self.losses.size)))
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:

@@ -25,7 +25,8 @@ def learn(name: str, step: TrainingStep, change: Change, budget: Budget) -> Arm:
     """An arm whose losses are those of the held-out batches, every `EVERY` steps, after `change` was made to the copy.
 
     Two thirds of the captured batches are trained on with Adam, the last third is held out. `change` is made before the
-    optimizer. Facts: "best" (the lowest held-out loss), "train" (the last training loss), "lr".
+    optimizer. Facts: "best" (the lowest held-out loss), "train" (the last training loss), "lr", "steps" (taken
+    until the last of the losses).
     """
     if len(step.iterations) < FEWEST:
         return Arm(name, np.empty(0), failure=f"fewer than {FEWEST} batches were captured")
@@ -62,6 +63,7 @@ def _run(name: str, step: TrainingStep, change: Change, rate: float, budget: Bud
     best = float(np.nanmin(losses))
     says = f"best loss {best:.4g} on held-out batches"
     facts: dict[str, float | str | bool] = {"best": best, "train": last, "lr": rate, "says": says}
+    facts["steps"] = float(EVERY * (len(losses) - 1))
     return Arm(name, np.asarray(losses), budget.spent, facts)
 
 

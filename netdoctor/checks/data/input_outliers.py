@@ -25,7 +25,8 @@ class InputOutliers(Check):
     standardised with it, all other values were squeezed together.
     How it is decided: over at least 200 sampled rows of floating-point columns that are not mostly one value: the range
     reaches 100 robust deviations (1.4826 median |x - median|) or more from the median.
-    When it stays silent: whole numbers and sparse columns; images; fewer rows; normalised before the first layer.
+    When it stays silent: columns that are as good as constant; whole numbers and sparse columns; images; fewer rows;
+    normalised before the first layer.
     Advice only: what is an outlier is for who knows the data to say.
     Fix: clip the column, or take its logarithm.
     Sources: Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993 (3.5 robust deviations; 100 leaves heavy
@@ -36,6 +37,7 @@ class InputOutliers(Check):
 
     rows: int = 200  # the median deviation is then known to a tenth
     distance: float = 100.0  # robust deviations: log-normal amounts reach 50
+    varies: float = 1e-4  # of the median: where the rest differs by less, clipping leaves a constant
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         for facts in tables(recording):
@@ -46,7 +48,7 @@ class InputOutliers(Check):
                 or not facts.dtype.startswith("float")
             ):
                 continue
-            distance = _distances(facts)
+            distance = _distances(facts, self.varies)
             if not (distance >= self.distance).any() or _normed(recording, facts):
                 continue
             yield self._finding(facts, distance)
@@ -74,11 +76,11 @@ class InputOutliers(Check):
         )
 
 
-def _distances(facts: TensorFacts) -> Array:
-    """Per column, how far its range reaches from its median, in robust deviations; 0 where that is mostly one value."""
+def _distances(facts: TensorFacts, varies: float) -> Array:
+    """Per column, how far its range reaches from its median, in robust deviations; 0 where it is mostly one value."""
     columns = facts.columns
     reach = np.maximum(columns.high - columns.median, columns.median - columns.low)
-    kept = (columns.spread > 0) & (columns.zeros < 0.5)
+    kept = (columns.spread > varies * np.abs(columns.median)) & (columns.zeros < 0.5)
     return np.asarray(np.divide(reach, columns.spread, out=np.zeros_like(reach), where=kept))
 
 

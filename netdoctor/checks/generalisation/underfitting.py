@@ -59,7 +59,7 @@ class Underfitting(Check):
         path = layer.path if layer is not None else layers[0] if layers else None
         words = f"held-out loss {narrow.facts['best']:.4g} with {units:.0f} units, {wide.facts['best']:.4g} with {wider:.0f}"
         curves = tuple(map(float, narrow.losses)), tuple(map(float, wide.losses))
-        trial = Trial(verdict, *curves, steps=len(curves[1]), seconds=wide.seconds, says=words)
+        trial = Trial(verdict, *curves, steps=wide.steps, seconds=wide.seconds, says=words)
         return Finding(
             self.name,
             f"the model is too small: {units:.0f} hidden units leave a loss that {wider:.0f} bring down to {100 * ratio:.0f} %",

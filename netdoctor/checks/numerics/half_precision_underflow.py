@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,10 +50,7 @@ class HalfPrecisionUnderflow(Check):
         source = first_source(recording, "backward")
         loss = source.text.partition(".backward")[0].split(";")[-1].strip() if source is not None else "loss"
         optimizer = variable(recording)
-        code = (
-            'scaler = torch.amp.GradScaler("cuda")  # once, before the loop\n'
-            f"scaler.scale({loss or 'loss'}).backward()\nscaler.step({optimizer})\nscaler.update()"
-        )
+        code = _scaled(loss or "loss", optimizer, recording.header.device.partition(":")[0] or "cuda")
         yield Finding(
             self.name,
             f"{100 * lost:.0f} % of the gradient is rounded to zero in float16",
@@ -66,3 +64,12 @@ class HalfPrecisionUnderflow(Check):
             first_step=0,
             share=lost,
         )
+
+
+def _scaled(loss: str, optimizer: str, device: str) -> str:
+    """A loss scaler and what uses it; a scaler that the script has already, and that does not scale, is replaced."""
+    own = re.match(r"([\w.]+)\.scale\(", loss)
+    if own is not None:
+        return f'{own[1]} = torch.amp.GradScaler("{device}")  # in place of the one that does not scale'
+    made = f'scaler = torch.amp.GradScaler("{device}")  # once, before the loop'
+    return f"{made}\nscaler.scale({loss}).backward()\nscaler.step({optimizer})\nscaler.update()"

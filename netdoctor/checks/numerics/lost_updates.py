@@ -57,7 +57,10 @@ class LostUpdates(Check):
         held = modules(recording, worst)
         layer = recording.layer_at(parameter.module)
         bits = 2 ** BITS.get(parameter.dtype, 8)
-        code = 'model.float()\nwith torch.autocast("cuda", dtype=torch.bfloat16):\n    loss = criterion(model(x), y)'
+        device = recording.header.device.partition(":")[0] or "cuda"
+        code = (
+            f'model.float()\nwith torch.autocast("{device}", dtype=torch.bfloat16):\n    loss = criterion(model(x), y)'
+        )
         site = parameter.site(Role.UPDATE)
         yield Finding(
             self.name,

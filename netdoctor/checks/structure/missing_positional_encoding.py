@@ -61,7 +61,7 @@ class MissingPositionalEncoding(Check):
         cured = float(pair[1].facts["best"]) < self.left * after[0]
         verdict = Verdict.CURED if cured else Verdict.EASED
         words = f"held-out loss {pair[0].facts['best']:.4g} without positions, {pair[1].facts['best']:.4g} with them"
-        trial = Trial(verdict, before, after, len(after), pair[1].seconds, words)
+        trial = Trial(verdict, before, after, pair[1].steps, pair[1].seconds, words)
         at = recording.layer_at(unused) or next(iter(recording.layers), None)  # positions go where the data enters
         return Finding(
             self.name,

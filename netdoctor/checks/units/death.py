@@ -119,20 +119,29 @@ def _lr(recording: Recording, step: int) -> float:
 
 def _initialise(recording: Recording, first: Liveness) -> tuple[Fix, ...]:
     fed = first.feeder
-    weight = _variable(recording, fed.weight, "weight") if fed else "weight"
-    bias = _variable(recording, fed.bias, "bias") if fed and fed.bias else ""
-    code = f'torch.nn.init.kaiming_normal_({weight}, nonlinearity="relu")'
+    weight = _variable(recording, fed.weight) if fed else ""
+    weight = weight or _in_line(first)
+    bias = _variable(recording, fed.bias) if fed and fed.bias else ""
+    code = f'torch.nn.init.kaiming_normal_({weight}, nonlinearity="relu")' if weight else ""
     if bias and _by_bias(recording, first):
         zero = Fix("zero-bias", "Start the bias at 0.", f"torch.nn.init.zeros_({bias})", Reach.MODEL)
         return zero, Fix("variance-scaling-init", "Initialise the incoming weights for a ReLU.", code, Reach.MODEL)
     return (Fix("variance-scaling-init", "Initialise the incoming weights for a ReLU.", code, Reach.MODEL),)
 
 
-def _variable(recording: Recording, name: str, otherwise: str) -> str:
-    """The parameter as Python; `otherwise` where it has a made-up name (a loose tensor of a functional model)."""
+def _in_line(first: Liveness) -> str:
+    """The weight, with how its fan is counted, that the rectifier's own line multiplies with; "" where it holds none."""
+    text = first.layer.source.text if first.layer.source is not None else ""
+    product = re.search(r"@ *([\w.]+(?:\[\w+\])?)", text)  # x @ weight: rows are inputs
+    linear = re.search(r"\blinear\([^(),]+, *([\w.]+(?:\[\w+\])?)", text)
+    return f'{product[1]}, mode="fan_out"' if product else linear[1] if linear else ""
+
+
+def _variable(recording: Recording, name: str) -> str:
+    """The parameter as Python; "" where it has a made-up name (a loose tensor of a functional model)."""
     parts = name.split(".")
     if not all(part.isdigit() or part.isidentifier() for part in parts):
-        return otherwise
+        return ""
     return expression(recording, name) if len(parts) > 1 else name
 
 

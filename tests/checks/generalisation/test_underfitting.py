@@ -36,6 +36,15 @@ def test_a_wider_copy_that_does_what_this_one_cannot(build, fires):
     assert [(f.severity, f.location.module) for f in found] == ([(Severity.WARNING, "body")] if fires else [])
 
 
+def test_its_trial_counts_training_steps_not_evaluations():
+    for facts, steps in (({"steps": 240.0}, 240), ({}, 2)):
+        build = widened(0.8, 0.1).arm(
+            "width/wider", [1.0, 0.1], best=0.1, layers="body", units=3.0, wider=64.0, **facts
+        )
+        (found,) = Underfitting().judge(build.done())
+        assert found.fixes[0].trial.steps == steps
+
+
 def test_it_abstains_where_a_copy_could_not_learn():
     build = widened(0.8, 0.1).arm("width/wider", failure="no time was left for it")
     (said,) = Underfitting().judge(build.done())

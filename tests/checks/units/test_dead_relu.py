@@ -140,13 +140,25 @@ def test_one_grade_less_where_the_loss_falls(loss: Callable[[int], float], dead:
     assert only(net(units(dead)).loss(loss).facts(loss_family="mse", loss_lower_bound=0.0).done()).severity is severity
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("w1", "w1"), ("parameter 0", "weight"), ("body.3.weight", "model.body[3].weight")]
-)
+@pytest.mark.parametrize(("name", "code"), [("w1", "w1"), ("body.3.weight", "model.body[3].weight")])
 def test_weights_of_a_functional_model_are_called_by_their_variable(name: str, code: str) -> None:
     build = Builder(60).parameter(name).layer("", "linear", units=20, weight=name)
     finding = only(build.activation("", "relu", units=20, active=units(20), samples=100.0).done())
     assert finding.fixes[0].code == f'torch.nn.init.kaiming_normal_({code}, nonlinearity="relu")'
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("h = F.relu(x @ params[0] + params[1])", '(params[0], mode="fan_out", nonlinearity="relu")'),
+        ("h = F.relu(F.linear(x, w1, b1))", '(w1, nonlinearity="relu")'),
+        ("h = F.relu(h)", ""),  # no name that could be pasted
+    ],
+)
+def test_weights_without_a_name_are_read_off_the_line(text: str, code: str) -> None:
+    build = Builder(60).parameter("parameter 0").layer("", "linear", units=20, weight="parameter 0")
+    finding = only(build.activation("", "relu", units=20, active=units(20), samples=100.0, line=9, text=text).done())
+    assert finding.fixes[0].code == (f"torch.nn.init.kaiming_normal_{code}" if code else "")
 
 
 def test_small_side_branch_of_a_net_that_learns_is_advice() -> None:
