@@ -50,19 +50,21 @@ def usage(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str,
     return arms
 
 
-def _entry(backward: Backward) -> Entry | None:
+def first_call(backward: Backward) -> Entry | None:
+    """The first call of a model."""
     return next((entry for entry in backward.entries if entry.module is not None), None)
 
 
-def _constants(backward: Backward) -> list[Constant]:
-    entry, found = _entry(backward), []
+def constants(backward: Backward) -> list[Constant]:
+    """The tensors that the first call of a model is given, in order, without scalars and empty ones."""
+    entry, found = first_call(backward), []
     if entry is not None:
         walk((entry.args, entry.kwargs), lambda item: found.append(item) if isinstance(item, Constant) else None)
     return [c for c in found if c.tensor.dim() > 0 and c.tensor.layout is torch.strided and c.tensor.numel()]
 
 
 def _count(backward: Backward) -> int:
-    return min(MAX_INPUTS, len(_constants(backward)))
+    return min(MAX_INPUTS, len(constants(backward)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class _Trial:
     def changes(self, new: Tensor) -> bool:
         """Whether another value of the input gives another loss; a model that refuses it reads it."""
         try:
-            return _loss(self.copies, _with(self.backward, self.constant, new)) != self.loss
+            return loss_of(self.copies, with_input(self.backward, self.constant, new)) != self.loss
         except Exception:
             return True
 
@@ -86,13 +88,13 @@ def _look(copies: Copies, backwards: list[Backward], number: int) -> Arm:
     began = time.perf_counter()
     trials = []
     for backward in backwards:
-        constants = _constants(backward)
-        if number < len(constants):
-            trials.append(_Trial(copies, backward, constants[number], _loss(copies, backward)))
+        given = constants(backward)
+        if number < len(given):
+            trials.append(_Trial(copies, backward, given[number], loss_of(copies, backward)))
     shape = trials[0].constant.tensor.shape
     trials = [trial for trial in trials if trial.constant.tensor.shape == shape]
     varying = [trial for trial in trials if _varies(trial.constant.tensor)]
-    whole = bool(varying) and not any(trial.changes(_exchanged(trial.constant.tensor)) for trial in varying)
+    whole = bool(varying) and not any(trial.changes(exchanged(trial.constant.tensor)) for trial in varying)
     facts: dict[str, float | str | bool] = {"axes": float(len(shape)), "whole": whole}
     facts["argument"], facts["tokens"] = _argument(trials[0]), not trials[0].constant.tensor.is_floating_point()
     curves = {}
@@ -106,7 +108,7 @@ def _look(copies: Copies, backwards: list[Backward], number: int) -> Arm:
 
 def _argument(trial: _Trial) -> str:
     """The name that `forward` has for the input; "" where it is not an argument by itself."""
-    entry = _entry(trial.backward)
+    entry = first_call(trial.backward)
     if entry is None or entry.module is None:
         return ""
     named = [key for key, value in entry.kwargs.items() if value is trial.constant]
@@ -123,7 +125,7 @@ def _slices(trials: list[_Trial], axis: int) -> np.ndarray[Any, np.dtype[np.floa
         silent = moving & torch.stack([_silent(trial, axis) for trial in trials]).all(0)
     else:
         silent = moving & _tried(trials, axis, moving)
-    if bool(silent.any()) and any(trial.changes(_exchanged(trial.constant.tensor, axis, silent)) for trial in trials):
+    if bool(silent.any()) and any(trial.changes(exchanged(trial.constant.tensor, axis, silent)) for trial in trials):
         silent = torch.zeros_like(silent)  # read in a way that has no gradient
     result: np.ndarray[Any, np.dtype[np.float64]] = silent.double().cpu().numpy()
     result[~moving.cpu().numpy()] = np.nan
@@ -141,7 +143,7 @@ def _silent(trial: _Trial, axis: int) -> Tensor:
     asked = trial.constant.tensor.detach().clone().requires_grad_()
     try:
         with torch.enable_grad():
-            loss = Replay(trial.copies).loss(_with(trial.backward, trial.constant, asked))
+            loss = Replay(trial.copies).loss(with_input(trial.backward, trial.constant, asked))
         gradient: Tensor | None = torch.autograd.grad(loss, [asked], allow_unused=True)[0]
     except Exception:
         return torch.zeros(asked.shape[axis], dtype=torch.bool, device=asked.device)
@@ -159,7 +161,7 @@ def _tried(trials: list[_Trial], axis: int, moving: Tensor) -> Tensor:
     for index in range(0, size, stride):
         one = torch.zeros_like(moving)
         one[index] = True
-        if bool(moving[index]) and not any(t.changes(_exchanged(t.constant.tensor, axis, one)) for t in trials):
+        if bool(moving[index]) and not any(t.changes(exchanged(t.constant.tensor, axis, one)) for t in trials):
             silent[index : index + stride] = True
     return silent
 
@@ -168,7 +170,7 @@ def _varies(tensor: Tensor) -> bool:
     return tensor.shape[0] > 1 and bool((tensor != tensor[:1]).any())
 
 
-def _exchanged(tensor: Tensor, axis: int = 0, which: Tensor | None = None) -> Tensor:
+def exchanged(tensor: Tensor, axis: int = 0, which: Tensor | None = None) -> Tensor:
     """The tensor with the second half of its samples replaced by the first, or only some slices of them.
 
     A permutation would not do: a loss that compares nothing (a critic's, a likelihood) is the same in any order.
@@ -185,9 +187,9 @@ def _exchanged(tensor: Tensor, axis: int = 0, which: Tensor | None = None) -> Te
     return torch.where(which.view(shape), rolled, old)
 
 
-def _with(backward: Backward, constant: Constant, new: Tensor) -> Backward:
+def with_input(backward: Backward, constant: Constant, new: Tensor) -> Backward:
     """The backward with another value for this very input of its model call."""
-    entry = _entry(backward)
+    entry = first_call(backward)
 
     def changed(item: Constant) -> Constant:
         return Constant(new, new._version) if item is constant else item
@@ -200,7 +202,8 @@ def _with(backward: Backward, constant: Constant, new: Tensor) -> Backward:
     return replace(backward, entries=[rewritten(old) for old in backward.entries])
 
 
-def _loss(copies: Copies, backward: Backward) -> float:
+def loss_of(copies: Copies, backward: Backward) -> float:
+    """The loss, without a graph."""
     with torch.no_grad():
         return float(Replay(copies).loss(_graded(backward)))
 

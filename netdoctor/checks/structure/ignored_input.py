@@ -78,7 +78,7 @@ class IgnoredInput(Check):
             "Nothing that the loss is made of depends on it, in the model as it was trained.",
             Location.at(at, step=0),
             (Evidence("share without influence", share, "=" if not what else "≥", limit, "%"),),
-            (Fix("use-input", "Use it in forward, or do not pass it on.", "", Reach.TEXT),),
+            (Fix("use-input", "Use it in forward, or do not pass it on.", "", Reach.MODEL),),
             Certainty.PROVEN,
             0,
             places=(name,),
