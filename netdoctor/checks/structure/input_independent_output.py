@@ -10,7 +10,7 @@ import numpy as np
 from netdoctor.check import Check
 from netdoctor.checks.data.harm import State, harm
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.recording import Recording, SourceLine
+from netdoctor.recording import Arm, Recording, SourceLine
 
 GIVEN, BLANKED = "inputs/given", "inputs/blanked"
 
@@ -45,13 +45,9 @@ class InputIndependentOutput(Check):
             failed = [arm.failure for arm in (given, blanked) if arm is not None and arm.failure]
             yield Abstention(self.name, failed[0] if failed else "no experiment blanked the inputs")
             return
-        steps = min(given.losses.size, blanked.losses.size)
-        one, other = given.losses[:steps], blanked.losses[:steps]
-        if steps < self.steps or not np.isfinite(one).all() or not np.isfinite(other).all():
-            return
-        gap = float(np.max(np.abs(one - other)) / max(float(np.max(np.abs(one))), 1e-30))
+        gap = difference(given, blanked, self.steps)
         if gap <= self.same:
-            yield self._finding(recording, gap, steps)
+            yield self._finding(recording, gap, min(given.losses.size, blanked.losses.size))
 
     def _finding(self, recording: Recording, gap: float, steps: int) -> Finding:
         facts = recording.inputs[0] if recording.inputs else None
@@ -68,3 +64,22 @@ class InputIndependentOutput(Check):
             first_step=0,
             share=1.0,
         )
+
+
+def difference(given: Arm, blanked: Arm, fewest: int) -> float:
+    """The largest difference between the losses of both arms, of the largest loss; NaN where they do not tell."""
+    steps = min(given.losses.size, blanked.losses.size)
+    one, other = given.losses[:steps], blanked.losses[:steps]
+    if steps < fewest or not np.isfinite(one).all() or not np.isfinite(other).all():
+        return float("nan")
+    return float(np.max(np.abs(one - other)) / max(float(np.max(np.abs(one))), 1e-30))
+
+
+def unread(recording: Recording) -> bool:
+    """Whether the experiment showed that the losses are the same whatever the input."""
+    given, blanked = (recording.arms.get(name) for name in (GIVEN, BLANKED))
+    known = given is not None and blanked is not None and not given.failure and not blanked.failure
+    limits = InputIndependentOutput
+    return (
+        known and given is not None and blanked is not None and difference(given, blanked, limits.steps) <= limits.same
+    )

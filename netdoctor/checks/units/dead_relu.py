@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from netdoctor.check import Check
 from netdoctor.checks.signal import outcome
+from netdoctor.checks.structure.input_independent_output import unread
 from netdoctor.checks.units.death import evidence, explanation, fixes, title
 from netdoctor.checks.units.liveness import Liveness, examine
 from netdoctor.checks.units.window import STALLED, finite_until
@@ -32,7 +33,8 @@ class DeadRelu(Check):
     warning when 20 % of all rectified units are lost, else advice. Weight gradients of exactly 0 confirm it.
 
     When it stays silent: sparse but live ReLUs, however many zeros they give, as long as each unit fires for some
-    sample; under 20 % of a layer; GELU, SiLU, LeakyReLU and others that pass gradient below 0; short runs.
+    sample; under 20 % of a layer; some units of a model that reads none of its input; GELU, SiLU, LeakyReLU and
+    others that pass gradient below 0; short runs.
 
     Fix: by when they died: at initialisation (bias, He initialisation) or after an update (a lower learning rate); a
     LeakyReLU cannot die.
@@ -60,6 +62,8 @@ class DeadRelu(Check):
         if found and not judged:
             need = f"{self.min_steps} sampled steps and {self.min_samples:.0f} samples per unit are needed"
             yield Abstention(self.name, f"the run is too short to tell dead units from rare ones: {need}")
+        if unread(recording):  # no sample differs from another: units that never fire are not dead, unless all are
+            judged = [item for item in judged if item.share == 1]
         sick = [item for item in judged if item.share >= self.warning_share and (self._grave(item) or item.trained)]
         if not sick:
             return

@@ -21,21 +21,22 @@ LISTED = 3  # inputs that a note names
 
 
 class Reader(nn.Module):
-    """A linear function of standardised numbers, or of one-hot tokens at their positions: (batch, ...) → (batch, outputs)."""
+    """A linear function of standardised numbers, or of one-hot tokens at their positions: (batch, ...) → (batch, outputs).
+
+    Whole numbers of too many kinds are taken as numbers. Raises LookupError where there are too few samples even so.
+    """
 
     def __init__(self, seen: Tensor, outputs: int) -> None:
         super().__init__()
-        self.tokens = not seen.is_floating_point()
         rows = seen.reshape(seen.shape[0], -1)
-        if self.tokens:
-            self.start, self.kinds = int(rows.min()), int(rows.max() - rows.min()) + 1
-            self.weight = nn.Parameter(torch.zeros(rows.shape[1] * self.kinds, outputs, device=seen.device))
-        else:
-            values = rows.double()
-            self.mean, self.scale = values.mean(0), values.std(0).clamp_min(1e-12)
-            self.weight = nn.Parameter(torch.zeros(rows.shape[1], outputs, device=seen.device))
-        if PER_NUMBER * self.weight.shape[0] > len(torch.unique(rows, dim=0)):
+        most, values = len(torch.unique(rows, dim=0)) // PER_NUMBER, rows.double()
+        self.start, self.kinds = int(values.min()), int(values.max() - values.min()) + 1
+        self.tokens = not seen.is_floating_point() and rows.shape[1] * self.kinds <= most
+        self.mean, self.scale = values.mean(0), values.std(0).clamp_min(1e-12)
+        features = rows.shape[1] * (self.kinds if self.tokens else 1)
+        if features > most:
             raise LookupError("too few samples for so many features")
+        self.weight = nn.Parameter(torch.zeros(features, outputs, device=seen.device))
         self._optimizer = torch.optim.Adam([self.weight], lr=RATE)
         self.weight.register_post_accumulate_grad_hook(self._learn)
 
@@ -48,7 +49,7 @@ class Reader(nn.Module):
         rows = given.reshape(given.shape[0], -1)
         if self.tokens:
             places = torch.arange(rows.shape[1], device=rows.device) * self.kinds
-            return self.weight[(rows - self.start).clamp(0, self.kinds - 1) + places].sum(1)
+            return self.weight[(rows.long() - self.start).clamp(0, self.kinds - 1) + places].sum(1)
         return ((rows.double() - self.mean) / self.scale).to(self.weight.dtype) @ self.weight
 
 

@@ -232,3 +232,11 @@ def test_a_unit_that_fires_in_the_last_sampled_step_is_never_dead(width: int, st
     history[-1] = 1.0
     build.activation("relu", units=width, active=history, samples=500.0)
     assert run(build.done()) == []
+
+
+@pytest.mark.parametrize(("dead", "blanked", "fires"), [(12, 0.5, False), (20, 0.5, True), (12, 0.4, True)])
+def test_units_of_a_model_that_reads_nothing_are_not_dead_unless_all_are(
+    dead: int, blanked: float, fires: bool
+) -> None:
+    build = net(units(dead)).arm("inputs/given", [0.5] * 20).arm("inputs/blanked", [blanked] * 20)
+    assert bool(list(DeadRelu().judge(build.done()))) is fires
