@@ -47,7 +47,7 @@ def _run(name: str, step: TrainingStep, change: Change, rate: float, budget: Bud
                 refuse_overwritten(backward)
             sandbox = Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=rate))
             change(sandbox)
-            optimizer = _adam(sandbox, rate)
+            optimizer = trainable_with_adam(sandbox, rate)
             last = float("nan")
             for number in range(STEPS + 1):
                 if budget.left <= 0:
@@ -67,7 +67,7 @@ def _run(name: str, step: TrainingStep, change: Change, rate: float, budget: Bud
     return Arm(name, np.asarray(losses), budget.spent, facts)
 
 
-def _adam(sandbox: Sandbox, rate: float) -> torch.optim.Optimizer:
+def trainable_with_adam(sandbox: Sandbox, rate: float) -> torch.optim.Optimizer:
     """Adam over what trains now, whatever the change put in place of the old parameters included."""
     held: dict[int, Tensor] = {id(p): p for module in sandbox.modules() for p in module.parameters() if p.requires_grad}
     held |= {id(p): p for p in sandbox.trainable()}
@@ -78,10 +78,12 @@ def _adam(sandbox: Sandbox, rate: float) -> torch.optim.Optimizer:
 @torch.no_grad()
 def _loss(copies: Copies, held: list[Backward]) -> float:
     """The mean loss of the held-out batches in evaluation mode."""
-    return float(np.mean([float(Replay(copies).loss(_evaluating(backward))) for backward in held]))
+    return float(np.mean([float(Replay(copies).loss(evaluating(backward))) for backward in held]))
 
 
-def _evaluating(backward: Backward) -> Backward:
+def evaluating(backward: Backward) -> Backward:
+    """The backward with all modules in evaluation mode, and without a graph."""
+
     def switched(entry: Entry) -> Entry:
         context = entry.context and replace(entry.context, grad=False)
         return replace(entry, modes=(False,) * len(entry.modes), context=context)

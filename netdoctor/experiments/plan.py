@@ -15,6 +15,7 @@ from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import (
     batchnorm,
     blanking,
+    classes,
     learning_rate,
     noise,
     overfit,
@@ -97,6 +98,7 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     _add(recording, lambda: positions.order(recording, step, fifth()), say, "permuting the positions")
     if harm(recording).state in {State.HURT, State.SLOW}:
         _add(recording, lambda: width.widen(recording, step, fifth()), say, "widening the model")
+    _add(recording, lambda: classes.compare(recording, step, tenth()), say, "taking numbers for classes")
     if learning and not works(judge(recording), LearningRateTooHigh.learning):
         _rates(recording, step, budget, seconds, say)
     if not learning or harm(recording).state is not State.WORKS:

@@ -24,6 +24,7 @@ _GROUPS = {
     "redundancy": "directions that wide layers use",
     "positions": "positions permuted",
     "width": "a wider model",
+    "classes": "numbers taken for classes",
     "scaling": "standardised data",
     "inputs": "inputs blanked",
     "noise": "gradients of several batches",

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
+from netdoctor.checks.loss import class_numbers
+from netdoctor.checks.loss.class_numbers import CLASSES
 from netdoctor.checks.loss.comparisons import CROSS_ENTROPY, REGRESSION, Comparison, comparisons, line, width
 from netdoctor.checks.loss.lines import renamed
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
@@ -14,10 +16,6 @@ from netdoctor.recording import Recording, SourceLine
 
 BINARY = {"CrossEntropyLoss": "BCEWithLogitsLoss", "cross_entropy": "binary_cross_entropy_with_logits"}
 SQUARED = {"CrossEntropyLoss": "MSELoss", "cross_entropy": "mse_loss"}
-CLASSES = {
-    **dict.fromkeys(("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"), "CrossEntropyLoss"),
-    **dict.fromkeys(REGRESSION, "cross_entropy"),
-}
 
 
 @dataclass(frozen=True)
@@ -25,25 +23,30 @@ class WrongLoss(Check):
     """The loss function does not fit the targets: several labels per sample, real numbers, or class numbers.
 
     What it is: cross_entropy with several labels per sample (its softmax lets only one of them be true), with real
-    numbers, or with a single output (its softmax is always 1); a squared error that asks each of several outputs for
-    the class number.
+    numbers, or with a single output (its softmax is always 1); a squared error that asks one or each of several outputs
+    for the class number.
     Why it hurts: the right answer is not where the loss is smallest, or the loss is 0 from the start.
     How it is decided: on shapes and values of the captured step. Float targets of cross_entropy: whole numbers 0 and 1
     that add up to more than one per sample; numbers outside of [0, 1]. A prediction with one class. Whole-number targets
-    with one column against several outputs of a regression loss.
-    When it stays silent: class indices; one-hot targets; soft labels, mixup, smoothing; one-hot regression; counts and
-    ratings regressed with one output.
+    with one column against several outputs of a regression loss. Whole numbers from 0 or 1 on, at least 4, against one
+    output: by experiment, where classes are right for 20 % more samples, and second choices show no order.
+    When it stays silent: class indices; one-hot targets; soft labels, mixup, smoothing; one-hot regression; counts,
+    ratings and other scales regressed with one output; three classes, whose order cannot be told.
     Fix: binary_cross_entropy_with_logits for several labels, mse_loss for real numbers, cross_entropy for classes.
     Sources: PyTorch's documentation; advice E-A2.
     """
 
     name = "wrong-loss"
+    arms = frozenset({class_numbers.NUMBERS, class_numbers.NAMES})
     explains = NO_LEARNING | NO_SIGNAL | {"initial-loss", "output-activation", "double-softmax"}
 
     labels: float = 1.02  # per sample: one-hot targets and mixtures add up to exactly 1
     slack: float = 1e-3  # rounding of soft labels stays far under it
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
+        arms = class_numbers.named(recording)
+        if arms is not None:
+            yield class_numbers.finding(self.name, recording, *arms)
         for comparison in comparisons(recording):
             if comparison.prediction.requires_grad:
                 if comparison.operation.name == CROSS_ENTROPY:

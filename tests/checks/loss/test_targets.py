@@ -8,7 +8,7 @@ from netdoctor.checks.loss.label_range import LabelRange
 from netdoctor.checks.loss.loss_sum_reduction import LossSumReduction
 from netdoctor.checks.loss.softmax_then_log import SoftmaxThenLog
 from netdoctor.checks.loss.wrong_loss import WrongLoss
-from netdoctor.finding import Severity
+from netdoctor.finding import Severity, Verdict
 from tests.checks.loss.steps import BATCH, CLASSES, Step, judged
 
 FALLING = [2.3 * 0.9**at for at in range(40)]
@@ -44,6 +44,28 @@ def test_several_labels_per_sample(per_sample, fires):
     step.loss_of("cross_entropy", step.scores(), target, "loss = F.cross_entropy(z, y)")
     found = judged(WrongLoss(), step)
     assert [f.fixes[0].code for f in found] == (["loss = F.binary_cross_entropy_with_logits(z, y)"] if fires else [])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "names", "beside", "fires"),
+    [
+        (0.3, 0.5, 0.3, True),
+        (0.31, 0.5, 0.3, False),  # less is gained than noise could
+        (0.2, 0.49, 0.3, False),  # neither is much good
+        (0.3, 0.5, 0.31, False),  # second choices are neighbours: a scale
+    ],
+)
+def test_class_numbers_are_no_scale(numbers, names, beside, fires):
+    step = Step()
+    target = step.numbers((BATCH, 1), 0, 9, integral=True)
+    step.loss_of("mse_loss", step.scores((BATCH, 1)), target, "loss = F.mse_loss(z, y)")
+    step.arm("classes/as numbers", STUCK, right=numbers)
+    step.arm("classes/as names", FALLING, right=names, beside=beside, kinds=10.0)
+    found = judged(WrongLoss(), step)
+    assert [f.fixes[0].code for f in found] == (["loss = F.cross_entropy(z, y)"] if fires else [])
+    if fires:
+        trial = found[0].fixes[0].trial
+        assert (trial.verdict, trial.measured.control, trial.measured.treated) == (Verdict.CURED, 70.0, 50.0)
 
 
 def test_mixtures_of_labels_are_meant():
