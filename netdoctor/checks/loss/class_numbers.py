@@ -33,7 +33,7 @@ def finding(name: str, recording: Recording, numbers: Arm, names: Arm) -> Findin
     source, kinds = line(recording, comparison.operation), int(float(names.facts["kinds"]))
     wrong = [100 - 100 * float(arm.facts["right"]) for arm in (numbers, names)]
     measured = Measured("held-out samples that get another class", wrong[0], wrong[1], "%")
-    curves = (tuple(map(float, arm.losses)) for arm in (numbers, names))
+    curves = tuple(map(float, numbers.losses)), tuple(map(float, names.losses))
     trial = Trial(Verdict.CURED, *curves, names.steps, numbers.seconds + names.seconds, measured=measured)
     code = renamed(source, CLASSES)
     says = f"Give the last layer {kinds} outputs, one per class, and use cross_entropy on the class numbers."
