@@ -32,6 +32,9 @@ class _Seen:
     targets: dict[bytes, Counter[bytes]] = field(default_factory=lambda: defaultdict(Counter))
     first: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
     within: int = 0  # samples that contradict another one of their own batch
+    latest: dict[bytes, bytes] = field(default_factory=dict)  # the target that an input had in the last batch with it
+    again: int = 0  # samples whose input was in an earlier batch
+    moved: int = 0  # those that had another target then
     kind: str = ""
     columns: int = 0
     values: set[float] = field(default_factory=set)
@@ -78,8 +81,11 @@ def _pairs(iteration: Iteration, copies: Copies, seen: _Seen) -> tuple[Tensor, T
     rows = input_rows(iteration, size) if size > 1 and alone and entry.module is not None else None
     if rows is None:
         return None
+    target = known[0].target.reshape(size, -1).double()
+    if target.shape[1] == 1 and target[:, 0].tolist() == list(range(size)):
+        return None  # places in the batch, as contrastive losses have them
     seen.kind, seen.columns = known[0].kind, int(rows.shape[1])
-    return rows, known[0].target.reshape(size, -1).double()
+    return rows, target
 
 
 def _note(seen: _Seen, rows: Tensor, targets: Tensor, first: bool) -> None:
@@ -90,9 +96,13 @@ def _note(seen: _Seen, rows: Tensor, targets: Tensor, first: bool) -> None:
         key, value = row.tobytes(), target.tobytes()
         seen.targets[key][value] += 1
         here[key][value] += 1
+        if key in seen.latest:
+            seen.again += 1
+            seen.moved += seen.latest[key] != value
         if first:
             seen.first[key].append(index)
     seen.within += sum(map(_wrong, here.values()))
+    seen.latest |= {key: values.most_common(1)[0][0] for key, values in here.items()}
 
 
 def _wrong(targets: Counter[bytes]) -> int:
@@ -112,6 +122,9 @@ def _facts(seen: _Seen) -> dict[str, float | str | bool]:
         "inputs": float(len(seen.targets)),
         "conflicting": float(number),
         "within": float(seen.within),
+        "again": float(seen.again),
+        "moved": float(seen.moved),
+        "chance": 1 - sum(count**2 for count in sum(seen.targets.values(), Counter()).values()) / max(1, total) ** 2,
         "natural": simple,
         "samples": ",".join(map(str, there[:16])),
         "says": f"{number} of {total} samples contradict others with the same input"

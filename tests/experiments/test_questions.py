@@ -170,6 +170,27 @@ def test_inputs_with_several_targets(wrong, natural):
     assert natural or arm.facts["conflicting"] == wrong
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_inputs_that_come_again_with_or_without_their_targets(shuffled):
+    """Two passes over 48 samples in batches of 32: the third batch holds the first samples again."""
+    x, y = X[:48].repeat(2, 1), Y[:48].repeat(2)
+    if shuffled:
+        y[48:] = y[48:].roll(1)
+    moved = int((y[64:96] != Y[16:48]).sum()) if shuffled else 0
+    facts = asked(conflicts.conflicts, fit(mlp(), F.cross_entropy, x, y))["labels/conflicts"].facts
+    assert facts["again"] >= 32
+    assert (facts["moved"] > 0) is shuffled
+    assert facts["moved"] >= moved
+    shares = torch.bincount(y.long()) / len(y)
+    assert facts["chance"] == pytest.approx(1 - float(shares.square().sum()), abs=1e-6)
+
+
+def test_places_in_the_batch_are_no_labels():
+    """As contrastive losses have them: the same inputs come at other places in the next epoch."""
+    x = X[:32].repeat(3, 1)[torch.arange(96) // 32 * 32 + torch.arange(96).roll(5) % 32]
+    assert asked(conflicts.conflicts, fit(mlp(outputs=32), F.cross_entropy, x, torch.arange(32).repeat(3))) == {}
+
+
 class Cube(torch.autograd.Function):
     factor = 3.0
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from netdoctor.check import Check
 from netdoctor.checks.data.harm import State, harm
+from netdoctor.checks.data.pairs import torn
 from netdoctor.checks.data.scale_trial import location
 from netdoctor.checks.data.unlearned import unlearned
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
@@ -32,7 +33,8 @@ class ConflictingLabels(Check):
     Where most samples are right, a copy of the trained model goes on with those of the captured batches alone: a few that stay
     wrong while 99 % of the others are learned by heart contradict others that are nearly the same. Advice.
     When it stays silent: inputs of fewer than 3 numbers, or with few different rows of few values (states, codes),
-    which come again by themselves; models that are given more than the sample (states, graphs); moving targets.
+    which come again by themselves; models that are given more than the sample (states, graphs); moving
+    targets; labels that change from epoch to epoch (label-input-mismatch).
     Fix: look at the pairs listed; clean them, or give all of them the same soft label.
     Sources: Northcutt et al., Confident Learning, 2021; advice E4.
     """
@@ -55,6 +57,8 @@ class ConflictingLabels(Check):
         arm = recording.arms.get("labels/conflicts")
         if arm is None or recording.facts.get("moving_target") or recording.facts.get("several_optimizers"):
             return
+        if torn(recording) is not None and harm(recording).state in {State.HURT, State.SLOW}:
+            return  # label-input-mismatch
         if arm.failure:
             yield Abstention(self.name, arm.failure)
             return

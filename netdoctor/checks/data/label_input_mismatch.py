@@ -10,11 +10,10 @@ import numpy as np
 from netdoctor.check import Check
 from netdoctor.checks.data.harm import Harm, State, harm
 from netdoctor.checks.data.mixing import labelled
+from netdoctor.checks.data.pairs import CODE, lost, torn
 from netdoctor.checks.data.scale_trial import Says, location, verdict
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Arm, Recording
-
-CODE = "order = torch.randperm(len(X))\nX, y = X[order], y[order]  # one order for both"
 
 
 @dataclass(frozen=True)
@@ -24,11 +23,12 @@ class LabelInputMismatch(Check):
     What it is: inputs and targets lost their pairing on the way: only one of them was shuffled, sorted, filtered or
     shifted, or a join went wrong.
     Why it hurts: there is nothing to learn but by heart; the loss stays at that of a constant prediction.
-    How it is decided: by experiment, where the loss is not clearly under that of a constant prediction and a copy can
-    fit a tiny batch: some captured batches are learned by heart with their true targets, and twice with the targets
-    permuted within each batch. All arms must get 10 % under a constant prediction, and in their second half the mean
-    loss of the true arm lie within 3 % of the shuffled ones' (up to 6 %, as far as those differ). It is a warning: a
-    task of which nothing can be learned in a few hundred steps looks the same.
+    How it is decided: where samples come again among the captured batches with other labels, about as often as labels
+    at random would be others, it is certain. Else by experiment, where the loss is not clearly under that of a
+    constant prediction and a copy can fit a tiny batch: some captured batches are learned by heart with their true
+    targets, and twice with the targets permuted within each batch. All arms must get 10 % under a constant prediction,
+    and in their second half the mean loss of the true arm lie within 3 % of the shuffled ones' (up to 6 %, as far as
+    those differ). It is a warning: a task of which nothing can be learned in a few hundred steps looks the same.
     When it stays silent: training works; true pairs are easier (the usual case); no arm gets anywhere in its 100 steps
     or more; targets that are no labels (images, sequences), data out of scale; losses of several terms; no experiments.
     Fix: look at some pairs by eye, right before they go into the model; index inputs and targets with one permutation.
@@ -37,7 +37,9 @@ class LabelInputMismatch(Check):
     """
 
     name = "label-input-mismatch"
-    arms = frozenset({"pairing/true", "pairing/shuffled", "pairing/shuffled again", "scaling/control"})
+    arms = frozenset(
+        {"pairing/true", "pairing/shuffled", "pairing/shuffled again", "scaling/control", "labels/conflicts"}
+    )
     explains = frozenset({"loss-not-decreasing", "overfitting", "input-independent-output", "learning-rate-too-low"})
 
     steps: int = 100  # four passes over the captured batches: fewer teach nothing by heart
@@ -50,6 +52,9 @@ class LabelInputMismatch(Check):
         ran = [arm for arm in arms if arm is not None and not arm.failure and len(arm.losses) >= self.steps]
         state = harm(recording)
         suffers = state.state in {State.HURT, State.SLOW} and labelled(recording)
+        if suffers and (apart := torn(recording)) is not None:
+            yield lost(self.name, *apart, recording)
+            return
         if not any(arms) or not suffers or self._scaled(recording, state):
             return
         if len(ran) < len(arms):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from netdoctor.checks.data.conflicting_labels import ConflictingLabels
 from netdoctor.checks.data.label_input_mismatch import LabelInputMismatch
 from netdoctor.finding import Abstention, Finding, Severity
 from tests.checks.builders import Builder
@@ -61,3 +62,35 @@ def test_images_are_no_labels() -> None:
     build = recording(1.5, 1.5, 1.5)
     build.recording.targets = [facts(rows(), "mse_loss", shape=(32, 1, 8, 8))]
     assert judged(build) == []
+
+
+def torn(moved: float, again: float = 300.0, seen: float = 800.0, **fields: object) -> Builder:
+    """True pairs are easier by far, so that only the labels that changed can tell."""
+    given = {"kind": "classes", "conflicting": 200.0, "chance": 0.5, "again": again, "moved": moved, "seen": seen}
+    return recording(0.1, 1.5, 1.5).arm("labels/conflicts", **(given | fields))
+
+
+@pytest.mark.parametrize(
+    ("build", "fires"),
+    [
+        (torn(120), True),
+        (torn(119), False),
+        (torn(20, again=29, seen=90), False),
+        (torn(20, again=30, seen=90), True),
+        (torn(120, seen=1000), True),
+        (torn(120, seen=1001), False),
+        (torn(120, natural=True), False),
+        (torn(120, kind="regression"), False),
+        (torn(120, chance=0.0), False),
+    ],
+)
+def test_labels_that_change_from_epoch_to_epoch_are_a_lost_pairing(build: Builder, fires: bool) -> None:
+    """And no conflicting labels, which a data set has in each epoch alike."""
+    found = judged(build)
+    assert [item.severity for item in found if isinstance(item, Finding)] == [Severity.ERROR] * fires
+    if fires:
+        assert list(ConflictingLabels().judge(build.done())) == []
+
+
+def test_labels_of_a_training_that_works_may_change() -> None:
+    assert judged(torn(300).loss(np.linspace(2.3, 0.1, 60))) == []
