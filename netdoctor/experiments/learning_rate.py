@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from netdoctor.recording import Arm, Recording
 STEPS = 60  # enough for a trend over noise (trend.py asks for 30), short enough to be run five times
 FACTORS = (0.1, 10.0, 0.01, 100.0)  # nearest first: a budget that runs out has answered the likeliest question
 USUAL, DECADE = 1e-3, 10.0  # rms(update) / rms(weight) per step of healthy training (CS231n), and what is far from it
+AHEAD, FAR = 0.1, 0.6  # of the loss that the best lower rate lost in a short trial: more steps may tell more
+LONGER = 3  # times as many steps
 JUMP = 2.0  # times the first loss: no minibatch noise
 
 
@@ -58,6 +61,30 @@ def trials(
         if arms[name].failure:
             break  # what stops one of them stops them all
     return arms
+
+
+def longer(recording: Recording, step: TrainingStep, budget: Budget, say: Callable[[str], None]) -> dict[str, Arm]:
+    """The control and the best lower rate again, over more steps, where that rate was clearly ahead but not yet far down.
+
+    The arms take the places of the short ones, and carry the fact "longer".
+    """
+    arms = {factor: recording.arms.get(f"trial/lr x{factor:g}") for factor in FACTORS if factor < 1}
+    there = {factor: _fall(arm) for factor, arm in arms.items() if arm is not None and not arm.failure}
+    control = recording.arms.get("trial/control")
+    if control is None or control.failure or not there:
+        return {}
+    best = max(there, key=lambda factor: there[factor])
+    if not (AHEAD <= there[best] < FAR and there[best] >= 2 * _fall(control)):
+        return {}
+    found = trials(step, budget, say, LONGER * STEPS, (best,), least=2)
+    enough = len(found) == 2 and all(not a.failure and len(a.losses) >= LONGER * STEPS // 2 for a in found.values())
+    return {name: replace(arm, facts={**arm.facts, "longer": True}) for name, arm in found.items()} if enough else {}
+
+
+def _fall(arm: Arm) -> float:
+    """Which part of its first loss an arm lost; nothing where that is not above zero, or the arm broke."""
+    level = float(np.median(arm.losses[-max(2, len(arm.losses) // 5) :])) if arm.losses.size else np.nan
+    return 1 - level / float(arm.losses[0]) if np.isfinite(level) and arm.losses[0] > 0 else 0.0
 
 
 def known(recording: Recording, factor: float) -> tuple[Run, Run] | None:

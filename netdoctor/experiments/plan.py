@@ -113,6 +113,14 @@ def _rates(recording: Recording, step: TrainingStep, budget: Budget, seconds: fl
     """Other learning rates: first where the loss does not fall, for nothing else stands behind so many of those."""
     share = budget.share(seconds * 0.4)
     _add(recording, lambda: learning_rate.trials(step, share, say), say, "trying learning rates")
+    if not works(judge(recording), LearningRateTooHigh.learning):
+        more = budget.share(seconds * 0.2)
+        _add(
+            recording,
+            lambda: learning_rate.longer(recording, step, more, say),
+            say,
+            "trying a learning rate for longer",
+        )
     _add(recording, lambda: range_test.sweep(step, budget.share(seconds * 0.1)), say, "a learning-rate range test")
 
 

@@ -18,7 +18,7 @@ from netdoctor.experiments.trial import try_fixes
 from netdoctor.finding import Finding, Fix, Severity, Verdict
 from netdoctor.recording import Arm, Recording, Series
 from netdoctor.report import Report
-from tests.experiments.capturing import fit
+from tests.experiments.capturing import captured, fit
 
 ZERO = Fix("zero-bias", "Start the bias at 0.", "torch.nn.init.zeros_(model[0].bias)")
 
@@ -139,3 +139,31 @@ def test_the_trials_of_rates_answer_a_fix_of_the_rate() -> None:
     assert trial is not None
     assert trial.verdict is Verdict.CURED
     assert trial.treated == tuple(losses["lr x0.1"])
+
+
+def test_a_rate_that_is_ahead_is_tried_for_longer() -> None:
+    """A quadratic whose own rate makes it swing for ever; a tenth of it is slow and sure."""
+    start = torch.tensor([1.0, 1.0])
+    scales = torch.tensor([1.0, 0.004])
+
+    def train() -> None:
+        weights = nn.Parameter(start.clone())
+        optimizer = torch.optim.SGD([weights], lr=1.95)
+        for _ in range(24):
+            optimizer.zero_grad()
+            (scales * weights.square()).sum().mul(0.5).add(0.0).backward()
+            optimizer.step()
+
+    step, said = captured(train), list[str]()
+    short = Recording()
+    short.arms = learning_rate.trials(step, Budget(60.0), said.append)
+    assert learning_rate.longer(Recording(), step, Budget(60.0), said.append) == {}
+    losses = np.linspace(2.0, 1.6, 60)
+    short.arms["trial/lr x0.1"] = Arm("trial/lr x0.1", losses)
+    short.arms["trial/lr x0.01"] = Arm("trial/lr x0.01", np.full(60, 2.0))
+    short.arms["trial/control"] = Arm("trial/control", np.full(60, 2.0))
+    found = learning_rate.longer(short, step, Budget(60.0), said.append)
+    assert set(found) == {"trial/control", "trial/lr x0.1"}
+    assert all(arm.facts["longer"] and len(arm.losses) == 180 for arm in found.values())
+    short.arms["trial/control"] = Arm("trial/control", np.linspace(2.0, 1.75, 60))  # nearly as far: no reason to go on
+    assert learning_rate.longer(short, step, Budget(60.0), said.append) == {}

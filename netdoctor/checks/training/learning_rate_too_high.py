@@ -28,9 +28,9 @@ class LearningRateTooHigh(Check):
     What it is: one update moves the weights past what the gradient knows about, so the next one has to undo it.
     Why it hurts: the loss oscillates, grows or becomes NaN; ReLU units die and sigmoids saturate on the way.
     How it is decided: by trial. From the same start on the same batches, on a copy, a learning rate 10 or 100 times
-    lower loses at least 30 % of the loss where the script's own loses less than 10 %. Without the trials only a
-    flagrant case is reported: half of the weight matrices change by more than a tenth per step while the loss does not
-    fall.
+    lower loses at least 30 % of the loss where the script's own loses less than 10 %; or, in three times as many steps,
+    60 % and four times what the script's own does. Without the trials only a flagrant case is reported: half of the
+    weight matrices change by more than a tenth per step while the loss does not fall.
     When it stays silent: the training learns, or did until an operation broke (a lower rate would only break it later);
     lower rates train no better; biases, norms, embeddings and
     zero-initialised matrices; the first steps of Adam and of a warm-up.
@@ -47,13 +47,14 @@ class LearningRateTooHigh(Check):
     share: float = 0.5  # of the weight matrices: a single one may have a small scale on purpose
     gain: float = 0.3  # of the loss in a trial of some tens of steps: no accident of minibatch noise
     stuck: float = 0.1  # of the loss: a control that loses more is slow rather than broken
+    times: float = 4.0  # what a slow control loses in a longer trial
     learning: float = 0.2  # of the loss in the real run: it trains, whatever a short trial says
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         trend = judge(recording)
         if works(trend, self.learning) or not recording.optimizers or fell_until_broken(recording, self.learning):
             return
-        found = rescue(recording, FACTORS, self.gain, self.stuck)
+        found = rescue(recording, FACTORS, self.gain, self.stuck, self.times)
         if found is None and trend.failing and not _came_broken(recording):
             found = rescue_on_few(recording, up=False)
         if found is not None:

@@ -33,6 +33,7 @@ class Rescue:
     treated: Arm
     furthest: bool = False  # no rate further from the script's own was tried
     few: bool = False  # both arms repeat a tiny batch
+    slow: float = 0.0  # what the control may lose, where it did more than stand still
 
     @property
     def certainty(self) -> Certainty:
@@ -46,7 +47,9 @@ class Rescue:
             return (Evidence(name, 100 * self.lost, ">", 100 * self.control_lost, "%"),)
         return (
             Evidence(f"fall of the loss at lr {self.lr:g}", 100 * self.lost, "≥", 100 * gain, "%"),
-            Evidence(f"fall of the loss at lr {self.old:g}", 100 * self.control_lost, "<", 100 * stuck, "%"),
+            Evidence(
+                f"fall of the loss at lr {self.old:g}", 100 * self.control_lost, "<", 100 * max(stuck, self.slow), "%"
+            ),
         )
 
     def fix(self, recording: Recording, treatment: str) -> Fix:
@@ -57,13 +60,19 @@ class Rescue:
         seconds = self.control.seconds + self.treated.seconds
         curves = tuple(map(float, self.control.losses)), tuple(map(float, self.treated.losses))
         trial = Trial(Verdict.CURED, *curves, steps=steps, seconds=seconds, says=says)
-        code = with_lr(recording.optimizers[0], self.lr) if recording.optimizers else ""
+        own = float(self.control.facts.get("lr", math.nan))
+        code = with_lr(recording.optimizers[0], self.lr, own) if recording.optimizers else ""
         beyond = " It is the furthest that was tried, so look beyond it as well." if self.furthest else ""
         return Fix(treatment, f"Set the learning rate to {self.lr:g} ({says}).{beyond}", code, Reach.RUN, trial)
 
 
-def rescue(recording: Recording, factors: Sequence[str], gain: float, stuck: float) -> Rescue | None:
-    """The best learning rate of `factors` ("0.1"), if it lost `gain` of the loss and the control less than `stuck`."""
+def rescue(
+    recording: Recording, factors: Sequence[str], gain: float, stuck: float, times: float = math.inf
+) -> Rescue | None:
+    """The best learning rate of `factors` ("0.1"), if it lost `gain` of the loss and the control less than `stuck`.
+
+    Or, in trials that were made longer for it, `times` as much as the control and at least twice `gain`.
+    """
     control = ran(recording, "trial/control")
     arms = [(factor, ran(recording, f"trial/lr x{factor}")) for factor in factors]
     there = [(factor, arm) for factor, arm in arms if arm is not None]
@@ -75,12 +84,13 @@ def rescue(recording: Recording, factors: Sequence[str], gain: float, stuck: flo
         bound = 0.0  # a hand-written loss that was never negative
     start = _start([arm for _, arm in there], control, bound)
     lost, control_lost = (_lost(arm, start, bound) for arm in (best, control))
-    if not (judge_series(best.losses, bound).learning and lost >= gain and control_lost < stuck):
+    longer = bool(best.facts.get("longer")) and bool(control.facts.get("longer")) and lost >= 2 * gain
+    slow = lost / times if longer else 0.0
+    if not (judge_series(best.losses, bound).learning and lost >= gain and control_lost < max(stuck, slow)):
         return None
     old = recording.optimizers[0].lr if recording.optimizers else math.nan
-    return Rescue(
-        float(best.facts.get("lr", old * float(factor))), old, lost, control_lost, control, best, factor == factors[-1]
-    )
+    lr, furthest = float(best.facts.get("lr", old * float(factor))), factor == factors[-1]
+    return Rescue(lr, old, lost, control_lost, control, best, furthest, slow=slow)
 
 
 def rescue_on_few(recording: Recording, up: bool) -> Rescue | None:

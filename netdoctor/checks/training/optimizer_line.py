@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from netdoctor.recording import Optimizer, Recording, SourceLine
@@ -10,14 +11,27 @@ _LR = re.compile(r"\blr\s*=\s*(?!=)")
 _POSITIONAL = re.compile(r"(\.parameters\(\)\s*,\s*)(?=[\d.]|\w+\s*[,)])(?!\w+\s*=)")
 
 
-def with_lr(optimizer: Optimizer, lr: float) -> str:
-    """The line that builds the optimizer with this learning rate; the general form where the line is not known."""
+def with_lr(optimizer: Optimizer, lr: float, own: float = math.nan) -> str:
+    """The line that builds the optimizer with this learning rate; the general form where the line is not known.
+
+    Where a schedule makes another rate, `own`, of the number in that line, the number is changed in proportion.
+    """
     text = optimizer.source.text if optimizer.source is not None else ""
     for pattern in (_LR, _POSITIONAL):
         found = pattern.search(text)
         if found:
-            return f"{text[: found.end()]}{lr:g}{text[_end(text, found.end()) :]}"
+            end = _end(text, found.end())
+            return f"{text[: found.end()]}{_scheduled(text[found.end() : end], own) * lr:.4g}{text[end:]}"
     return f"for group in optimizer.param_groups:\n    group['lr'] = {lr:g}"
+
+
+def _scheduled(written: str, rate: float) -> float:
+    """How many times a rate the number is that stands in a line; 1 where it is no number, or the rate itself."""
+    try:
+        number = float(written)
+    except ValueError:
+        return 1.0
+    return number / rate if rate > 0 and number > 0 and abs(number / rate - 1) > 0.01 else 1.0
 
 
 def variable(recording: Recording) -> str:

@@ -35,6 +35,20 @@ def test_a_lower_rate_that_trains_proves_it():
     assert fix.trial.treated[-1] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("control", "treated", "longer", "fires"),
+    [(2.0, 0.7, True, True), (2.0, 1.0, True, False), (2.0, 0.7, False, False), (1.8, 0.7, True, False)],
+)
+def test_a_slow_control_needs_a_longer_trial_and_a_far_better_rate(control, treated, longer, fires):
+    """A control that loses 13 % beside 70 and 57 %, and one that loses 22 %."""
+    facts = {"longer": True} if longer else {}
+    build = network(0.3).loss(flat(steps=60)).arm("trial/control", falls(control, steps=180), **facts)
+    found = judged(build.arm("trial/lr x0.1", falls(treated, steps=180), **facts))
+    assert bool(found) is fires
+    if fires:
+        assert found[0].evidence[1].limit == pytest.approx(100 * (2.3 - treated) / 2.3 / 4, rel=0.05)
+
+
 def test_the_best_of_the_lower_rates_is_prescribed():
     (found,) = judged(proven().arm("trial/lr x0.01", falls(0.1), lr=0.0123))
     assert "lr=0.0123" in found.fixes[0].code

@@ -28,6 +28,12 @@ def test_the_users_line_with_another_rate(text, code):
     assert with_lr(optimizer(text), 0.01) == code
 
 
+@pytest.mark.parametrize(("written", "code"), [("0.4", "0.04"), ("0.05", "0.005"), ("args.lr", "0.005")])
+def test_a_rate_that_a_schedule_makes_of_the_number_in_the_line(written, code):
+    """The script ran at 0.05, and is to run at 0.005."""
+    assert with_lr(optimizer(f"opt = Adam(net.parameters(), lr={written})"), 0.005, 0.05).endswith(f"lr={code})")
+
+
 @pytest.mark.parametrize(
     "text", [None, "", "opt = make()", "opt = Adam(net.parameters(), betas=(0.9, 0.9))", "opt = SGD("]
 )
