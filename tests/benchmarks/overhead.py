@@ -109,7 +109,10 @@ def sampled_of(steps: int) -> list[bool]:
 def table(names: list[str]) -> str:
     """The table as Markdown, with the bars."""
     kinds, missing = instruments()
-    figures = {name: measured(name, kinds) for name in names}
+    figures = {}
+    for name in names:
+        figures[name] = measured(name, kinds)
+        print(name, {row: round(value, 3) for row, value in figures[name].items()}, file=sys.stderr, flush=True)
     lines = ["| step / bare step | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for row in (*ROWS, *(row for row in kinds if row not in ROWS)):
         cells = [_cell(figures[name][row], row, name) for name in names]
