@@ -60,6 +60,7 @@ class TensorFacts:
     file: str = ""  # the line that gave it to the model, or to the loss
     line: int = 0
     text: str = ""
+    nonfinite: int = 0  # sampled rows that hold NaN or Inf; they are in none of the figures
 
     @property
     def rms(self) -> float:

@@ -210,7 +210,7 @@ def _padded(counts: Array, size: int) -> Array:
 def _tell(kept: _Kept) -> TensorFacts:
     """The facts of what was kept."""
     rows = np.concatenate(kept.blocks) if kept.blocks else np.empty((0, 1))
-    rows = rows[np.isfinite(rows).all(axis=1)]
+    sampled, rows = len(rows), rows[np.isfinite(rows).all(axis=1)]
     width = max((c.size for c in kept.classes), default=0)
     every = bool(kept.classes) and len(kept.classes) == len(kept.steps)
     one_each = bool(kept.ordered) and len(kept.ordered) == len(kept.steps)
@@ -233,6 +233,7 @@ def _tell(kept: _Kept) -> TensorFacts:
         kept.value,
         *kept.position,
         linecache.getline(*kept.position).strip(),
+        sampled - len(rows),
     )
 
 

@@ -158,6 +158,32 @@ def same_preprocessing(case: Case) -> Treatment | None:
     return Treatment(apply, as_trained, control=as_trained, measure=Measure("held-out loss", held, limit), steps=0)
 
 
+def finite_inputs(case: Case) -> Treatment | None:
+    """The evaluation's inputs with 0 in place of what is not finite."""
+    passes = _passes(case)
+    if not passes:
+        return None
+
+    def filled(backward: Backward) -> Backward:
+        entries = [entry if entry.module is None else with_constants(entry, _filled) for entry in backward.entries]
+        return replace(backward, entries=entries)
+
+    def broken(bench: Bench) -> float:
+        given = [filled(backward) if bench.notes else backward for backward in passes]
+        losses = [loss_of(bench.sandbox.copies, [backward]) for backward in given]
+        return 100 * float(np.mean([not math.isfinite(loss) for loss in losses]))
+
+    def apply(bench: Bench) -> None:
+        bench.notes.append("0 in place of what is not finite in the captured evaluation inputs")
+
+    measure = Measure("evaluations whose loss is NaN or Inf", broken, 0.0, "%")
+    return Treatment(apply, as_trained, control=as_trained, measure=measure, steps=0)
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    return torch.nan_to_num(tensor, 0.0, 0.0, 0.0) if _is_float(tensor) else tensor
+
+
 def _inputs(entry: Entry) -> Iterator[Tensor]:
     found: list[Any] = []
     if entry.module is not None:
@@ -198,4 +224,5 @@ TREATMENTS: dict[str, Maker] = {
     "early-stopping": early_stopping,
     "weight-decay": weight_decay,
     "same-preprocessing": same_preprocessing,
+    "clean-held-out-input": finite_inputs,
 }
