@@ -279,8 +279,8 @@ def test_less_penalty() -> None:
 # --- held-out data ---------------------------------------------------------------------------------------------------
 
 
-def evaluated(shift: float = 1.0, steps: int = 300, noise: float = 0.0) -> TrainingStep:
-    """A training with an evaluation every ten steps."""
+def evaluated(shift: float = 1.0, steps: int = 300, noise: float = 0.0, gaps: float = math.inf) -> TrainingStep:
+    """A training with an evaluation every ten steps, in whose data what is larger than `gaps` is missing."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(160, 6, generator=generator)
     y = x[:, :1] + noise * torch.randn(160, 1, generator=generator)
@@ -294,7 +294,7 @@ def evaluated(shift: float = 1.0, steps: int = 300, noise: float = 0.0) -> Train
             optimizer.step()
             if number % 10 == 0:
                 with torch.no_grad():
-                    F.mse_loss(model(shift * x[40:]), y[40:])
+                    F.mse_loss(model(torch.where(x[40:] > gaps, math.nan, shift * x[40:])), y[40:])
     return replace(observation.step, held=observation.observer.evaluation.held())
 
 
@@ -310,6 +310,12 @@ def test_the_same_preprocessing() -> None:
     assert verdict is Verdict.CURED
     assert control > 10 * treated
     assert measured(tried(evaluated(1.0), Fix("same-preprocessing", "")))[0] is Verdict.NOT_REPRODUCED
+
+
+def test_clean_held_out_inputs() -> None:
+    found = measured(tried(evaluated(gaps=2.5, steps=100), Fix("clean-held-out-input", "")))
+    assert found == (Verdict.CURED, 100.0, 0.0)
+    assert measured(tried(evaluated(steps=100), Fix("clean-held-out-input", "")))[0] is Verdict.NOT_REPRODUCED
 
 
 def test_early_stopping() -> None:
