@@ -55,6 +55,11 @@ class Operation:
     text: str = ""  # the user's source line, stripped; empty where it could not be read
     outer: str = ""  # path of the outermost running module with parameters, "" outside of any
 
+    @property
+    def identity(self) -> tuple[int, str, str, int]:
+        """What tells it from all operations of all graphs of a recording: graphs of one step share theirs, later ones do not."""
+        return self.index, self.name, self.file, self.line
+
 
 @dataclass(slots=True)
 class StepGraph:

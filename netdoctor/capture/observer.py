@@ -49,6 +49,7 @@ class Observer:
         self.evaluation = EvaluationRecorder(self.names.key_of)
         self.graph: GraphBuilder | None = GraphBuilder()
         self.graphs: list[StepGraph] = []
+        self.renewed = 0  # the loop became another one: steps in which its graph is still to be had
         self.origin: Origin | None = None
         self.find_origin: Callable[[Observer, list[Backward], str], Origin | None] | None = None
         self.on_step: Callable[[int], None] = lambda step: None  # told the number of steps taken, after each
@@ -68,8 +69,7 @@ class Observer:
         self.reported: dict[Any, Any] = {}  # functions of torch that report their calls → the original ones
         self.light: PlainSteps | None = None  # the running step is like the ones before: only its calls are followed
         self.passing = False  # inside of a model on a step whose layers are not measured: modules run as they are
-        # Told what a step did before it left the pattern.
-        self.on_leave: Callable[[list[Event]], None] = lambda seen: None
+        self.on_leave: Callable[[list[Event]], None] = lambda seen: None  # told of a step that left the pattern
         self.schedule = Schedule(every)
         self.mode = OperationMode(self)
         self.started = time.perf_counter()
@@ -85,7 +85,7 @@ class Observer:
 
     def begin_step(self) -> None:
         """Decide whether the coming step is measured, and switch the operation watch accordingly."""
-        self._begin(self.schedule.due(self.step))
+        self._begin(self.schedule.due(self.step) or (self.graph is not None and bool(self.graphs)))
 
     def end_plain_step(self) -> None:
         """A plain step is over, and left nothing to read back."""
@@ -140,8 +140,8 @@ class Observer:
         if self.light is None:
             self.pattern.learn(self.program.current.backwards)
         self.program.end_iteration(self.step)
-        if self.graph is not None and (self.graphs or self.step >= 2):
-            self.graph = None
+        if self.renewed or (self.graph is not None and (self.graphs or self.step >= 2)):
+            self.graph, self.renewed = GraphBuilder() if self.renewed else None, max(0, self.renewed - 1)
         self.tape.clear()
         self.step += 1
         self.begin_step()

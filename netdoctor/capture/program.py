@@ -61,6 +61,11 @@ class Program:
         return self._open is not None
 
     @property
+    def renewed(self) -> bool:
+        """Whether a late window has begun."""
+        return bool(self._late)
+
+    @property
     def begun(self) -> bool:
         """Whether a backward call was captured: from then on what was kept as the start stands."""
         return bool(self._first.iterations or self.current.backwards)

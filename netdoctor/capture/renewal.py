@@ -11,6 +11,8 @@ from netdoctor.capture.tape import Backward
 if TYPE_CHECKING:
     from netdoctor.capture.observer import Observer
 
+GRAPH_WITHIN = 3  # steps: the first one may end in the middle of a pass, where another optimizer takes over
+
 
 class Renewal:
     """Asks `Changes` what is new, and `Program` to capture from here on; weights of the running step are untouched so far."""
@@ -23,8 +25,8 @@ class Renewal:
         program = self._observer.program
         kind = program.changes.kind(captured)
         whole = len(program.current.backwards) == before + 1  # the step was watched from its beginning
-        if whole and (kind is not None or not finite):
-            self.begin(program.current.backwards)
+        if whole and (kind is not None or not finite) and self.begin(program.current.backwards):
+            self._observer.renewed = GRAPH_WITHIN if kind is not None and finite else 0
         if kind is not None and program.capturing:
             program.changes.remember(kind)
 

@@ -28,6 +28,7 @@ from netdoctor.capture.stepped import StepWatch
 from netdoctor.recording import MAX_SKIPS, SourceLine
 
 _SCHEDULED = ("momentum", "betas", "weight_decay")  # options that schedules move beside the learning rate
+GRAPHS = 4  # of the first steps, and as many of those where the loop became another
 _NEVER_STEPPED = 65  # backward calls without any optimizer step: more than a usual accumulation of gradients
 _THROWN_AWAY = 4  # gradients cleared without any optimizer step: this loop does not accumulate, it never steps
 
@@ -164,8 +165,10 @@ class TrainingTaps:
 
     def _keep_graph(self, loss: Tensor | None) -> None:
         graph = self._observer.graph
-        if graph is not None and self._observer.detailed and len(self._observer.graphs) < 4:
+        most = 2 * GRAPHS if self._observer.program.renewed else GRAPHS
+        if graph is not None and self._observer.detailed and len(self._observer.graphs) < most:
             self._observer.graphs.append(graph.finish(loss, self._observer.names.parameter_key))
+            self._observer.renewed = 0
 
     def _true_loss(self, loss: Tensor) -> Tensor:
         """The loss before the scaler multiplied it."""

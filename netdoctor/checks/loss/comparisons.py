@@ -37,18 +37,28 @@ class Comparison:
 
 
 def graphs(recording: Recording) -> list[StepGraph]:
-    """The captured graphs that end in a loss."""
+    """The captured graphs that end in a loss; of a later part of the training only where another line makes it."""
     found = recording.graphs or ([recording.graph] if recording.graph is not None else [])
-    return [graph for graph in found if graph.loss is not None]
+    ending = [graph for graph in found if graph.loss is not None]
+    first = [graph for graph in ending if graph.operations[:1] == ending[0].operations[:1]]
+    known = {_ending(graph) for graph in first}
+    return first + [
+        graph for graph in ending if all(graph is not other for other in first) and _ending(graph) not in known
+    ]
+
+
+def _ending(graph: StepGraph) -> tuple[str, int]:
+    made = None if graph.loss is None else graph.producer(graph.loss)
+    return ("", 0) if made is None else (made.file, made.line)
 
 
 def comparisons(recording: Recording) -> Iterator[Comparison]:
     """Every call of a known loss function behind a `backward`, each once, in order of execution."""
-    seen: set[int] = set()
+    seen: set[tuple[int, str, str, int]] = set()
     for graph in graphs(recording):
         for operation in sorted(graph.loss_operations(), key=lambda o: o.index):
-            if operation.name in LOSSES and operation.index not in seen and len(operation.inputs) > 1:
-                seen.add(operation.index)
+            if operation.name in LOSSES and operation.identity not in seen and len(operation.inputs) > 1:
+                seen.add(operation.identity)
                 first, second = (graph.values[i] for i in operation.inputs[:2])
                 swapped = operation.name in REGRESSION and second.requires_grad and not first.requires_grad
                 yield Comparison(graph, operation, *((second, first) if swapped else (first, second)))
@@ -88,7 +98,7 @@ def place(operation: Operation) -> str:
 
 def differences(recording: Recording) -> Iterator[Comparison]:
     """Squared or absolute differences written by hand outside of modules, as comparisons."""
-    seen: set[int] = set()
+    seen: set[tuple[int, str, str, int]] = set()
     for graph in graphs(recording):
         for operation in graph.loss_operations():
             before = graph.producer(operation.inputs[0]) if operation.inputs else None
@@ -97,8 +107,8 @@ def differences(recording: Recording) -> Iterator[Comparison]:
             )
             if not squared or before is None or before.name not in {"sub", "rsub"} or before.inside:
                 continue
-            if len(before.inputs) == 2 and before.index not in seen:
-                seen.add(before.index)
+            if len(before.inputs) == 2 and before.identity not in seen:
+                seen.add(before.identity)
                 one, two = (graph.values[i] for i in before.inputs)
                 if one.requires_grad != two.requires_grad:
                     yield Comparison(graph, before, *((one, two) if one.requires_grad else (two, one)))

@@ -38,12 +38,12 @@ class LossShapeBroadcast(Check):
     explains = NO_LEARNING | NO_SIGNAL
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        seen: set[int] = set()
+        seen: set[tuple[int, str, str, int]] = set()
         for graph in graphs(recording):
             for operation in sorted(graph.loss_operations(), key=lambda o: o.index):
                 pair = _pair(graph, operation)
-                if pair is not None and operation.index not in seen:
-                    seen.add(operation.index)
+                if pair is not None and operation.identity not in seen:
+                    seen.add(operation.identity)
                     yield self._finding(recording, graph, operation, *pair)
 
     def _finding(

@@ -45,13 +45,13 @@ class SoftmaxThenLog(Check):
     lost: float = 1e-30  # float32's smallest normal number is 1e-38; a few steps later such a probability is 0
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        seen: set[int] = set()
+        seen: set[tuple[int, str, str, int]] = set()
         for graph in graphs(recording):
             for operation in graph.loss_operations():
                 first = maker(graph, operation.inputs[0]) if operation.name == "log" and operation.inputs else None
-                if first is None or first.name not in FUSED or operation.index in seen:
+                if first is None or first.name not in FUSED or operation.identity in seen:
                     continue
-                seen.add(operation.index)
+                seen.add(operation.identity)
                 if graph.values[operation.inputs[0]].requires_grad:
                     yield self._finding(recording, graph, operation, first)
 

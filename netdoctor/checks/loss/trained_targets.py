@@ -57,10 +57,10 @@ def pairs(graph: StepGraph) -> Iterator[Pair]:
 
 def all_pairs(found: list[StepGraph]) -> list[Pair]:
     """The pairs of several graphs; an operation that several of them end in counts once."""
-    seen: dict[int, Pair] = {}
+    seen: dict[tuple[int, str, str, int], Pair] = {}
     for graph in found:
         for pair in pairs(graph):
-            seen.setdefault(pair.operation.index, pair)
+            seen.setdefault(pair.operation.identity, pair)
     return list(seen.values())
 
 

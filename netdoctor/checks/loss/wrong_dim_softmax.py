@@ -37,11 +37,11 @@ class WrongDimSoftmax(Check):
     explains = NO_LEARNING | NO_SIGNAL | {"cross-sample-leakage", "softmax-then-log"}
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        seen: set[int] = set()
+        seen: set[tuple[int, str, str, int]] = set()
         for graph in graphs(recording):
             for operation in graph.loss_operations():
-                if operation.index not in seen and _at_fault(graph, operation):
-                    seen.add(operation.index)
+                if operation.identity not in seen and _at_fault(graph, operation):
+                    seen.add(operation.identity)
                     yield self._finding(recording, graph, operation)
 
     def _finding(self, recording: Recording, graph: StepGraph, softmax: Operation) -> Finding:
