@@ -17,6 +17,11 @@ from netdoctor.experiments.unblocking import NoDropout, unpenalised
 from netdoctor.recording import Arm, Recording
 
 STEPS = 60
+AHEAD, LONGER = (
+    0.1,
+    3,
+)  # of the loss that a copy without it is ahead by: where that is not yet much, times as many steps
+MUCH = 0.3  # of the loss: over-regularised asks for so much
 BATCHES = 12  # of the captured ones: what the loss is measured on
 PENALTY = 0.2  # of the loss: less does not dominate anything
 LEFT = 0.2  # of the loss: under it there is little that regularisation could keep from falling
@@ -43,21 +48,32 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
             changes["without weight decay"] = _stop_decaying
         if _penalised(step, late, edit):
             changes["without penalty"] = lambda sandbox: setattr(sandbox, "edit", edit)
-        for name, change in changes.items() if len(changes) > 1 else ():
-            arms[f"regularisation/{name}"] = _arm(
-                f"regularisation/{name}", late, change, edit, budget.share(budget.left / 2)
-            )
+        for steps in (STEPS, LONGER * STEPS) if len(changes) > 1 else ():
+            if arms and not _undecided(arms):
+                break
+            for name, change in changes.items():
+                share = budget.share(budget.left / (4 if steps == STEPS else 2))
+                arm = _arm(f"regularisation/{name}", late, change, edit, share, steps)
+                arms[arm.name] = arm
     except CannotReplayError as error:
         return {"regularisation/as it is": Arm("regularisation/as it is", np.empty(0), failure=str(error))}
     return arms
 
 
-def _arm(name: str, step: TrainingStep, change: Change, edit: Edit, budget: Budget) -> Arm:
+def _undecided(arms: dict[str, Arm]) -> bool:
+    """Whether a copy without regularisation is ahead of that with it, as weights that it pulled to nothing grow slowly."""
+    data = {name: float(arm.facts["data"]) for name, arm in arms.items()}
+    control = data.pop("regularisation/as it is")
+    gained = [1 - value / control for value in data.values()] if control > 0 else []
+    return max(gained, default=0.0) >= AHEAD and max(gained) < MUCH
+
+
+def _arm(name: str, step: TrainingStep, change: Change, edit: Edit, budget: Budget, steps: int) -> Arm:
     with quiet():
         sandbox = Sandbox(step)
         before = _level(sandbox, edit)
         change(sandbox)
-        run = sandbox.run(step.iterations, STEPS, budget)
+        run = sandbox.run(step.iterations, steps, budget)
         facts: dict[str, float | str | bool] = {
             "data": _level(sandbox, edit),
             "total": _level(sandbox, None),

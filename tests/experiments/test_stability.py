@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from netdoctor.checks.training.jumps import rising_steps
+from netdoctor.checks.training.pull import weaker
 from netdoctor.experiments import regularisation, stability
 from netdoctor.experiments.sandbox import Budget
+from netdoctor.recording import Arm
 from netdoctor.session import Options, Session
 
 
@@ -66,3 +68,19 @@ def test_nothing_to_take_out_is_nothing_to_try() -> None:
     session = trained(0.5)
     assert session._step is not None
     assert regularisation.look(session.recording, session._step, Budget(20)) == {}
+
+
+def test_weights_that_decay_pulled_to_nothing_get_more_steps() -> None:
+    """Where the copy without it is ahead by a part that is not yet much."""
+    arms = {f"regularisation/{n}": Arm(n, np.zeros(60), facts={"data": d}) for n, d in (("as it is", 2.0), ("x", 1.7))}
+    assert regularisation._undecided(arms)
+    for level in (1.9, 1.3):  # nothing, and enough
+        arms["regularisation/x"] = Arm("x", np.zeros(60), facts={"data": level})
+        assert not regularisation._undecided(arms)
+
+
+@pytest.mark.parametrize(
+    ("decay", "kind", "weak"), [(1.5, "Adam", 1e-3), (0.05, "SGD", 5e-4), (1.5, "AdamW", 1e-2), (0.5, "AdamW", 5e-3)]
+)
+def test_the_decay_that_is_prescribed(decay: float, kind: str, weak: float) -> None:
+    assert weaker(decay, kind) == pytest.approx(weak)

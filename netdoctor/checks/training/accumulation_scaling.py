@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs
 from netdoctor.checks.signal import outcome
-from netdoctor.checks.training.learning_rate_too_high import SYMPTOMS
-from netdoctor.checks.training.lr_trials import Rescue, rescue
+from netdoctor.checks.training.learning_rate_too_high import SYMPTOMS, LearningRateTooHigh
+from netdoctor.checks.training.lr_trials import Rescue, rescue, works
 from netdoctor.checks.training.optimizer_line import first_source
 from netdoctor.checks.training.step_size import divides, scaled_down
 from netdoctor.checks.training.update_ratios import medians
@@ -26,7 +26,7 @@ class AccumulationScaling(Check):
     What it is: `.grad` holds the sum over the accumulated batches, not the mean that the learning rate is meant for.
     Why it hurts: each step is as many times too large as there are backward calls in it.
     How it is decided: at least 4 backward calls of one loss per optimizer step, as regular as a cycle, and nothing
-    scales the loss down before backward. Training is hurt, and either a rate as many times lower trains on a copy, or
+    scales the loss down before backward. Training does not work, and either a rate as many times lower trains on a copy, or
     (without trials) half of the weight matrices change by more than a tenth per step and would not if it were divided;
     or it learns, but updates have killed half of the units of a rectifier.
     When it stays silent: a loss that is divided; a training that learns; Adam and other optimizers that divide by the
@@ -52,10 +52,12 @@ class AccumulationScaling(Check):
         scaled = any(scaled_down(graph) for graph in graphs(recording)) or not graphs(recording)
         if cycle < self.least or scaled or not one or divides(recording):
             return
-        found, hurt = self._rescue(recording, cycle), outcome.hurt(judge(recording))
-        untried = "trial/control" not in recording.arms and self._overshoots(recording, cycle)
-        if (found or untried) if hurt else died(recording):
-            yield self._finding(round(cycle), found if hurt else None, recording)
+        trend = judge(recording)
+        found = None if works(trend, LearningRateTooHigh.learning) else self._rescue(recording, cycle)
+        hurt = outcome.hurt(trend)
+        untried = hurt and "trial/control" not in recording.arms and self._overshoots(recording, cycle)
+        if found or untried or (not hurt and died(recording)):
+            yield self._finding(round(cycle), found, recording)
 
     def _rescue(self, recording: Recording, cycle: float) -> Rescue | None:
         near = [factor for factor in ("0.1", "0.01") if float(factor) * cycle * self.reach >= 1]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.training.pull import pulls
+from netdoctor.checks.training.pull import pulls, weaker
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Arm, Recording, SourceLine, Stat
 
@@ -25,7 +25,7 @@ class OverRegularised(Check):
     what it falls to with it.
     When it stays silent: training that reached its floor; usual decay (1e-4 to 0.1 with AdamW); where nothing is gained
     without it. Dropout is the matter of `dropout-too-high`.
-    Fix: a hundredth of the decay, or of the penalty's factor.
+    Fix: a hundredth of the decay (no more than 1e-3, or 1e-2 with AdamW), or of the penalty's factor.
     Sources: Krogh and Hertz 1991 (weight decay as a pull); Goodfellow, Bengio and Courville, 7.1; advice A28.
     """
 
@@ -63,7 +63,9 @@ class OverRegularised(Check):
         source = optimizer.source if decay and optimizer else _penalty(recording)
         what = f"a weight decay of {max(values):g}" if decay else "a penalty in the loss"
         after, kept = float(arm.facts["data"]), float(control.facts["data"])
-        code = f"weight_decay={max(values) / 100:g}" if decay else "loss = data_loss + 0.01 * penalty"
+        less = weaker(max(values), optimizer.type if optimizer else "")
+        code = f"weight_decay={less:g}" if decay else "loss = data_loss + 0.01 * penalty"
+        says = f"Take {less:g}." if decay else "Take a hundredth of it."
         return Finding(
             self.name,
             f"{what} keeps the loss from falling",
@@ -72,7 +74,7 @@ class OverRegularised(Check):
             f"and to {kept:.3g} with it.",
             Location.at(source),
             (Evidence("loss gained without it", 100 * gained, "≥", 100 * self.gained, "%"),),
-            (Fix("less-decay" if decay else "less-penalty", "Take a hundredth of it.", code, Reach.RUN),),
+            (Fix("less-decay" if decay else "less-penalty", says, code, Reach.RUN),),
             Certainty.PROVEN,
             share=min(1.0, gained),
         )

@@ -57,3 +57,8 @@ def loss_left(recording: Recording) -> float:
     trend, constant = judge(recording), constant_loss(recording)
     scale = constant if constant > 0 else trend.start  # NaN compares false
     return trend.end / scale if scale > 0 else float("nan")
+
+
+def weaker(decay: float, optimizer: str) -> float:
+    """A hundredth of a weight decay, and no more than is usual: 1e-2 where it is decoupled (AdamW), 1e-3 in the gradient."""
+    return min(decay / 100, 1e-2 if optimizer in DECOUPLED else 1e-3)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from netdoctor.capture.step import Action, Iteration, OptimizerStart, Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Entry
+from netdoctor.checks.training.pull import weaker
 from netdoctor.experiments.sandbox import Sandbox
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment, as_trained
 from netdoctor.experiments.unblocking import unpenalised
 
-LESS = 0.01  # of the decay or the penalty, as over-regularised says
+LESS = 0.01  # of the penalty, as over-regularised says
 ALIVE = 1.0  # graphs: the one that the running step made
 STEPS = 16  # as memory-growth asks
 _KEPT = "netdoctor kept"  # where a graph's node keeps its mark
@@ -26,22 +27,26 @@ _KEPT = "netdoctor kept"  # where a graph's node keeps its mark
 
 
 def less_decay(_: Case) -> Treatment:
-    """A hundredth of every weight decay; both arms go on from the trained weights."""
+    """A hundredth of every weight decay, or what is usual; both arms go on from the trained weights."""
 
     def apply(bench: Bench) -> None:
-        for optimizer in bench.sandbox.optimizers:
+        kinds = [type(optimizer).__name__ for optimizer in bench.sandbox.optimizers]
+        for optimizer, kind in zip(bench.sandbox.optimizers, kinds, strict=True):
             for group in optimizer.param_groups:
-                group.update(_weakened(group))
-        bench.iterations = [
-            Iteration([replace(a, options=tuple(o | _weakened(o) for o in a.options)) for a in it.actions], it.bytes)
-            for it in bench.iterations
-        ]
+                group.update(_weakened(group, kind))
+
+        def weakened(action: Action) -> Action:
+            kind = kinds[action.optimizer] if action.options else ""
+            return replace(action, options=tuple(o | _weakened(o, kind) for o in action.options))
+
+        bench.iterations = [Iteration([weakened(a) for a in it.actions], it.bytes) for it in bench.iterations]
 
     return Treatment(apply, as_trained, control=as_trained, says="the trained weights as the start")
 
 
-def _weakened(options: dict[str, Any]) -> dict[str, Any]:
-    return {"weight_decay": LESS * options["weight_decay"]} if options.get("weight_decay") else {}
+def _weakened(options: dict[str, Any], optimizer: str) -> dict[str, Any]:
+    decay = options.get("weight_decay")
+    return {"weight_decay": weaker(float(decay), optimizer)} if decay else {}
 
 
 def less_penalty(case: Case) -> Treatment:

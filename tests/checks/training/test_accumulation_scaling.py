@@ -37,6 +37,14 @@ def test_it_says_by_what_to_divide() -> None:
     assert (finding.location.line, finding.certainty) == (20, Certainty.PROVEN)
 
 
+def test_a_loss_that_only_comes_down_from_its_own_explosion_is_no_training() -> None:
+    """It falls, and ends above a constant prediction: what it does cannot be told, and the trial tells."""
+    losses = np.r_[np.geomspace(1e8, 9.0, 40), np.full(20, 9.0)]
+    build = trials(recording()).loss(losses).arm("overfit/own", [8.0], constant=8.0)
+    assert [finding.certainty for finding in judged(build)] == [Certainty.PROVEN]
+    assert judged(trials(recording()).loss(np.linspace(2.3, 0.3, 60))) == []
+
+
 @pytest.mark.parametrize(("cycle", "fires"), [(3.4, False), (4, True)])
 def test_the_number_of_backward_calls(cycle: float, fires: bool) -> None:
     assert bool(judged(trials(recording(cycle)))) is fires
