@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
+from netdoctor.checks.training.lr_trials import rescue
 from netdoctor.checks.training.pull import pulls, weaker
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Arm, Recording, SourceLine, Stat
@@ -24,7 +25,7 @@ class OverRegularised(Check):
     the loss; and when the trained model goes on without it, on a copy, the loss of the data falls by 30 % or more below
     what it falls to with it.
     When it stays silent: training that reached its floor; usual decay (1e-4 to 0.1 with AdamW); where nothing is gained
-    without it. Dropout is the matter of `dropout-too-high`.
+    without it; a usual decay where a lower learning rate trains. Dropout is the matter of `dropout-too-high`.
     Fix: a hundredth of the decay (no more than 1e-3, or 1e-2 with AdamW), or of the penalty's factor.
     Sources: Krogh and Hertz 1991 (weight decay as a pull); Goodfellow, Bengio and Courville, 7.1; advice A28.
     """
@@ -39,6 +40,8 @@ class OverRegularised(Check):
     )
 
     pull: float = 0.2  # of the gradient: measured 0.005 with 5e-4 and SGD, 0.3 where a third of the loss is left
+    usual: float = 0.1  # the most that is common with AdamW
+    stuck: float = 0.1  # of the loss in the control arm, as learning-rate-too-high asks
     gained: float = 0.3  # of the loss with regularisation: far more than 60 steps gain by chance
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
@@ -50,11 +53,17 @@ class OverRegularised(Check):
             return
         for name in (DECAY, PENALTY):
             arm = recording.arms.get(name)
-            if arm is None or arm.failure or (name == DECAY and pull < self.pull):
+            if arm is None or arm.failure or (name == DECAY and (pull < self.pull or self._by_rate(recording))):
                 continue
             gained = 1 - float(arm.facts["data"]) / max(float(control.facts["data"]), 1e-12)
             if gained >= self.gained:
                 yield self._finding(recording, name, control, arm, gained)
+
+    def _by_rate(self, recording: Recording) -> bool:
+        """Whether a usual decay only pulls because the learning rate, which multiplies it, is too high."""
+        groups = [group for optimizer in recording.optimizers for group in optimizer.groups]
+        usual = max((float(group.get("weight_decay", 0.0)) for group in groups), default=0.0) <= self.usual
+        return usual and rescue(recording, ("0.1", "0.01"), self.gained, self.stuck) is not None
 
     def _finding(self, recording: Recording, name: str, control: Arm, arm: Arm, gained: float) -> Finding:
         decay = name == DECAY

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from netdoctor.checks.training.over_regularised import OverRegularised
@@ -58,3 +59,10 @@ def test_it_abstains_where_the_copy_could_not_run_and_is_silent_without_it() -> 
     build = recording().arm("regularisation/as it is", failure="no copy")
     assert list(OverRegularised().judge(build.done())) == [Abstention("over-regularised", "no copy")]
     assert judged(recording()) == []
+
+
+@pytest.mark.parametrize(("decay", "treated", "fires"), [(0.1, 0.3, False), (0.11, 0.3, True), (0.1, 0.9, True)])
+def test_a_usual_decay_that_pulls_because_of_the_learning_rate(decay: float, treated: float, fires: bool) -> None:
+    """Where a lower rate trains, the rate is the cause."""
+    build = arms(recording(decay=decay)).arm("trial/control", [1.0] * 60)
+    assert bool(judged(build.arm("trial/lr x0.1", np.linspace(1.0, treated, 60)))) is fires
