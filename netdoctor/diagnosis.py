@@ -98,7 +98,7 @@ def _run(check: Check, recording: Recording, outcome: _Outcome) -> None:
             for item in check.judge(recording):
                 said += 1
                 if isinstance(item, Finding):
-                    _add(_in_words(replace(item, check=check.name)), outcome.findings)
+                    _add(_dated(_in_words(replace(item, check=check.name)), recording), outcome.findings)
                 elif isinstance(item, Abstention):
                     outcome.abstentions.append(Abstention(check.name, spelled(item.reason)))
                 else:
@@ -115,6 +115,21 @@ def _add(found: Finding, findings: list[Finding]) -> None:
     keys = ((f.check, f.title, f.location, f.places) for f in findings)
     if (found.check, found.title, found.location, found.places) not in keys:
         findings.append(found)
+
+
+def _dated(found: Finding, recording: Recording) -> Finding:
+    """With the step in which its line first ran, where that is in a later part of the training: checks of graphs say 0."""
+    place = found.location
+    graph = recording.graph_at(place.file, place.line)
+    if (
+        graph is None
+        or graph.step == 0
+        or place.step != 0
+        or found.first_step
+        or not graph.holds(place.file, place.line)
+    ):
+        return found
+    return replace(found, location=replace(found.location, step=graph.step), first_step=graph.step)
 
 
 def _in_words(found: Finding) -> Finding:

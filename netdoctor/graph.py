@@ -68,6 +68,11 @@ class StepGraph:
     operations: list[Operation] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     loss: int | None = None  # index of the value that backward was called on
+    step: int = 0  # of the training, in which it was captured
+
+    def holds(self, file: str | None, line: int | None) -> bool:
+        """Whether one of the operations stands on this line of the user's."""
+        return any((operation.file, operation.line) == (file, line) for operation in self.operations)
 
     def producer(self, value: int) -> Operation | None:
         """The operation that made a value, or None for parameters, buffers and inputs."""

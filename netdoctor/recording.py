@@ -304,7 +304,8 @@ class Recording:
     events: list[Event] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # how often each kind of event happened
     graph: StepGraph | None = None
-    graphs: list[StepGraph] = field(default_factory=list)  # one per backward call of the first captured iteration
+    # One per backward call of the first captured iteration, then of steps in which the loop had become another one.
+    graphs: list[StepGraph] = field(default_factory=list)
     origin: Origin | None = None
     arms: dict[str, Arm] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -322,6 +323,10 @@ class Recording:
     def of_layer(self, layer: Layer, stat: Stat, role: Role = Role.OUTPUT) -> Track | None:
         """The track of a layer's activation (default) or of the gradient with respect to it."""
         return self.track(layer.site(role), stat)
+
+    def graph_at(self, file: str | None, line: int | None) -> StepGraph | None:
+        """The first captured graph with an operation on this line of the user's; the first of all where none has."""
+        return next((graph for graph in self.graphs if graph.holds(file, line)), self.graph)
 
     def of_parameter(self, name: str, stat: Stat, role: Role = Role.WEIGHT) -> Track | None:
         """The track of a parameter's value (default), gradient or update."""

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from netdoctor import catalogue
 from netdoctor.check import Check
 from netdoctor.diagnosis import diagnose, experiments
 from netdoctor.finding import Abstention, Finding, Location, Severity, spelled
+from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Fault, Header, Recording
 from netdoctor.report import Crash, Experiment
 from tests.checks.builders import Builder
@@ -24,6 +25,9 @@ class Says(Check):
 
     def judge(self, recording: Recording) -> Any:
         return self.what(recording)
+
+
+PARTS = (4, 0), (5, 80)  # lines, and the steps in which they first ran
 
 
 def check(name: str, *items: Any, explains: tuple[str, ...] = ()) -> Check:
@@ -55,6 +59,21 @@ def test_the_same_thing_at_the_same_place_is_said_once():
     """L-BFGS evaluates its closure, and so the same wrong line, several times in a step."""
     report = diagnose(seen(), [check("a", finding(), finding(), finding(module="x"))])
     assert sorted(str(f.location.module) for f in report.findings) == ["None", "x"]
+
+
+@pytest.mark.parametrize(("line", "step", "dated"), [(5, 0, 80), (4, 0, 0), (6, 0, 0), (5, 3, 3), (5, None, None)])
+def test_what_stands_on_a_line_of_a_later_graph_begins_there(line, step, dated):
+    """A check of graphs says step 0; a step that is known otherwise stays."""
+    recording = seen()
+    first, later = (
+        StepGraph([Operation(0, "relu", "", "", (), (), {}, 0, "t.py", n)], [], None, at) for n, at in PARTS
+    )
+    recording.graph, recording.graphs = first, [first, later]
+    (found,) = diagnose(
+        recording, [check("a", replace(finding(), location=Location(file="t.py", line=line, step=step)))]
+    ).findings
+    assert found.location.step == dated
+    assert (found.first_step == 80) is (dated == 80)
 
 
 def test_findings_are_ranked():

@@ -76,14 +76,14 @@ class GraphBuilder:
         )
         self._operations.append(replace(operation, index=index, outputs=outputs))
 
-    def finish(self, loss: Tensor | None, parameter_name: Callable[[Tensor], str]) -> StepGraph:
+    def finish(self, loss: Tensor | None, parameter_name: Callable[[Tensor], str], step: int = 0) -> StepGraph:
         """The graph so far, with the loss marked. Parameters that were met before their model was get their names now."""
         number = None if loss is None else self.value_of(loss)
         for ref, index in self._known.values():
             tensor, value = ref(), self._values[index]
             if tensor is not None and not value.name and tensor.is_leaf and tensor.requires_grad:
                 self._values[index] = replace(value, name=parameter_name(tensor))
-        return StepGraph(list(self._operations), list(self._values), number)
+        return StepGraph(list(self._operations), list(self._values), number, step)
 
 
 def scalar_attributes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Scalar]:

@@ -167,7 +167,7 @@ class TrainingTaps:
         graph = self._observer.graph
         most = 2 * GRAPHS if self._observer.program.renewed else GRAPHS
         if graph is not None and self._observer.detailed and len(self._observer.graphs) < most:
-            self._observer.graphs.append(graph.finish(loss, self._observer.names.parameter_key))
+            self._observer.graphs.append(graph.finish(loss, self._observer.names.parameter_key, self._observer.step))
             self._observer.renewed = 0
 
     def _true_loss(self, loss: Tensor) -> Tensor:

@@ -92,6 +92,9 @@ class Window:
         owned = {id(p) for module in modules for p in module.parameters()}
         leaves = [leaf for key, leaf in self.leaves.items() if key not in owned and key in used]
         numbers = sorted(self.optimizers)
+        if self.begins:  # one that the loop left behind may hold weights that are in no model any more
+            stepped = {a.optimizer for iteration in self.iterations for a in iteration.actions if a.kind == "step"}
+            numbers = [number for number in numbers if number in stepped] or numbers
         optimizers = [self.optimizers[number] for number in numbers]
         iterations = list(_renumbered(self.iterations, {number: at for at, number in enumerate(numbers)}))
         return TrainingStep(

@@ -125,7 +125,7 @@ def log_softmax_first(case: Case) -> Treatment | None:
     """log_softmax in place of the softmax before the loss; before the loss itself where there is none."""
     if case.finding.check == "softmax-then-log":
         return fused_log(case)
-    graph = case.recording.graph
+    graph = case.graph
     if graph is not None and any(o.name == "softmax" for o in graph.loss_operations()[:6]):
         return _everywhere(case, frozenset({"softmax"}), _log_softmax)
     return _meant(case, _log_first)

@@ -34,7 +34,7 @@ def drop_minus_sign(_: Case) -> Treatment:
 
 def mean_reduction(case: Case) -> Treatment | None:
     """The loss divided by the size of the batch."""
-    graph = case.recording.graph
+    graph = case.graph
     shapes = [] if graph is None else [graph.values[i].shape for o in graph.loss_operations() for i in o.inputs]
     size = max((shape[0] for shape in shapes[:8] if shape), default=1)
     return Treatment(partial(scale_losses, 1 / size), unit=float(size)) if size > 1 else None
@@ -64,7 +64,7 @@ def drop_output_activation(case: Case) -> Treatment | None:
 
 def _twice(case: Case, last: Operation) -> bool:
     """Whether the loss squashes by itself what the operation has squashed: no other loss takes raw scores."""
-    graph = case.recording.graph
+    graph = case.graph
     names = set() if graph is None else {operation.name for operation in graph.loss_operations()}
     return bool(names & {"cross_entropy", "binary_cross_entropy_with_logits"})
 
@@ -118,7 +118,7 @@ def transpose(case: Case) -> Treatment | None:
 
 
 def _last_output(case: Case, names: frozenset[str]) -> Operation | None:
-    graph = case.recording.graph
+    graph = case.graph
     found = [] if graph is None else graph.loss_operations()
     return next((operation for operation in found if operation.name in names), None)
 

@@ -290,9 +290,7 @@ def removal(name: str) -> Maker:
     """Takes one thing out, as the tiny-batch experiment does: "without dropout", "without weight decay" and so on."""
 
     def make(case: Case) -> Treatment | None:
-        operations = frozenset(
-            () if case.recording.graph is None else (o.name for o in case.recording.graph.operations)
-        )
+        operations = frozenset(() if case.graph is None else (o.name for o in case.graph.operations))
         wanted = next((t for t in removals(True, operations) if t.name == name), None)
         if wanted is None:
             return None

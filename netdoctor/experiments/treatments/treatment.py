@@ -14,6 +14,7 @@ from netdoctor.capture.tape import Constant, Entry
 from netdoctor.experiments.sandbox import Sandbox
 from netdoctor.experiments.tiny_batch import rewrite
 from netdoctor.finding import Finding, Fix
+from netdoctor.graph import StepGraph
 from netdoctor.recording import Layer, Recording
 
 Key = Callable[[nn.Module], str]
@@ -150,6 +151,11 @@ class Case:
     finding: Finding
     fix: Fix
     places: Places
+
+    @property
+    def graph(self) -> StepGraph | None:
+        """The captured graph that the finding's line is in."""
+        return self.recording.graph_at(self.finding.location.file, self.finding.location.line)
 
     def layers(self) -> list[Layer]:
         """The finding's layers in order of execution; its location's where it lists none."""
