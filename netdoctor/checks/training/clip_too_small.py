@@ -9,7 +9,7 @@ import numpy as np
 
 from netdoctor.check import Check
 from netdoctor.checks.data.harm import State, harm
-from netdoctor.checks.training.optimizer_line import first_source
+from netdoctor.checks.training.optimizer_line import first_source, with_limit
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Array, Recording
 
@@ -45,7 +45,7 @@ class ClipTooSmall(Check):
             return
         usual, source = float(np.median(norms)), first_source(recording, "clip")
         nice = float(f"{usual:.1g}")
-        code = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={nice:g})"
+        code = with_limit(source, nice)
         yield Finding(
             self.name,
             f"gradients of norm {usual:.3g} (median) are clipped to {limit:g} in {100 * bitten:.0f} % of the steps",

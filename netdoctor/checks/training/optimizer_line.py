@@ -8,6 +8,7 @@ import re
 from netdoctor.recording import Optimizer, Recording, SourceLine
 
 _LR = re.compile(r"\blr\s*=\s*(?!=)")
+_CLIP, _MAX_NORM = re.compile(r"\bclip_grad_norm_\("), re.compile(r"\bmax_norm\s*=\s*(?!=)")
 _POSITIONAL = re.compile(r"(\.parameters\(\)\s*,\s*)(?=[\d.]|\w+\s*[,)])(?!\w+\s*=)")
 
 
@@ -32,6 +33,19 @@ def _scheduled(written: str, rate: float) -> float:
     except ValueError:
         return 1.0
     return number / rate if rate > 0 and number > 0 and abs(number / rate - 1) > 0.01 else 1.0
+
+
+def with_limit(source: SourceLine | None, limit: float) -> str:
+    """The line that clips the gradients' norm with this limit; the general form where the line is not known."""
+    text = source.text if source is not None else ""
+    start = found.end() if (found := _CLIP.search(text)) else None
+    named = _MAX_NORM.search(text)
+    if start is not None and named is None and text[_end(text, start) :].startswith(","):
+        start = _end(text, start) + 1
+        return f"{text[:start]} {limit:g}{text[_end(text, start) :]}"
+    if start is not None and named is not None:
+        return f"{text[: named.end()]}{limit:g}{text[_end(text, named.end()) :]}"
+    return f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={limit:g})"
 
 
 def variable(recording: Recording) -> str:

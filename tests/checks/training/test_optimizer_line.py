@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from netdoctor.checks.training.optimizer_line import variable, with_lr
+from netdoctor.checks.training.optimizer_line import variable, with_limit, with_lr
 from netdoctor.recording import Event, Optimizer, Recording, SourceLine
 
 
@@ -41,6 +41,27 @@ def test_a_line_without_a_rate_gives_the_general_form(text):
     code = with_lr(optimizer(text), 3e-4)
     assert code == "for group in optimizer.param_groups:\n    group['lr'] = 0.0003"
     compile(code, "fix", "exec")
+
+
+GENERAL = "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=4)"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("norm = clip_grad_norm_(net.parameters(), cfg['max', 1])", "norm = clip_grad_norm_(net.parameters(), 4)"),
+        (
+            "nn.utils.clip_grad_norm_(self.net.parameters(), max_norm = c)",
+            "nn.utils.clip_grad_norm_(self.net.parameters(), max_norm = 4)",
+        ),
+        ("clip_grad_norm_([w, b], 0.01, norm_type=2)", "clip_grad_norm_([w, b], 4, norm_type=2)"),
+        ("clip_grad_norm_(", GENERAL),
+        ("accelerator.clip(net, 1.0)", GENERAL),
+        (None, GENERAL),
+    ],
+)
+def test_the_users_line_with_another_limit(text, code):
+    assert with_limit(None if text is None else SourceLine("t.py", 3, text), 4.0) == code
 
 
 def test_the_variable_is_read_from_the_step_or_the_construction():
