@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from netdoctor.capture.functions import KINDS, PRODUCTS, is_library_leaf
-from netdoctor.capture.outputs import OutputRecorder, Probe
+from netdoctor.capture.layer_statistics import OutputRecorder, Probe
 from netdoctor.capture.recorder import Recorder
 from netdoctor.capture.tree import tensors
 from netdoctor.recording import Kind, Layer, Role, Site, SourceLine, Stat
@@ -24,7 +24,7 @@ class LayerRecorder:
 
     def __init__(self, recorder: Recorder) -> None:
         self.layers: dict[Site, Layer] = {}
-        self.outputs = OutputRecorder(recorder)
+        self.statistics = OutputRecorder(recorder)
         self._recorder = recorder
         self._calls: dict[tuple[str, str], int] = {}
         self._unit_dims: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -40,7 +40,7 @@ class LayerRecorder:
         self._unit_dims.clear()
         self._passes.clear()
         self._last = None
-        self.outputs.forget()
+        self.statistics.forget()
 
     @property
     def modules_suffice(self) -> bool:
@@ -67,7 +67,7 @@ class LayerRecorder:
         call = self._passes.get(id(module), 0)
         self._passes[id(module)] = call + 1
         if call < len(known[1]):
-            self.outputs.output(known[1][call], result)
+            self.statistics.output(known[1][call], result)
 
     def operation(
         self,
@@ -109,7 +109,7 @@ class LayerRecorder:
             self._unconfirmed.add(site)
         if library and module is not None:
             self._last = (module, probe, weakref.ref(output)) if self._last is None else None
-        self.outputs.output(probe, output)
+        self.statistics.output(probe, output)
 
     def _make(self, site: Site, kind: Kind, name: str, unit_dim: int) -> Probe:
         recorder, gradient = self._recorder, Site(site.module, site.layer, Role.OUTPUT_GRADIENT, site.call)

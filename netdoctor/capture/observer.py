@@ -135,7 +135,7 @@ class Observer:
         """Read back what the step left, and go on to the next."""
         self.over = False
         if self.detailed:
-            self.ours("outputs of layers", self.layers.outputs.finish)
+            self.ours("outputs of layers", self.layers.statistics.finish)
             self.recorder.flush(self.step)
         if self.light is None:
             self.pattern.learn(self.program.current.backwards)

@@ -14,8 +14,6 @@ from netdoctor.capture.naming import ModuleNames
 from netdoctor.capture.recorder import FIRST_STEPS, MomentRows, Recorder, ValueRows
 from netdoctor.recording import Role, Site, Stat
 
-_MANY = 65536  # entries of a bias from which it is measured alone
-
 
 @dataclass(slots=True)
 class _Probe:
@@ -42,7 +40,7 @@ def site_of(names: ModuleNames, parameter: Tensor, role: Role) -> Site:
 
 def _is_vector(values: Tensor) -> bool:
     """Whether it is measured along with the others of its kind: a call for each would cost more than all of them at once."""
-    return values.dim() == 1 and values.dtype is torch.float32 and values.is_cpu and values.numel() <= _MANY
+    return values.dim() == 1 and values.dtype is torch.float32 and values.is_cpu and values.numel() <= many.SMALL
 
 
 class ParameterRecorder:

@@ -85,7 +85,7 @@ class Taps:
         self._observer.mode.leave()
         self._observer.containment.run("end of the pattern", self._observer.pattern.release)
         self._observer.containment.run("end of the parameters", self.training.release)
-        self._observer.containment.run("outputs of layers", self._observer.layers.outputs.forget)
+        self._observer.containment.run("outputs of layers", self._observer.layers.statistics.forget)
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -317,7 +317,7 @@ class Taps:
         if unseen.elsewhere(observer) or unseen.on_meta(observer, losses):
             return work()
         if observer.detailed:
-            observer.ours("outputs of layers", observer.layers.outputs.settle)
+            observer.ours("outputs of layers", observer.layers.statistics.settle)
         if observer.light is not None and (retain or any(seed is not None for seed in seeds)):
             observer.light.leave()
         if observer.light is None or not observer.ours("known backward", self.training.known_backward, losses, site):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from netdoctor.capture.step import TrainingStep
+from netdoctor.checks.training.lr_trials import level
 from netdoctor.checks.training.update_ratios import medians
 from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.sandbox import Budget, Run, Sandbox, quiet
@@ -83,8 +84,8 @@ def longer(recording: Recording, step: TrainingStep, budget: Budget, say: Callab
 
 def _fall(arm: Arm) -> float:
     """Which part of its first loss an arm lost; nothing where that is not above zero, or the arm broke."""
-    level = float(np.median(arm.losses[-max(2, len(arm.losses) // 5) :])) if arm.losses.size else np.nan
-    return 1 - level / float(arm.losses[0]) if np.isfinite(level) and arm.losses[0] > 0 else 0.0
+    end = level(arm) if arm.losses.size else np.inf
+    return 1 - end / float(arm.losses[0]) if np.isfinite(end) and arm.losses[0] > 0 else 0.0
 
 
 def known(recording: Recording, factor: float) -> tuple[Run, Run] | None:

@@ -55,7 +55,7 @@ class Rescue:
     def fix(self, recording: Recording, treatment: str) -> Fix:
         """The learning rate that the trial found, in the user's own line, with both curves."""
         steps, start = len(self.treated.losses), float(self.treated.losses[0])
-        ends = f"{start:.3g} → {_level(self.treated):.3g} at {self.lr:g}, {_level(self.control):.3g} at {self.old:g}"
+        ends = f"{start:.3g} → {level(self.treated):.3g} at {self.lr:g}, {level(self.control):.3g} at {self.old:g}"
         says = f"loss on a copy after {steps} steps: {ends}"
         seconds = self.control.seconds + self.treated.seconds
         curves = tuple(map(float, self.control.losses)), tuple(map(float, self.treated.losses))
@@ -78,7 +78,7 @@ def rescue(
     there = [(factor, arm) for factor, arm in arms if arm is not None]
     if control is None or not there:
         return None
-    factor, best = min(there, key=lambda pair: _level(pair[1]))
+    factor, best = min(there, key=lambda pair: level(pair[1]))
     bound = float(recording.facts.get("loss_lower_bound", -math.inf))
     if not math.isfinite(bound) and bool((best.losses >= 0).all()):
         bound = 0.0  # a hand-written loss that was never negative
@@ -152,10 +152,10 @@ def _start(arms: Sequence[Arm], control: Arm, bound: float) -> float:
 
 def _lost(arm: Arm, start: float, bound: float) -> float:
     scale = start - bound if math.isfinite(bound) else abs(start)
-    return (start - _level(arm)) / scale if scale > 0 else 0.0
+    return (start - level(arm)) / scale if scale > 0 else 0.0
 
 
-def _level(arm: Arm) -> float:
-    """The median of the last fifth of the losses; infinite when one of them is NaN or Inf."""
+def level(arm: Arm) -> float:
+    """Where an arm ends: the median of the last fifth of the losses; infinite when one of them is NaN or Inf."""
     tail = arm.losses[-max(2, len(arm.losses) // 5) :]
     return float(np.median(tail)) if np.isfinite(tail).all() else math.inf

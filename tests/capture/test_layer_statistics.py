@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from netdoctor.capture import many
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.recording import Role, Stat
 from tests.capture.observing import observing
@@ -34,7 +33,7 @@ def recorded(inplace=False, steps=14, model=None):
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
-        held = observation.observer.layers.outputs
+        held = observation.observer.layers.statistics
         probes = observation.observer.layers._probes.values()
         stays = {probe.site.module.rpartition(SEPARATOR)[2]: probe.stays for probe in probes}
     assert held._outputs == held._gradients == []
@@ -46,7 +45,7 @@ def test_held_or_not_the_numbers_are_the_same(monkeypatch, inplace):
     together, stays = recorded(inplace)
     assert stays["first"] is not inplace  # its output is overwritten where the activation works in place
     assert stays["second"] is stays["act"] is True
-    monkeypatch.setattr(many, "SMALL", 0)
+    monkeypatch.setattr("netdoctor.capture.layer_statistics.HELD", 0)
     alone, never = recorded(inplace)
     assert set(never.values()) == {None}
     assert together.tracks.keys() == alone.tracks.keys()
@@ -77,7 +76,7 @@ def test_a_layer_that_starts_to_be_overwritten_is_measured_at_once_from_then_on(
 
 
 def test_what_is_held_is_bounded(monkeypatch):
-    monkeypatch.setattr("netdoctor.capture.outputs.HELD", 40)  # a layer's output has 30 numbers
+    monkeypatch.setattr("netdoctor.capture.layer_statistics.HELD", 40)  # a layer's output has 30 numbers
     made, _ = recorded()
     for (site, stat), track in made.tracks.items():
         if (site.role, stat) == (Role.OUTPUT, Stat.RMS):
