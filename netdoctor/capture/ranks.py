@@ -10,6 +10,7 @@ import contextlib
 import functools
 import math
 import os
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,6 +36,10 @@ _MOST_PLACES = 256  # numbers per comparison; a model of more parameters is comp
 _MOST_RANKS = 64  # whose losses are kept one by one
 _MOST_UNDER_WAY = 32  # two for each comparison of a sharded model
 _HEAD = 2  # step, loss
+# Seconds in which gloo's threads may end what they hold. A piece of work carries a Python object (torch.autograd.graph stores
+# the context of each backward in the thread state), and its thread needs the interpreter's lock to let go of it. Whoever
+# destroys the group waits for that thread with the lock in hand: then both wait for ever.
+_PARTING = 0.05
 _COLLECTIVES = ("c10d::", "_c10d_functional::", "c10d_functional::", "_c10d_functional_autograd::")
 
 
@@ -61,6 +66,8 @@ class Ranks:
             return
         self._patches.wrap(dist, "init_process_group", self._joining)
         self._patches.wrap(dist.distributed_c10d, "init_process_group", self._joining)
+        self._patches.wrap(dist, "destroy_process_group", self._leaving)
+        self._patches.wrap(dist.distributed_c10d, "destroy_process_group", self._leaving)
         self._patches.wrap(DistributedDataParallel, "__init__", self._wrapping)
         self._patches.wrap(DistributedDataParallel, "forward", self._calling)
         if dist.is_initialized():
@@ -75,7 +82,14 @@ class Ranks:
         self._patches.remove()
         self._contained(self._hear, LIMIT)
         self._contained(self._shards.say)
-        self._group = self._store = None
+        self._release()
+        self._store = None
+
+    def _release(self) -> None:
+        if self._group is not None:
+            self._running.clear()
+            time.sleep(_PARTING)
+            self._group = None
 
     def _contained(self, work: Any, *args: Any) -> None:
         self._observer.suspended += 1
@@ -94,6 +108,16 @@ class Ranks:
 
         return init_process_group
 
+    def _leaving(self, original: Any) -> Any:
+        """Observing takes up the interpreter's lock where a bare script leaves it free, see `_PARTING`."""
+
+        @functools.wraps(original)
+        def destroy_process_group(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(_PARTING)
+            return original(*args, **kwargs)
+
+        return destroy_process_group
+
     def _join(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         if self.size < 2 or not dist.is_gloo_available():
@@ -108,8 +132,7 @@ class Ranks:
             self._lose("not every process runs under netdoctor")
 
     def _lose(self, why: str) -> None:
-        self._group = None
-        self._running.clear()
+        self._release()
         self._shards.lost(why)
         self._observer.blind_spots.setdefault(
             "ranks", f"the {self.size} processes were not compared any further: {why}"
