@@ -33,6 +33,7 @@ from netdoctor.recording import Fault, Header, Recording
 from netdoctor.report import Crash, Report
 
 EXAMINED_STEPS = 30  # of a one-shot examination: the least that a trend is read from (trend.py)
+MEASURED = 64  # of its steps, and at most twice as many; all of them where there are fewer
 
 
 class EnoughSteps(BaseException):
@@ -48,12 +49,13 @@ class FindingError(NetdoctorError):
 
 
 class Session:
-    """Observes from `start` to `stop`, then reports. `recording` is what was observed."""
+    """Observes from `start` to `stop`, then reports. `recording` is what was observed. Where `every` is given, one step in so many
+    is measured; else the first ones, and then ever fewer."""
 
-    def __init__(self, options: Options | None = None) -> None:
+    def __init__(self, options: Options | None = None, every: int | None = None) -> None:
         self.options = options or Options()
         self._checks = catalogue.load(self.options.select, self.options.ignore, self.options.thresholds)
-        self._observer = Observer(exact=self.options.exact)
+        self._observer = Observer(every, exact=self.options.exact)
         self._observer.find_origin = find_origin
         self._taps = Taps(self._observer)
         self._ranks = Ranks(self._observer)
@@ -264,14 +266,17 @@ def examined(
         raise MisuseError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
     if not callable(loss_fn):
         raise MisuseError(f"the loss function must be callable, not {type(loss_fn).__name__}")
-    session = Session(options)
+    steps = steps or EXAMINED_STEPS
+    session = Session(
+        options, every=max(1, steps // MEASURED)
+    )  # a short training by ourselves can be looked at closely
     with quiet():
         copied, trained = _copies(model, optimizer)
         session.start()
         session.include(copied, trained)
         ended = "finished"
         try:
-            _train(copied, loss_fn, copy.deepcopy(batch), trained, steps or EXAMINED_STEPS)
+            _train(copied, loss_fn, copy.deepcopy(batch), trained, steps)
         except EnoughSteps:
             pass
         except Exception as error:

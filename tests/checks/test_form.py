@@ -18,7 +18,8 @@ CATALOGUE = catalogue.all_checks()
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # The whole catalogue; checks that are promised there but not written yet may already be explained.
 PROMISED = """
-nan-input non-finite-activation non-finite-gradient non-finite-parameter half-precision-overflow
+nan-input non-finite-activation non-finite-gradient non-finite-parameter non-finite-evaluation
+half-precision-overflow
 half-precision-underflow lost-updates exploding-activations vanishing-activations exploding-gradients
 vanishing-gradients recurrent-gradients poor-initialization symmetric-initialization lstm-forget-bias
 batchnorm-masking depth-without-shortcuts dead-relu saturated-activation constant-layer input-independent-output
