@@ -95,7 +95,9 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     if not learning:
         _rates(recording, step, budget, seconds, say)
     _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
-    _add(recording, lambda: positions.order(recording, step, fifth()), say, "permuting the positions")
+    # A training that works is asked little else, and positions that are missing show only after some hundred steps.
+    longest = budget.share(seconds * 0.6) if learning else fifth()
+    _add(recording, lambda: positions.order(recording, step, longest), say, "permuting the positions")
     if harm(recording).state in {State.HURT, State.SLOW}:
         _add(recording, lambda: width.widen(recording, step, fifth()), say, "widening the model")
     _add(recording, lambda: classes.compare(recording, step, tenth()), say, "taking numbers for classes")

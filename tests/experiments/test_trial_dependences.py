@@ -29,6 +29,22 @@ class Reader(nn.Module):
         return out
 
 
+class Stacked(nn.Module):
+    """Two layers that take the batch for the sequence, as an encoder makes them from one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.MultiheadAttention(8, 2) for _ in range(2))
+        self.first, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for layer in self.layers:
+            h = h + layer(h, h, h)[0]
+        out: Tensor = self.out(h.mean(1))
+        return out
+
+
 def attend(h: Tensor) -> Tensor:
     return (h @ h.transpose(1, 2)).softmax(-1) @ h
 
@@ -54,6 +70,14 @@ def test_the_batch_dimension(batch_first: bool, verdict: Verdict) -> None:
     trial = tried(step, "cross-sample-leakage", "batch-dimension", "rnn")
     assert trial is not None
     assert trial.verdict is verdict
+
+
+def test_the_batch_dimension_of_all_layers_of_a_stack() -> None:
+    trial = tried(
+        trained(Stacked(), labelled(12, 7, 5), F.cross_entropy), "cross-sample-leakage", "batch-dimension", "layers.0"
+    )
+    assert trial is not None
+    assert trial.verdict is Verdict.CURED
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from netdoctor.finding import Certainty, Evidence, Fix, Reach, Trial, Verdict
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import Trend, judge_series
 
-ON_FEW = "overfit/own lr x"
+ON_FEW, ADAM_ON_FEW = "overfit/own lr x", "overfit/adam "
+DECADE = 10.0  # between two rates of Adam: nearer ones train alike
 STEPS = 8  # an arm with fewer losses has no trend
 
 
@@ -94,17 +95,29 @@ def rescue(
 
 
 def rescue_on_few(recording: Recording, up: bool) -> Rescue | None:
-    """A multiple of the script's learning rate, above (`up`) or below it, that fits a tiny batch which its own cannot fit."""
+    """A multiple of the script's learning rate, above (`up`) or below it, that fits a tiny batch which its own cannot fit.
+
+    Where the script trains with Adam, what Adam did at usual rates counts as well.
+    """
     control = ran(recording, "overfit/own")
     if control is None or control.facts.get("reached") is not False:
         return None
+    old = float(control.facts.get("lr", math.nan))
     for name, arm in recording.arms.items():
-        factor = float(name.removeprefix(ON_FEW)) if name.startswith(ON_FEW) else 1.0
+        factor = _factor(name, arm, old, recording)
         if factor != 1.0 and (factor > 1.0) == up and arm.facts.get("reached") is True:
             lost, control_lost = (float(a.facts.get("falls", 0.0)) for a in (arm, control))
-            old = float(control.facts.get("lr", math.nan))
             return Rescue(float(arm.facts.get("lr", old * factor)), old, lost, control_lost, control, arm, few=True)
     return None
+
+
+def _factor(name: str, arm: Arm, old: float, recording: Recording) -> float:
+    """By what an arm on a tiny batch multiplies the script's learning rate; 1 where it is no such arm."""
+    if name.startswith(ON_FEW):
+        return float(name.removeprefix(ON_FEW))
+    adam = name.startswith(ADAM_ON_FEW) and recording.optimizers and recording.optimizers[0].type in ("Adam", "AdamW")
+    factor = float(arm.facts.get("lr", math.nan)) / old if adam and old > 0 else 1.0
+    return factor if factor >= DECADE or factor <= 1 / DECADE else 1.0
 
 
 def works(trend: Trend, enough: float) -> bool:

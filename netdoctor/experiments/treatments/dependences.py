@@ -17,14 +17,16 @@ _SCALED = "scaled_dot_product_attention"
 
 
 def batch_dimension(case: Case) -> Treatment | None:
-    """`batch_first` the other way round in the finding's layer."""
+    """`batch_first` the other way round in the finding's layer, and in all of its kind: an encoder stacks copies of one."""
     original = case.places.module(case.finding.location.module or "")
     if original is None or not isinstance(getattr(original, "batch_first", None), bool):
         return None
 
     def apply(bench: Bench) -> None:
-        module: Any = bench.copy_of(original)
-        module.batch_first = not module.batch_first
+        wrong = original.batch_first
+        alike: Any = [child for child in _all(bench) if type(child) is type(original) and child.batch_first == wrong]
+        for module in alike:
+            module.batch_first = not wrong
 
     return Treatment(apply, holds=lambda bench: not samples_of(case.recording, bench.sandbox.copies, case.step))
 

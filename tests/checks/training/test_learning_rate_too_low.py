@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -88,3 +90,25 @@ def test_without_trials_a_healthy_ratio_needs_no_word():
 def test_trials_too_short_to_judge_are_said():
     (said,) = judged(sick().arm("trial/control", flat(steps=7)))
     assert "7 steps, 8 are needed" in said.reason
+
+
+@pytest.mark.parametrize(
+    ("type_", "own", "reached", "fires"),
+    [
+        ("Adam", 1e-4, True, True),
+        ("AdamW", 1e-5, True, True),
+        ("Adam", 1.1e-4, True, False),
+        ("Adam", 1e-5, False, False),
+        ("SGD", 1e-5, True, False),
+    ],
+)
+def test_what_adam_fits_a_tiny_batch_with_counts_for_adam_ten_times_lower(type_, own, reached, fires):
+    build = network(1e-6, lr=own, line="optimizer = Adam(model.parameters(), lr)").loss(flat(steps=60))
+    build.recording.optimizers[0] = dataclasses.replace(build.recording.optimizers[0], type=type_)
+    build.arm("trial/control", flat()).arm("trial/lr x100", falls(2.0))
+    build.arm("overfit/own", flat(), reached=False, lr=own, falls=0.01)
+    found = judged(build.arm("overfit/adam 0.001", falls(0.01), reached=reached, lr=1e-3, falls=0.99))
+    assert bool(found) is fires
+    if fires:
+        assert found[0].certainty is Certainty.MEASURED
+        assert "at 0.001 it trains" in found[0].title
