@@ -225,7 +225,7 @@ def _positions(call: _Call, shift: _Shift) -> Facts:
     length, dim = int(given.shape[shift.dimension]), shift.dimension
     subject, worst, at = _subject(call), 0.0, Location()
     for last in sorted({0, length // 2 - 1, length - 2}):
-        watched = partial(_early, last=last, dim=dim, length=length)
+        watched = partial(_early, last=last, length=length)
         changed = partial(_other_future, last=last, dim=dim, only=given)
         one, other = _passes(subject, call, changed, watched)
         share = _largest(one, other, watched)
@@ -276,12 +276,13 @@ def _other_future(tensor: Tensor, last: int, dim: int, only: Tensor) -> Tensor:
     return other_future(tensor, last, dim) if tensor is only else tensor
 
 
-def _early(tensor: Tensor, last: int, dim: int, length: int) -> Tensor | None:
-    """The positions up to `last`; convolutions and attention have them along another dimension than the input."""
+def _early(tensor: Tensor, last: int, length: int) -> Tensor | None:
+    """The positions up to `last`, along whichever dimension: convolutions and attention have them along another one than
+    the input. Where several are as long, what is early along all of them: of scores, the early keys of early queries."""
     axes = [axis for axis, size in enumerate(tensor.shape) if size == length]
-    if not axes or (len(axes) > 1 and dim not in axes):
-        return None
-    return tensor.narrow(dim if dim in axes else axes[0], 0, last + 1)
+    for axis in axes:
+        tensor = tensor.narrow(axis, 0, last + 1)
+    return tensor if axes else None
 
 
 class _AsItIs:

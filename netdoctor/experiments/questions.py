@@ -20,7 +20,7 @@ from netdoctor.experiments import (
     usage,
 )
 from netdoctor.experiments.sandbox import Budget
-from netdoctor.recording import Arm, Recording
+from netdoctor.recording import Arm, Fault, Recording
 
 Look = Callable[[Recording, TrainingStep, Budget], dict[str, Arm]]
 QUESTIONS: dict[str, Look] = {
@@ -40,11 +40,14 @@ QUESTIONS: dict[str, Look] = {
 
 
 def ask(recording: Recording, step: TrainingStep, budget: Budget, say: Callable[[str], None]) -> dict[str, Arm]:
-    """The arms of all questions, as far as the time goes; each may take half of what is left."""
+    """The arms of all questions, as far as the time goes; each may take half of what is left. One that fails is passed over."""
     arms: dict[str, Arm] = {}
     for question, look in QUESTIONS.items():
         if budget.left <= 0:
             break
         say(question)
-        arms.update(look(recording, step, budget.share(budget.left / 2)))
+        try:
+            arms.update(look(recording, step, budget.share(budget.left / 2)))
+        except Exception as error:
+            recording.faults.append(Fault(question, f"{type(error).__name__}: {error}"[:300]))
     return arms

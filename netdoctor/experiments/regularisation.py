@@ -11,7 +11,7 @@ import torch
 
 from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
 from netdoctor.checks.training.pull import loss_left, pulls
-from netdoctor.errors import CannotReplayError
+from netdoctor.errors import why_it_failed
 from netdoctor.experiments.sandbox import Budget, Edit, Sandbox, quiet
 from netdoctor.experiments.unblocking import NoDropout, unpenalised
 from netdoctor.recording import Arm, Recording
@@ -55,8 +55,10 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
                 share = budget.share(budget.left / (4 if steps == STEPS else 2))
                 arm = _arm(f"regularisation/{name}", late, change, edit, share, steps)
                 arms[arm.name] = arm
-    except CannotReplayError as error:
-        return {"regularisation/as it is": Arm("regularisation/as it is", np.empty(0), failure=str(error))}
+    except (
+        Exception
+    ) as error:  # also what does not fit together any more with other weights: that is an answer, not a fault
+        return {"regularisation/as it is": Arm("regularisation/as it is", np.empty(0), failure=why_it_failed(error))}
     return arms
 
 

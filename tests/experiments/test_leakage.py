@@ -145,9 +145,9 @@ def test_similarities_and_opponents_are_left_alone() -> None:
 
 
 class Language(nn.Module):
-    def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, mix: Callable[[Tensor], Tensor], width: int = 6) -> None:
         super().__init__()
-        self.embed, self.mix, self.out = nn.Embedding(11, 6), mix, nn.Linear(6, 11)
+        self.embed, self.mix, self.out = nn.Embedding(11, width), mix, nn.Linear(width, 11)
 
     def forward(self, tokens: Tensor) -> Tensor:
         out: Tensor = self.out(self.mix(self.embed(tokens)))
@@ -179,6 +179,25 @@ def test_positions(mix: Callable[[Tensor], Tensor], leaks: bool) -> None:
     assert found[POSITIONS].failure == ""
     assert found[POSITIONS].facts["leaks"] is leaks
     assert found[SAMPLES].facts["leaks"] is False
+
+
+def padded(left: int, right: int) -> Callable[[Tensor], Tensor]:
+    """A mean over three positions, behind a transposition; with as many channels as positions."""
+
+    def mix(h: Tensor) -> Tensor:
+        columns = h.transpose(1, 2)
+        return F.avg_pool1d(F.pad(columns, (left, right)), 3, 1).transpose(1, 2)
+
+    return mix
+
+
+@pytest.mark.parametrize(("left", "right", "leaks"), [(1, 1, True), (2, 0, False)])
+def test_as_many_channels_as_positions(left: int, right: int, leaks: bool) -> None:
+    length = next_tokens()[0].shape[1]
+    arm = arms(trained(Language(padded(left, right), width=length), next_tokens, flat))[POSITIONS]
+    assert arm.facts["leaks"] is leaks
+    if leaks:
+        assert arm.facts["operation"] == "pad"
 
 
 def test_the_whole_sequence_goes_in() -> None:

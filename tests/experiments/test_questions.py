@@ -20,6 +20,7 @@ from netdoctor.experiments import (
     determinism,
     final,
     positions,
+    questions,
     redundancy,
     unfitted,
     usage,
@@ -354,3 +355,15 @@ def test_what_can_be_taught_is_no_trouble():
     """Twins that lie apart are learned, sooner or later."""
     arms = memorised(twins=0, apart=0.0)
     assert arms == {} or arms["labels/unfitted"].facts["stuck"] == 0
+
+
+def test_a_question_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> dict[str, Arm]:
+        raise ValueError("of no use")
+
+    asked = {"first": failing, "second": lambda *_: {"second": Arm("second", np.empty(0))}}
+    monkeypatch.setattr(questions, "QUESTIONS", asked)
+    recording = Recording()
+    arms = questions.ask(recording, fit(mlp(), F.cross_entropy, X, Y), Budget(60), lambda _: None)
+    assert list(arms) == ["second"]
+    assert [(fault.where, fault.error) for fault in recording.faults] == [("first", "ValueError: of no use")]

@@ -14,7 +14,7 @@ from netdoctor.experiments.verdict import by_itself
 from netdoctor.finding import Finding, Fix, Location, Severity, Trial, Verdict
 from netdoctor.recording import Recording
 from netdoctor.report import Report
-from tests.experiments.test_leakage import Language, flat, labelled, next_tokens, trained
+from tests.experiments.test_leakage import Language, flat, labelled, next_tokens, padded, trained
 
 FALLS = [1.0 - 0.01 * n for n in range(40)]
 
@@ -57,8 +57,9 @@ def masked(h: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(h, h, h, is_causal=True)
 
 
-def tried(step: TrainingStep, check: str, treatment: str, module: str = "") -> Trial | None:
-    found = Finding(check, "title", Severity.ERROR, "why", Location(module or None), fixes=(Fix(treatment, ""),))
+def tried(step: TrainingStep, check: str, treatment: str, module: str = "", operation: str = "") -> Trial | None:
+    place = Location(module or None, operation=operation or None)
+    found = Finding(check, "title", Severity.ERROR, "why", place, fixes=(Fix(treatment, ""),))
     known = Recording(facts={"loss_lower_bound": 0.0})
     report = Report("train.py", "sick", 3, findings=(found,))
     return try_fixes(report, known, step, Places(step), (), Budget(60), lambda _: None).findings[0].fixes[0].trial
@@ -86,6 +87,14 @@ def test_the_batch_dimension_of_all_layers_of_a_stack() -> None:
 )
 def test_the_causal_mask(mix, verdict: Verdict) -> None:
     trial = tried(trained(Language(mix), next_tokens, flat), "causal-leak", "causal-mask")
+    assert trial is not None
+    assert trial.verdict is verdict
+
+
+@pytest.mark.parametrize(("left", "right", "verdict"), [(1, 1, Verdict.CURED), (2, 0, Verdict.NOT_REPRODUCED)])
+def test_padding_by_hand(left: int, right: int, verdict: Verdict) -> None:
+    step = trained(Language(padded(left, right)), next_tokens, flat)
+    trial = tried(step, "causal-leak", "pad-left", operation="pad")
     assert trial is not None
     assert trial.verdict is verdict
 

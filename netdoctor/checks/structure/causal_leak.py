@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Rea
 from netdoctor.recording import Arm, Recording
 
 ARM = "leakage/positions"
+_BOTH_SIDES = re.compile(r"\bpad\((\w+), *[(\[] *([^,()\[\]]+), *([^,()\[\]]+?) *[)\]]")  # pad(x, (left, right)
 ASKED = "leakage/samples"  # asked at the same time, whatever the targets are
 
 
@@ -59,16 +61,20 @@ class CausalLeak(Check):
             "copy what it is to predict.",
             place(arm),
             (Evidence("change of early outputs", 100 * share, ">", 100 * self.change, "%"),),
-            (_fix(operation),),
+            (_fix(operation, str(arm.facts.get("text", ""))),),
             Certainty.PROVEN,
             first_step=0,
             share=1.0,
         )
 
 
-def _fix(operation: str) -> Fix:
+def _fix(operation: str, text: str) -> Fix:
     if operation in RECURRENT:
         return Fix("one-direction", "Run along time only.", "bidirectional=False", Reach.MODEL)
+    if operation == "pad":
+        own = _BOTH_SIDES.sub(r"pad(\1, (\2 + \3, 0)", text)
+        code = own if own != text else "x = torch.nn.functional.pad(x, (left + right, 0))"
+        return Fix("pad-left", "Pad on the left only.", code, Reach.MODEL)
     if operation.startswith("conv"):
         code = "x = torch.nn.functional.pad(x, (kernel_size - 1, 0))  # and padding=0 in the convolution"
         return Fix("pad-left", "Let the kernel reach back only.", code, Reach.MODEL)

@@ -141,9 +141,14 @@ def _forward_only(module: nn.RNNBase, _: Any, result: Any) -> Any:
 
 
 def pad_left(case: Case) -> Treatment | None:
-    """All padding of the convolutions over time that keep its length, on the left side."""
+    """All padding that keeps the length, on the left side: that of the convolutions over time, or what the script pads with."""
 
     def apply(bench: Bench) -> None:
+        if case.finding.location.operation == "pad":
+            exchange_operations(
+                bench, [Exchange(child, frozenset({"pad"}), _to_the_left) for child in (None, *_children(bench))]
+            )
+            return
         wanted = [child for child in _children(bench) if isinstance(child, nn.Conv1d) and _keeps_length(child)]
         if not wanted:
             raise LookupError("there is no convolution over time that keeps its length")
@@ -153,6 +158,14 @@ def pad_left(case: Case) -> Treatment | None:
             child.register_forward_pre_hook(partial(_padded, total))
 
     return Treatment(apply, holds=lambda bench: not positions_of(bench.sandbox.copies, case.step))
+
+
+def _to_the_left(func: Any, args: Any, kwargs: Any) -> Any:
+    amounts = list(kwargs.get("pad", args[1] if len(args) > 1 else ()))
+    if len(amounts) != 2:  # of an image, or of more than its positions
+        return func(*args, **kwargs)
+    rest = {key: value for key, value in kwargs.items() if key not in ("input", "pad")}
+    return func(first_argument(args, kwargs), [sum(amounts), 0], *args[2:], **rest)
 
 
 def _keeps_length(conv: nn.Conv1d) -> bool:

@@ -80,6 +80,7 @@ def test_the_fix_for_mixed_samples(operation: str, dimension: float, code: str) 
     [
         ("lstm", "one-direction"),
         ("conv1d", "pad-left"),
+        ("pad", "pad-left"),
         ("scaled_dot_product_attention", "causal-mask"),
         ("matmul", "causal-mask"),
     ],
@@ -87,6 +88,19 @@ def test_the_fix_for_mixed_samples(operation: str, dimension: float, code: str) 
 def test_the_fix_for_seen_futures(operation: str, treatment: str) -> None:
     (found,) = findings(CausalLeak(), leak("leakage/positions", 0.5, operation=operation))
     assert found.fixes[0].treatment == treatment
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("h = self.conv(F.pad(x, (self.pad, self.pad)))", "h = self.conv(F.pad(x, (self.pad + self.pad, 0)))"),
+        ("x = nn.functional.pad(x, [1, 1])", "x = nn.functional.pad(x, (1 + 1, 0))"),
+        ("x = F.pad(x, self.amounts)", "x = torch.nn.functional.pad(x, (left + right, 0))"),
+    ],
+)
+def test_padding_in_the_scripts_own_line(text: str, code: str) -> None:
+    (found,) = findings(CausalLeak(), leak("leakage/positions", 0.5, operation="pad", text=text))
+    assert found.fixes[0].code == code
 
 
 # --- input-independent-output ----------------------------------------------------------------------------------------
