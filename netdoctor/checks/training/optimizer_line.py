@@ -8,7 +8,7 @@ import re
 from netdoctor.recording import Optimizer, Recording, SourceLine
 
 _LR = re.compile(r"\blr\s*=\s*(?!=)")
-_CLIP, _MAX_NORM = re.compile(r"\bclip_grad_norm_\("), re.compile(r"\bmax_norm\s*=\s*(?!=)")
+_CLIP, _MAX_NORM = re.compile(r"\bclip_grad_(?:norm|value)_\("), re.compile(r"\b(?:max_norm|clip_value)\s*=\s*(?!=)")
 _POSITIONAL = re.compile(r"(\.parameters\(\)\s*,\s*)(?=[\d.]|\w+\s*[,)])(?!\w+\s*=)")
 
 
@@ -35,8 +35,8 @@ def _scheduled(written: str, rate: float) -> float:
     return number / rate if rate > 0 and number > 0 and abs(number / rate - 1) > 0.01 else 1.0
 
 
-def with_limit(source: SourceLine | None, limit: float) -> str:
-    """The line that clips the gradients' norm with this limit; the general form where the line is not known."""
+def with_limit(source: SourceLine | None, limit: float, by_value: bool = False) -> str:
+    """The line that clips the gradients with this limit; the general form where the line is not known."""
     text = source.text if source is not None else ""
     start = found.end() if (found := _CLIP.search(text)) else None
     named = _MAX_NORM.search(text)
@@ -45,6 +45,8 @@ def with_limit(source: SourceLine | None, limit: float) -> str:
         return f"{text[:start]} {limit:g}{text[_end(text, start) :]}"
     if start is not None and named is not None:
         return f"{text[: named.end()]}{limit:g}{text[_end(text, named.end()) :]}"
+    if by_value:
+        return f"torch.nn.utils.clip_grad_value_(model.parameters(), clip_value={limit:g})"
     return f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={limit:g})"
 
 

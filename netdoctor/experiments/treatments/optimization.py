@@ -22,7 +22,10 @@ from netdoctor.experiments.unblocking import treatments as removals
 _CLIP = 1.0  # what the fixes' code says
 _LOWER = 0.1
 _GROUP_LR = re.compile(r"\[['\"]lr['\"]\]\s*=\s*([-+.\deE]+)")
-_CLIPPED = re.compile(r"max_norm\s*=\s*([-+.\deE]+)")
+_NUMBER = r"([-+]?[.\d][-+.\deE]*)"
+_CLIPPED = re.compile(
+    rf"\b(?:max_norm|clip_value)\s*=\s*{_NUMBER}|\bclip_grad_(?:norm|value)_\(.*?,\s*{_NUMBER}\s*(?=[,)])"
+)
 Options = dict[str, Any]
 
 
@@ -183,18 +186,22 @@ def _clearing_too(iteration: Iteration, missing: list[Tensor]) -> Iteration:
 
 def clip_gradients(case: Case) -> Treatment:
     """Clip the norm of all gradients before each step."""
-    found = _CLIPPED.search(case.fix.code)
-    limit = float(found[1]) if found else _CLIP
-    return _reordered(case, partial(_clipped, limit))
+    limit = _limit(case.fix.code)
+    return _reordered(case, partial(_clipped, _CLIP if limit is None else limit))
 
 
 def raise_clip(case: Case) -> Treatment | None:
     """The script's own clipping at the limit of the fix's code."""
-    found = _CLIPPED.search(case.fix.code)
-    if found is None:
+    limit = _limit(case.fix.code)
+    if limit is None:
         return None
-    limit = float(found[1])
     return _reordered(case, lambda actions, _: (replace(a, limit=limit) if a.kind == "clip" else a for a in actions))
+
+
+def _limit(code: str) -> float | None:
+    """The number that a line clips gradients at, by name or by its place."""
+    found = _CLIPPED.search(code)
+    return None if found is None else float(found[1] or found[2])
 
 
 def _clipped(limit: float, actions: list[Action], parameters: tuple[Tensor, ...]) -> Iterator[Action]:
