@@ -103,7 +103,7 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     _add(recording, lambda: classes.compare(recording, step, tenth()), say, "taking numbers for classes")
     if learning and not works(judge(recording), LearningRateTooHigh.learning):
         _rates(recording, step, budget, seconds, say)
-    if not learning or harm(recording).state is not State.WORKS:
+    if not learning or harm(recording).state is not State.WORKS or judge(recording).kind != "converged":
         _add(recording, lambda: scaling.trials(recording, step, fifth(), say), say, "standardising the data")
     if harm(recording).state in {State.HURT, State.SLOW}:
         _add(recording, lambda: blanking.compare(step, tenth(), say), say, "blanking the inputs")

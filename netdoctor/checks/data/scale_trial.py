@@ -12,6 +12,7 @@ from netdoctor.recording import Arm, Recording, SourceLine
 
 STEPS = 30  # fewer say nothing
 LEARNED, STUCK = 0.8, 0.95  # of the loss of a constant prediction: the one arm got under it, the other did not
+FASTER = 2.0  # times what the control learned in the same steps, below a constant prediction, where that trains as well
 NO_EASIER = 0.97  # of the control's share of its constant: the trial made no difference
 
 
@@ -19,6 +20,7 @@ class Says(Enum):
     """The answer of a trial."""
 
     CURED = "cured"
+    FASTER = "faster"
     NO_EFFECT = "no effect"
     OPEN = "open"
 
@@ -49,7 +51,10 @@ def _compared(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial
     constant = state.constant if state.constant > 0 else min(float(control.losses[0]), float(treated.losses[0]))
     before, after = level(control) / constant, level(treated) / constant
     cured = after < LEARNED and before > max(STUCK, after / LEARNED)
-    says = Says.CURED if cured else Says.NO_EFFECT if after > NO_EASIER * before else Says.OPEN
+    faster = after < LEARNED and 1 - after >= FASTER * (1 - before)
+    says = (
+        Says.CURED if cured else Says.FASTER if faster else Says.NO_EFFECT if after > NO_EASIER * before else Says.OPEN
+    )
     return says, _trial(control, treated, what, says, before, after)
 
 
@@ -58,9 +63,11 @@ def _trial(control: Arm, treated: Arm, what: str, says: Says, before: float, aft
     words = (
         f"on a copy, after {len(treated.losses)} steps, {_left(before)}; with the {what} standardised {_left(after)}"
     )
-    graded = {Says.CURED: Verdict.CURED, Says.NO_EFFECT: Verdict.NO_EFFECT, Says.OPEN: Verdict.EASED}
+    graded = {Says.CURED: Verdict.CURED, Says.NO_EFFECT: Verdict.NO_EFFECT}
     curves = tuple(map(float, control.losses)), tuple(map(float, treated.losses))
-    return Trial(graded[says], *curves, steps=len(treated.losses), seconds=treated.seconds, says=words)
+    return Trial(
+        graded.get(says, Verdict.EASED), *curves, steps=len(treated.losses), seconds=treated.seconds, says=words
+    )
 
 
 def _left(share: float) -> str:

@@ -22,16 +22,15 @@ from netdoctor.recording import Recording, spoken
 class UnnormalisedInput(Check):
     """The model is given numbers far from zero mean and unit scale, and nothing normalises them first.
 
-    What it is: pixels from 0 to 255, amounts in the thousands, or values far from zero go as they are into a layer
-    whose initialisation is made for inputs of scale 1.
-    Why it hurts: activations and gradients are as many times too large, units die or saturate in the first steps, and
-    no learning rate suits all weights; a large mean makes the loss a narrow valley.
+    What it is: pixels from 0 to 255, or amounts in the thousands, go into a layer that is initialised for a scale of 1.
+    Why it hurts: activations and gradients are as many times too large, units die or saturate in the first steps; no
+    learning rate suits all weights; a large mean makes the loss a narrow valley.
     How it is decided: what enters the first layer with weights: root mean square above 20 or under 1e-3, or a mean of
-    more than 10 standard deviations, while the loss does not get under that of a constant prediction: an error. On a
-    copy the same steps are run with standardised inputs: where that trains, it is proven; where it makes no difference,
-    it is advice. Above a scale of 50 a slow training is a warning.
-    When it stays silent: a norm, an embedding or a rescaling comes first; token ids; images in [0, 1]; one-hot and
-    binary inputs; a training that works all the same (advice above 50, unless a norm follows the first layer).
+    more than 10 standard deviations, and a loss that stays above that of a constant prediction: an error. Proven, where
+    the same steps train on a copy with standardised inputs; advice, where that makes no difference. A warning: a slow
+    training above a scale of 50, or one at work that learns twice as much in the same steps with standardised inputs.
+    When it stays silent: a norm, an embedding or a rescaling comes first; token ids; images in [0, 1]; one-hot or
+    binary inputs; a training that works as well as without (advice above 50, unless a norm follows the first layer).
     Fix: subtract the mean and divide by the standard deviation of the training data, the same at test time.
     Sources: LeCun et al., Efficient BackProp, 1998, section 4.3; advice A5, B6, B7, C1.
     """
@@ -64,23 +63,22 @@ class UnnormalisedInput(Check):
     def _finding(self, facts: TensorFacts, door: Entrance, state: Harm, recording: Recording) -> Finding | None:
         value, where = door.value, spoken(door.operation.module) or f"the first {door.operation.name}"
         answer, tried = trial.verdict(recording, "input", state)
-        severity = self._severity(math.hypot(value.mean, value.std), door, state, answer)
-        if severity is None:
+        if (severity := self._severity(math.hypot(value.mean, value.std), door, state, answer)) is None:
             return None
         name = trial.called(facts, "x")
         code = trial.standardise(facts, name) if door.direct else trial.rescaled(name, value.mean, value.std)
-        spread = f"mean {value.mean:.3g}, standard deviation {value.std:.3g}"
-        says = f"Standardise with the training data's numbers.{trial.beside(tried)}"
+        fix = f"Standardise with the training data's numbers.{trial.beside(tried)}"
         return Finding(
             self.name,
-            f"the input is not normalised: values from {value.low:.4g} to {value.high:.4g}, {spread}",
+            f"the input is not normalised: values from {value.low:.4g} to {value.high:.4g}, mean {value.mean:.3g}, "
+            f"standard deviation {value.std:.3g}",
             severity,
             f"Values reach {where} as they are; initialisations and learning rates are made for a scale of about 1. {state.words}",
             trial.location(facts, door.operation.module, door.operation.name),
             (self._evidence(value),),
-            (Fix("standardise-input", says, code, Reach.RUN, tried),),
+            (Fix("standardise-input", fix, code, Reach.RUN, tried),),
             Certainty.PROVEN if answer is trial.Says.CURED else Certainty.MEASURED,
-            0,
+            first_step=0,
             share=1.0,
         )
 
@@ -88,13 +86,15 @@ class UnnormalisedInput(Check):
         rms = math.hypot(value.mean, value.std)
         if self.small <= rms <= self.large:
             return Evidence("mean over standard deviation", abs(value.mean) / value.std, ">", self.offset)
-        beyond = (">", self.large) if rms > self.large else ("<", self.small)
-        return Evidence("root mean square of the input", rms, *beyond)
+        sign, limit = (">", self.large) if rms > self.large else ("<", self.small)
+        return Evidence("root mean square of the input", rms, sign, limit)
 
     def _severity(self, rms: float, door: Entrance, state: Harm, says: trial.Says) -> Severity | None:
         flagrant = rms > self.flagrant and not door.normed
         if says is trial.Says.NO_EFFECT:
             return Severity.ADVICE if flagrant else None
         grave = says is trial.Says.CURED or state.state is State.HURT
-        grade = Severity.ADVICE if state.state is State.WORKS else Severity.ERROR if grave else Severity.WARNING
-        return grade if grave or flagrant else None
+        if state.state is not State.WORKS:
+            return (Severity.ERROR if grave else Severity.WARNING) if grave or flagrant else None
+        slower = says is trial.Says.FASTER and state.trend.kind != "converged"
+        return Severity.WARNING if slower else Severity.ADVICE if grave or flagrant else None

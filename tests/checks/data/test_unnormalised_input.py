@@ -96,3 +96,13 @@ def test_uneven_columns_are_standardised_one_by_one() -> None:
     uneven = np.column_stack([rows(columns=1, std=1.0), rows(columns=1, mean=900.0, std=300.0)])
     (finding,) = judged(reading(facts(uneven)))
     assert "torch.tensor([" in finding.fixes[0].code
+
+
+@pytest.mark.parametrize(("with_it", "fires"), [(0.97, True), (0.99, False)])
+def test_a_training_that_works_is_warned_where_it_would_learn_twice_as_much(with_it: float, fires: bool) -> None:
+    """Of a constant prediction's ln 10 the control learns 0.66, so that twice as much ends at 0.977."""
+    still_falling = lambda step: float(np.log(10) * (0.2 + 0.8 * 0.98**step))  # noqa: E731
+    build = reading(facts(rows(std=30.0)), loss=still_falling)
+    build.arm("scaling/control", [2.3] * 30 + [1.64] * 30).arm("scaling/input", [2.3] * 30 + [with_it] * 30)
+    found = judged(build)
+    assert [finding.severity for finding in found] == ([Severity.WARNING] if fires else [])
