@@ -13,6 +13,7 @@ from netdoctor.recording import Recording
 
 DRAWS = 64  # random batches per step; the mean of their entropies is then known to a few percent
 SMALL = 16  # numbers per sample: more are an image or a sequence, which is no label
+STAYS = 0.5  # of the batches are mostly of the class that the one before was of
 FEWEST = 4  # samples in a batch: fewer have hardly any mixture
 
 
@@ -72,6 +73,17 @@ def _random(shares: Array, sizes: Array) -> tuple[Array, Array]:
         known[size] = float(np.mean(values)), float(np.std(values))
     pairs = np.array([known[int(size)] for size in sizes])
     return pairs[:, 0], pairs[:, 1]
+
+
+def distinct(target: TensorFacts, recording: Recording) -> int:
+    """How many of the watched batches differ. Where classes come one after the other, by the inputs too: the labels of all
+    batches of one class are the same. Classes that take turns (real, fake, real, ...) do so by design."""
+    labels = len(set(target.batches))
+    if target.classes is None or len(target.classes) < 2:
+        return labels
+    largest = target.classes.argmax(axis=1)
+    stays = float((largest[1:] == largest[:-1]).mean()) >= STAYS
+    return max([labels, *(len(set(facts.batches)) for facts in recording.inputs if stays)])
 
 
 def per_sample(facts: TensorFacts, recording: Recording) -> bool:

@@ -56,7 +56,7 @@ class UnshuffledData(Check):
         if recording.facts.get("moving_target") or recording.facts.get("several_optimizers"):
             return
         for facts in recording.targets:
-            if len(set(facts.batches)) < self.steps or not mixing.per_sample(facts, recording):
+            if mixing.distinct(facts, recording) < self.steps or not mixing.per_sample(facts, recording):
                 continue
             mixed = mixing.mixing(facts)
             if mixed is not None and self._poor(mixed):

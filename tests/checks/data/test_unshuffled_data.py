@@ -56,6 +56,24 @@ def test_random_batches_never_fire(seed: int, batch: int) -> None:
     assert judged(labels(mixed(seed), batch)) == []
 
 
+@pytest.mark.parametrize(
+    ("order", "different", "fires"),
+    [
+        (np.repeat([0, 1], 320), 20, True),
+        (np.repeat([0, 1], 320), 1, False),  # one batch again and again
+        (np.tile(np.repeat([0, 1], 32), 10), 20, False),  # real, fake, real, ...
+    ],
+)
+def test_batches_of_one_class_are_told_apart_by_their_inputs(order: np.ndarray, different: int, fires: bool) -> None:
+    """The labels of a batch are one of two tensors, whichever samples are in it."""
+    target = labels(order, hashes=(7,) * 10 + (8,) * 10)
+    build = Builder(steps=60).loss(lambda step: 0.7 * 0.95**step)
+    build.recording.targets = [target]
+    seen = tuple(number % different for number in range(20))
+    build.recording.inputs = [facts(np.zeros((32, 4)), shape=(32, 4), batches=seen)]
+    assert bool(list(UnshuffledData().judge(build.done()))) is fires
+
+
 def test_one_batch_again_and_again_is_no_matter_of_order() -> None:
     assert judged(labels(np.sort(mixed())[:32], hashes=(7,) * 20)) == []
     assert judged(labels(np.sort(mixed()), batch=640)) == []
