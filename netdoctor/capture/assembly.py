@@ -21,6 +21,7 @@ from netdoctor.capture.twins import twins
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Header, Parameter, Recording
 
+TOGETHER = 0.9  # of the steps: a skipped one, or one more backward in the first, is no habit
 _FAMILIES = {
     "cross_entropy": "cross_entropy",
     "nll_loss": "nll",
@@ -226,7 +227,7 @@ def _name_losses(recording: Recording) -> None:
 
 def _facts(recording: Recording) -> dict[str, float | str | bool]:
     facts: dict[str, float | str | bool] = {
-        "several_optimizers": sum(o.steps > 0 for o in recording.optimizers) > 1,
+        "several_optimizers": _each_for_itself(recording),
         "pretrained": any(e.kind == "load_state" and e.step == 0 for e in recording.events),
         "gradients_before_backward": recording.counts.get("stale start", 0) > recording.counts.get("clean start", 0),
         "zeroed_before_step": recording.counts.get("zeroed before step", 0) > 0.5 * max(1, recording.steps),
@@ -243,6 +244,15 @@ def _facts(recording: Recording) -> dict[str, float | str | bool]:
             shape = graph.values[operation.inputs[0]].shape
             facts["classes"] = float(shape[1] if len(shape) > 1 else shape[0])
     return facts
+
+
+def _each_for_itself(recording: Recording) -> bool:
+    """Whether several optimizers follow losses of their own. Those that all step on one backward (of an encoder and a decoder, of
+    sparse and dense weights) share one loss, as if they were one."""
+    stepped, counts = sum(o.steps > 0 for o in recording.optimizers), recording.counts
+    own, shared = counts.get("step", 0), counts.get("step without backward", 0)
+    together = shared >= TOGETHER * (stepped - 1) * own and TOGETHER * counts.get("backward", 0) <= own
+    return stepped > 1 and not together
 
 
 def _moves(graph: StepGraph, operation: Operation) -> bool:

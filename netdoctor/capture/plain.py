@@ -272,7 +272,9 @@ class PlainSteps(Pattern):
             return False
         observer.stepping = False
         self.optimizers.count(place.index, observer.step)
-        self._tick("step")
+        before = self._events[self._cursor - 2 if self._cursor > 1 else -2]  # the last of all is the end
+        follows = before[0] == "step"  # another optimizer's, on the same backward
+        self._tick("step without backward" if follows else "step")
         if observer.watch_weights and not norms.finite_weights(optimizer):
             observer.trip([], "optimizer")
         if self._events[self._cursor][0] == "end":
@@ -283,7 +285,7 @@ class PlainSteps(Pattern):
         if self._ticking:
             self._recorder.tick(kind)
         else:
-            self._recorder.counts[kind] += 1
+            self._recorder.counts[kind] = self._recorder.counts.get(kind, 0) + 1
 
     def _stepping(self, optimizer: Optimizer) -> _Place:
         index = 0 if self.optimizers is None else self.optimizers.index_of(optimizer)

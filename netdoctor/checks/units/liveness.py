@@ -47,7 +47,8 @@ def examine(recording: Recording, end: int, fewest: int, enough: float) -> Itera
     """Each rectifier's liveness, from the steps before `end`; the layer itself where there is too little to judge it.
 
     Calls of one module that are fed by the same weights (a siamese or unrolled net) are one set of units: a unit is
-    active if it is in any call. Calls that different layers feed (one nn.ReLU used all over) are judged apart.
+    active if it is in any call; so are calls of one line that no weights feed (a decoder's embedding, first of the start token
+    alone). Calls that different layers feed (one nn.ReLU used all over) are judged apart.
     """
     for group in _groups(recording):
         tracks = [before(track, end) for layer in group if (track := recording.of_layer(layer, Stat.UNIT_ACTIVE))]
@@ -68,7 +69,8 @@ def _groups(recording: Recording) -> list[list[Layer]]:
     for layer in recording.layers:
         if recording.of_layer(layer, Stat.UNIT_ACTIVE) is not None:
             fed = feeder(recording, layer)
-            weight = fed.weight if fed is not None and fed.weight else f"call {layer.call}"
+            line = f"line {layer.source.line}" if layer.type.islower() and layer.source else f"call {layer.call}"
+            weight = fed.weight if fed is not None and fed.weight else line
             groups.setdefault((layer.path, layer.type, weight), []).append(layer)
     return list(groups.values())
 
