@@ -20,6 +20,5 @@ MISSED: dict[tuple[str, str], str] = {
     ): "products of loose tensors are not taken for layers, and it learns (0.99)",
     ("sorted labels, no shuffle", "mlp_wine"): "five batches an epoch, and it learns",
     ("raw targets", "multi_task"): "one of two terms of the loss",
-    ("raw targets", "matrix_factorisation"): "ratings with a mean of their own: it learns",
     ("labels shuffled apart from the inputs", "mlp_wine"): "133 samples are learned by heart",
 }

@@ -29,6 +29,7 @@ class ConstantFeature(Check):
     value but 1 among columns that are dense (nine in ten of the others are rarely 0 and not mostly one value); else
     advice, as in pixels or counts, some of which are rarely anything but 0.
     When it stays silent: single columns; whole numbers and one-hot tables; columns that are constant with most others.
+    Advice as well where a step asks the model several times (an agent, move after move): only its first input is seen.
     Fix: drop it, or mend where it comes from.
     Sources: Breck et al., Data Validation for Machine Learning, 2019; scikit-learn's VarianceThreshold; advice A30.
     """
@@ -47,7 +48,7 @@ class ConstantFeature(Check):
             if constant.size < 2 or not constant.any() or (~constant).mean() < self.others:
                 continue
             if len(set(facts.batches)) > 1 or facts.shape[0] >= self.rows:
-                yield self._finding(facts, constant)
+                yield self._finding(facts, constant, _once(recording))
                 return
 
     def _wrong(self, facts: TensorFacts, constant: Array) -> list[int]:
@@ -59,8 +60,8 @@ class ConstantFeature(Check):
         dense = float(np.mean((columns.spread > 0)[other] & (columns.zeros[other] < 1 - self.dense))) >= self.dense
         return list(map(int, np.flatnonzero(constant.astype(bool) & (columns.low != ONES)))) if dense else []
 
-    def _finding(self, facts: TensorFacts, constant: Array) -> Finding:
-        wrong = self._wrong(facts, constant)
+    def _finding(self, facts: TensorFacts, constant: Array, once: bool) -> Finding:
+        wrong = self._wrong(facts, constant) if once else []
         found = wrong or list(map(int, np.flatnonzero(constant)))
         numbers = [index * facts.stride for index in found]
         values = sorted({float(facts.columns.low[index]) for index in found})
@@ -80,3 +81,11 @@ class ConstantFeature(Check):
             places=tuple(f"{facts.axis} {number}" for number in numbers[:16]),
             share=float(len(found) / constant.size),
         )
+
+
+def _once(recording: Recording) -> bool:
+    """Whether a step runs the first layer only once."""
+    first, graph = next(iter(recording.layers), None), recording.graph
+    if first is None or graph is None:
+        return True
+    return sum((o.module, o.name) == (first.path, first.function) for o in graph.operations) <= 1

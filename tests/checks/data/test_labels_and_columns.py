@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from netdoctor.checks.data.conflicting_labels import ConflictingLabels
 from netdoctor.checks.data.constant_feature import ConstantFeature
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Abstention, Finding, Severity
+from netdoctor.graph import Operation, StepGraph
 from tests.checks.builders import Builder
 from tests.checks.data.facts import facts, learned, reading, rows, stuck
 
@@ -133,6 +135,14 @@ def test_a_channel_is_named_and_the_same_batch_again_says_little():
     assert (found.severity, found.places) == (Severity.WARNING, ("channel 1",))
     assert severities(ConstantFeature(), table(with_column(3.9), shape=(16, 8), batches=(1, 1, 1))) == []
     assert isinstance(table(rows()).done().inputs[0], TensorFacts)
+
+
+@pytest.mark.parametrize(("passes", "expected"), [(1, Severity.WARNING), (2, Severity.ADVICE)])
+def test_a_model_that_is_asked_several_times_in_a_step_may_see_other_values(passes: int, expected: Severity) -> None:
+    build = table(with_column(0.0)).linear("first")
+    build.recording.layers[0] = replace(build.recording.layers[0], function="linear")
+    build.recording.graph = StepGraph([Operation(n, "linear", "first", "Linear", (), ()) for n in range(passes)])
+    assert severities(ConstantFeature(), build) == [expected]
 
 
 def linked(
