@@ -25,7 +25,7 @@ class ClipTooSmall(Check):
     gradients, in at least 8 measured steps, stands in place of the norm.
     When it stays silent: training works; Adam and other optimizers that divide by the size of the gradient, for which
     a constant factor cancels; clipping of spikes.
-    Fix: a threshold at the usual norm of the gradient, or ten times over the usual size of its values.
+    Fix: a threshold at the usual norm of the gradient, or ten times the usual size of its values.
     Sources: Pascanu, Mikolov and Bengio, 2013 (half to ten times the average norm); advice A7 and the story under B.
     """
 
@@ -52,7 +52,7 @@ class ClipTooSmall(Check):
         usual, source = float(np.median(norms)), first_source(recording, "clip")
         nice = float(f"{usual * (self.factor if by_value else 1):.1g}")
         code = with_limit(source, nice, by_value)
-        what, where = ("size", "ten times over their usual size") if by_value else ("norm", "the usual norm")
+        what, usually = ("size", "ten times the usual size") if by_value else ("norm", "the usual norm")
         yield Finding(
             self.name,
             f"gradients of {what} {usual:.3g} (median) are clipped to {limit:g} in {100 * bitten:.0f} % of the steps",
@@ -60,7 +60,7 @@ class ClipTooSmall(Check):
             f"Each step is {np.median(ratios):.0f} times smaller than the learning rate says. {state.words}",
             Location.at(source, step=0),
             (Evidence(f"{what} over threshold, median", float(np.median(ratios)), ">", self.factor),),
-            (Fix("raise-clip", f"Clip at {where}, about {nice:g}.", code, Reach.RUN),),
+            (Fix("raise-clip", f"Clip at {usually}, about {nice:g}.", code, Reach.RUN),),
             first_step=0,
             share=bitten,
         )
