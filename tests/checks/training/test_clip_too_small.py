@@ -51,3 +51,13 @@ def test_clipping_by_value_has_no_norm_to_compare_with() -> None:
     build = recording(5.0)
     build.recording.events.clear()
     assert judged(build.event(0, "clip", "value", 0.1)) == []
+
+
+@pytest.mark.parametrize(("size", "steps", "fires"), [(1.01, 60, True), (0.99, 60, False), (5.0, 29, False)])
+def test_clipping_by_value_is_measured_by_the_size_of_the_gradients(size: float, steps: int, fires: bool) -> None:
+    build = Builder(steps=steps).linear("0", weight_gradient=size).optimizer("SGD", lr=0.1)
+    build.scalar("clip limit", 0.1).event(0, "clip", "value", 0.1, line=21).facts(loss_lower_bound=0.0)
+    found = judged(build.loss(lambda step: 1.0 + 0.001 * np.sin(5.0 * step)))
+    assert bool(found) is fires
+    if fires:
+        assert found[0].fixes[0].code == "torch.nn.utils.clip_grad_value_(model.parameters(), clip_value=10)"
