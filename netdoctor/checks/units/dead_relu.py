@@ -28,9 +28,10 @@ class DeadRelu(Check):
     (or a constant), and training stops.
 
     How it is decided: per unit (channel), over every sample and position of the last third of the run (at least 4
-    sampled steps and 256 samples): not one value other than 0. A whole third, because a unit that an input shift
-    revives would be seen in it. 50 % of a layer is an error, 20 % a warning; where the loss falls all the same, a
-    warning when 20 % of all rectified units are lost, else advice. Weight gradients of exactly 0 confirm it.
+    sampled steps and 256 samples, 64 where a whole layer is silent): not one value other than 0. A whole third,
+    because a unit that an input shift revives would be seen in it. 50 % of a layer is an error, 20 % a warning; where
+    the loss falls all the same, a warning when 20 % of all rectified units are lost, else advice. Weight gradients of
+    exactly 0 confirm it.
 
     When it stays silent: sparse but live ReLUs, however many zeros they give, as long as each unit fires for some
     sample; under 20 % of a layer; some units of a model that reads none of its input; GELU, SiLU, LeakyReLU and

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from netdoctor.checks.units.window import before, feeder, late_start
 from netdoctor.recording import Layer, Recording, Role, Stat, Track
 
+# A layer that is silent as a whole needs fewer samples: nothing from 4 units for 64 samples is as unlikely as nothing from one
+# for 256. No more than 4 are counted, for units are not independent of each other.
+TOGETHER = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
@@ -84,7 +88,9 @@ def _liveness(
     samples = _samples(recording, group, steps)
     start = late_start(steps, samples, fewest, enough)
     if start is None:
-        return None
+        start = late_start(steps, samples, fewest, enough / min(active.shape[1], TOGETHER))
+        if start is None or active[start:].any():
+            return None
     dead: NDArray[np.bool_] = np.logical_not(np.any(active[start:], axis=0))
     ever = np.where(active, steps[:, None], -1).max(axis=0)
     fed = feeder(recording, group[0])

@@ -56,10 +56,24 @@ def test_needs_four_sampled_steps(steps: int, judged: bool) -> None:
 
 @pytest.mark.parametrize(("samples", "judged"), [(63.0, False), (64.0, True)])
 def test_needs_256_samples_per_unit(samples: float, judged: bool) -> None:
-    (found,) = run(net(units(20), samples=samples, steps=4).done())
+    (found,) = run(net(units(19), samples=samples, steps=4).done())
     assert isinstance(found, Finding) is judged
     if isinstance(found, Abstention):
         assert "256" in found.reason
+
+
+@pytest.mark.parametrize(("samples", "judged"), [(15.0, False), (16.0, True)])
+def test_a_layer_that_is_silent_as_a_whole_needs_64_samples(samples: float, judged: bool) -> None:
+    (found,) = run(net(units(20), samples=samples, steps=4).done())
+    assert isinstance(found, Finding) is judged
+
+
+@pytest.mark.parametrize(("width", "samples", "judged"), [(1, 32.0, False), (2, 32.0, True)])
+def test_a_narrow_silent_layer_needs_more_samples(width: int, samples: float, judged: bool) -> None:
+    build = Builder(4).linear("fc", units=width, rms=1.0, weight_rms=0.1, update=1e-4)
+    build.activation("relu", "ReLU", units=width, active=[0.0] * width, samples=samples).linear("out")
+    (found,) = run(build.done())
+    assert isinstance(found, Finding) is judged
 
 
 def test_sparse_but_live_units_are_silent() -> None:
