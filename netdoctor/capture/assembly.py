@@ -75,6 +75,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.blind_spots = list(observer.blind_spots.values())
     recording.faults = observer.containment.faults
     recording.facts = {**_facts(recording), **observer.facts, **_variable(observer, recording)}
+    recording.facts["unused_inputs"] = observer.data.handed.unused(recording.inputs)
     recording.facts["frozen_zeros"] = ",".join(_frozen_zeros(observer, display))
     recording.facts["scheduler_never_stepped"] = training.schedulers > 0 and not recording.counts.get("scheduler")
     if not recording.counts.get("step"):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netdoctor.capture.handed import HandedOut
 from netdoctor.capture.source import variable_name
 from netdoctor.capture.tree import tensors
 from netdoctor.data import Array, Columns, TensorFacts
@@ -58,6 +59,7 @@ class DataRecorder:
     def __init__(self) -> None:
         self._inputs: dict[tuple[int, int], _Kept] = {}
         self._targets: dict[tuple[str, tuple[str, int]], _Kept] = {}
+        self.handed = HandedOut()
         self._known_loss = False  # a loss of torch's own was seen, so differences in the loop are not taken for losses
 
     def wants(self, name: str) -> bool:
@@ -104,6 +106,17 @@ class DataRecorder:
         _add(kept, target, step)
         _add_order(kept, target, step, name, kwargs)
 
+    def see_batch(self, step: int, batch: Any) -> None:
+        """A loader has handed out a batch."""
+        if not self.handed.wants(step, MAX_STEPS):
+            return
+        codes: dict[tuple[int, ...], set[int]] = {}
+        for tensor in list(tensors(batch))[:MAX_TENSORS]:
+            kept = _begin(tensor, "", ("", 0), None)
+            if kept is not None:
+                codes.setdefault(kept.shape, set()).add(_hash(sample_rows(tensor, kept.stride)))
+        self.handed.add(step, codes)
+
     def _subtracted(self, name: str, args: Any) -> Tensor | None:
         """The constant operand of a difference between a prediction and something of its size."""
         if self._known_loss or name not in _DIFFERENCES or len(args) < 2:
@@ -141,6 +154,10 @@ def _begin(tensor: Tensor, name: str, position: tuple[str, int], value: int | No
     return _Kept(name, tuple(tensor.shape), dtype, axis, math.ceil(columns / MAX_COLUMNS), position, value)
 
 
+def _hash(rows: Array) -> int:
+    return zlib.crc32(rows.tobytes())
+
+
 def sample_rows(tensor: Tensor, stride: int) -> Array:
     """At most `STEP_NUMBERS` numbers as (rows, columns): strided positions first, then strided samples, from all over."""
     taken = tensor.detach()
@@ -164,7 +181,7 @@ def _add(kept: _Kept, tensor: Tensor, step: int) -> None:
     if tensor.numel() == 0:
         return
     rows = sample_rows(tensor, kept.stride)
-    code = zlib.crc32(rows.tobytes())
+    code = _hash(rows)
     if not kept.steps or kept.steps[-1] != step:  # of several calls in one step the first tells batches apart
         kept.steps.append(step)
         kept.hashes.append(code)

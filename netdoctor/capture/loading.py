@@ -1,4 +1,4 @@
-"""How long a training waits for its batches: the time within DataLoader's `next`, beside the wall time of the steps.
+"""What DataLoaders hand out, and how long a training waits for it: the time within `next`, beside the wall time of the steps.
 
 Nothing is done in the steps themselves: what is known of time is taken where the loader is asked for a batch.
 """
@@ -53,6 +53,8 @@ class LoaderClock:
             began = clock()
             batch = original(loader)
             observer.containment.run("data loading", self._got, loader, began, clock())
+            if observer.detailed:
+                observer.containment.run("data loading", observer.data.see_batch, observer.step, batch)
             return batch
 
         return __next__

@@ -8,17 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from netdoctor.check import Check
-from netdoctor.checks.data import mixing
+from netdoctor.checks.data import mixing, order
 from netdoctor.checks.data.harm import State, harm
-from netdoctor.checks.data.scale_trial import location
 from netdoctor.checks.data.symptoms import OF_ORDER
 from netdoctor.data import TensorFacts
-from netdoctor.finding import Evidence, Finding, Fix, Reach, Severity
+from netdoctor.finding import Finding, Severity
 from netdoctor.recording import Recording
-
-CODE = (
-    "loader = DataLoader(dataset, batch_size=batch_size, shuffle=True)\n# or, by hand: order = torch.randperm(len(X))"
-)
 
 
 @dataclass(frozen=True)
@@ -32,9 +27,10 @@ class UnshuffledData(Check):
     batches of its size from all labels seen. Under 60 % of it, by 6 standard errors, with labels in order or mostly of
     one class, is a warning; under 30 %, or when training is hurt, an error. Of a regression: targets that ascend in
     every batch with less than half of the spread of all, or batches with less than 30 % of it while training is hurt.
-    When it stays silent: well mixed batches, shuffled or not; the same batch again and again (full-batch training); one
-    class only; batches of under 4; GAN, RL, several optimizers; labels per token or pixel; regressions on sequences.
-    Fix: `shuffle=True`, or a random permutation per epoch.
+    An error too: one batch again and again, while a loader hands out others of its shape that nobody uses.
+    When it stays silent: well mixed batches, shuffled or not; full-batch training; one class only; batches of under 4;
+    GAN, RL, several optimizers; labels per token or pixel; regressions on sequences.
+    Fix: `shuffle=True`, or a random permutation per epoch; the loop's own batch.
     Sources: LeCun et al., Efficient BackProp, 1998, section 4.2; Bottou, SGD Tricks, 2012, section 4; advice A13, A38.
     """
 
@@ -55,29 +51,25 @@ class UnshuffledData(Check):
         state = harm(recording).state
         if recording.facts.get("moving_target") or recording.facts.get("several_optimizers"):
             return
+        if float(recording.facts.get("unused_inputs", 0)) >= self.steps:
+            yield order.unused(recording, self.steps)
+            return
         for facts in recording.targets:
             if mixing.distinct(facts, recording) < self.steps or not mixing.per_sample(facts, recording):
                 continue
             mixed = mixing.mixing(facts)
             if mixed is not None and self._poor(mixed):
-                yield self._classes(facts, mixed, state)
+                grave = mixed.share < self.pure or state is State.HURT
+                yield order.classes(facts, mixed, self.poor, Severity.ERROR if grave else Severity.WARNING)
                 return
             if self._sorted(facts, state, recording):
-                yield self._values(facts)
+                yield order.values(facts, self.spread)
                 return
 
     def _poor(self, mixed: mixing.Mixing) -> bool:
         enough = mixed.steps >= self.steps and mixed.expected >= self.expected
         in_order = mixed.ordered >= self.ordered or mixed.majority >= self.majority
         return enough and mixed.share < self.poor and mixed.z > self.errors and in_order
-
-    def _classes(self, facts: TensorFacts, mixed: mixing.Mixing, state: State) -> Finding:
-        grave = mixed.share < self.pure or state is State.HURT
-        says = f"{100 * mixed.majority:.0f} % of a batch are of one class on average: each update teaches that class "
-        says += "and unteaches the others."
-        title = f"the data is not shuffled: {np.exp(mixed.entropy):.2g} of {mixed.classes} classes in a batch (mean)"
-        evidence = Evidence("entropy of the labels in a batch", mixed.entropy, "<", self.poor * mixed.expected, "nats")
-        return _finding(facts, title, Severity.ERROR if grave else Severity.WARNING, says, evidence)
 
     def _sorted(self, facts: TensorFacts, state: State, recording: Recording) -> bool:
         if facts.classes is not None or facts.ordered is None or facts.within is None or facts.shape[0] < 8:
@@ -86,15 +78,3 @@ class UnshuffledData(Check):
         ascending = bool(np.nanmin(facts.ordered) >= self.ordered)
         plain = all(len(given.shape) == 2 for given in recording.inputs)
         return (ascending and share < self.spread) or (share < self.narrow and plain and state is State.HURT)
-
-    def _values(self, facts: TensorFacts) -> Finding:
-        within = 0.0 if facts.within is None else float(np.mean(facts.within))
-        says = "The samples come in order, so each update fits one part of the targets' range and spoils the others."
-        title = f"the data is not shuffled: a batch has {100 * within / facts.std:.0f} % of the targets' spread"
-        evidence = Evidence("standard deviation of the target in a batch", within, "<", self.spread * facts.std)
-        return _finding(facts, title, Severity.WARNING, says, evidence)
-
-
-def _finding(facts: TensorFacts, title: str, grade: Severity, says: str, evidence: Evidence) -> Finding:
-    fix = Fix("shuffle", "Shuffle the training data anew in each epoch.", CODE, Reach.RUN)
-    return Finding("unshuffled-data", title, grade, says, location(facts), (evidence,), (fix,), first_step=0, share=1.0)

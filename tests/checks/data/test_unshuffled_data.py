@@ -79,6 +79,18 @@ def test_one_batch_again_and_again_is_no_matter_of_order() -> None:
     assert judged(labels(np.sort(mixed()), batch=640)) == []
 
 
+@pytest.mark.parametrize(("unused", "fires"), [(5, False), (6, True)])
+def test_one_batch_again_and_again_while_the_loader_gives_others(unused: int, fires: bool) -> None:
+    build = Builder(steps=60).loss(lambda step: 2.3 * 0.95**step).facts(unused_inputs=unused)
+    build.recording.inputs = [facts(np.zeros((32, 4)), batches=(7,) * 8)]
+    found = list(UnshuffledData().judge(build.done()))
+    assert bool(found) is fires
+    if fires:
+        assert found[0].severity is Severity.ERROR
+        assert "same 32 samples in each of the 8 measured steps" in found[0].explanation
+        assert found[0].location.line == 9
+
+
 @pytest.mark.parametrize(("steps", "fires"), [(5, False), (6, True)])
 def test_few_steps_are_no_habit(steps: int, fires: bool) -> None:
     spread = np.sort(mixed())
