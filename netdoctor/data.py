@@ -36,7 +36,8 @@ class TensorFacts:
     """A model input, or a loss's target, over the sampled steps. `shape` and `dtype` are those of the first step.
 
     `columns` are those of axis `axis` ("column": the last dimension, "channel": dimension 1; every `stride`-th where
-    there are more than 512). `mean` and `std` are over all. `batches` holds (per sampled step) a hash of its numbers.
+    there are more than 512). `mean` and `std` are over all. `batches` holds (per sampled step) a hash of its numbers,
+    `scales` its mean and standard deviation (steps, 2).
     Of targets, `name` is the loss function; for whole numbers `classes` counts each class per step (steps, classes),
     and `ordered` is the share of neighbours in the batch that do not descend. `value` is the index in the graph.
     """
@@ -61,6 +62,7 @@ class TensorFacts:
     line: int = 0
     text: str = ""
     nonfinite: int = 0  # sampled rows that hold NaN or Inf; they are in none of the figures
+    scales: Array | None = None
 
     @property
     def rms(self) -> float:

@@ -47,6 +47,7 @@ class _Kept:
     blocks: list[Array] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
+    scales: list[tuple[float, float]] = field(default_factory=list)
     classes: list[Array] = field(default_factory=list)
     ordered: list[float] = field(default_factory=list)
     within: list[float] = field(default_factory=list)
@@ -185,6 +186,7 @@ def _add(kept: _Kept, tensor: Tensor, step: int) -> None:
     if not kept.steps or kept.steps[-1] != step:  # of several calls in one step the first tells batches apart
         kept.steps.append(step)
         kept.hashes.append(code)
+        kept.scales.append((float(rows.mean()), float(rows.std())))
     fits = not kept.blocks or kept.blocks[0].shape[1] == rows.shape[1]
     if fits and kept.numbers + rows.size <= ALL_NUMBERS:
         kept.blocks.append(rows.copy())
@@ -251,6 +253,7 @@ def _tell(kept: _Kept) -> TensorFacts:
         *kept.position,
         linecache.getline(*kept.position).strip(),
         sampled - len(rows),
+        np.asarray(kept.scales),
     )
 
 

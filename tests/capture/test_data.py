@@ -74,6 +74,14 @@ def test_regression_targets_of_known_and_hand_written_losses(loss: object) -> No
     assert target.within[0] == pytest.approx(float(y[:16].std(unbiased=False)), rel=1e-5)
 
 
+def test_the_scale_of_every_measured_step_is_kept() -> None:
+    x, y = torch.randn(8, 4), torch.randn(8, 1)
+    (inputs,) = trained(x, y, functional.mse_loss).inputs
+    assert inputs.scales is not None and len(inputs.scales) == len(inputs.steps)
+    expected = [float(x.double().mean()), float(x.double().std(correction=0))]
+    assert np.allclose(inputs.scales, expected)
+
+
 def test_equal_batches_have_equal_hashes_and_others_do_not() -> None:
     x, y = torch.randn(16, 4), torch.randn(16, 1)
     assert len(set(trained(x, y, functional.mse_loss).inputs[0].batches)) == 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from netdoctor.check import Check
+from netdoctor.checks.generalisation import drift
 from netdoctor.data import Evaluation, TensorFacts
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording, SourceLine
@@ -25,12 +26,12 @@ class TrainEvalShift(Check):
     of 3 or more in their standard deviation, or by 4 deviations or more in their mean.
     When it stays silent: augmentation of moderate size; fewer than 64 rows; whole numbers (tokens); data that
     does not vary; inputs of other shapes; acting and sampling, where nothing is compared with targets.
-    Fix: one function for the preprocessing, with the numbers of the training set, for both.
+    Fix: one function for the preprocessing, with the numbers of the training set, for both; none of it in place.
     Sources: Breck et al., The ML Test Score, 2017 (training-serving skew); advice B6.
     """
 
     name = "train-eval-shift"
-    explains = frozenset({"overfitting"})
+    explains = frozenset({"overfitting"}) | drift.HARM
 
     rows: int = 64  # of each: the deviation of fewer is off by a tenth and more
     scale: float = 3.0  # between the standard deviations: augmentation changes them by a third at most
@@ -44,10 +45,15 @@ class TrainEvalShift(Check):
             for place, given in enumerate(evaluation.inputs):
                 trained = self._counterpart(recording, place, given)
                 if trained is not None:
-                    scale, mean = self._shift(trained, given)
-                    if scale >= self.scale or mean >= self.mean:
-                        yield self._finding(evaluation, trained, given, scale, mean)
+                    found = drift.drifting(trained, given) or self._apart(evaluation, trained, given)
+                    if found is not None:
+                        yield found
                         return
+
+    def _apart(self, evaluation: Evaluation, trained: TensorFacts, given: TensorFacts) -> Finding | None:
+        scale, mean = self._shift(trained, given)
+        far = scale >= self.scale or mean >= self.mean
+        return self._finding(evaluation, trained, given, scale, mean) if far else None
 
     def _counterpart(self, recording: Recording, place: int, given: TensorFacts) -> TensorFacts | None:
         """The training input at the same place and of the same shape, if both can be compared."""

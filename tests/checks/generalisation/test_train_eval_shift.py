@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from netdoctor.checks.generalisation.drift import tau
 from netdoctor.checks.generalisation.train_eval_shift import TrainEvalShift
 from netdoctor.data import Evaluation
 from netdoctor.finding import Finding
@@ -64,3 +67,47 @@ def test_tokens_and_moving_targets_are_left_alone():
 def test_it_points_at_the_evaluation():
     (found,) = TrainEvalShift().judge(both(rows(), rows(std=255.0), line=31).done())
     assert found.location.line == 31
+
+
+def drifting(stds: list[float], means: list[float] | None = None, std: float = 1.0) -> list[Any]:
+    """What is found where the training's inputs have these scales, step by step, and the evaluation's have mean 0."""
+    build = both(rows(), rows(std=std))
+    scales = np.array([means or [0.0] * len(stds), stds]).T
+    build.recording.inputs = [facts(rows(), batches=tuple(range(len(stds))), scales=scales)]
+    return list(TrainEvalShift().judge(build.done()))
+
+
+@pytest.mark.parametrize(
+    ("stds", "expected"),
+    [
+        (list(np.linspace(1.0, 1.8, 20)), True),
+        (list(np.linspace(1.0, 1.5, 20)), False),  # the medians of three steps at the ends lie 1.42 apart
+        (list(np.linspace(1.0, 0.5, 20)), True),
+        (list(np.linspace(1.0, 1.8, 11)), False),
+        (list(np.linspace(2.0, 1.0, 20)), False),  # towards the evaluation's
+        ([1.0, 1.8] * 10, False),  # up and down
+        ([1.0] * 8 + list(np.linspace(1.1, 1.9, 14)), True),  # as an epoch without change and then more of them
+    ],
+)
+def test_inputs_that_drift_away_from_the_evaluation(stds, expected):
+    found = drifting(stds)
+    assert bool(found) is expected
+    if expected:
+        assert "piles up" in found[0].explanation
+        assert found[0].location.line == 9
+
+
+def test_a_mean_that_drifts():
+    assert drifting([1.0] * 20, list(np.linspace(0.0, 0.8, 20)))
+    assert not drifting([1.0] * 20, list(np.linspace(0.0, 0.4, 20)))
+
+
+def test_recordings_of_before_tell_no_drift():
+    assert not fires(both(rows(), rows()))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=30, unique=True))
+def test_tau_is_kendalls(values):
+    pairs = [(a, b) for i, a in enumerate(values) for b in values[i + 1 :]]
+    assert tau(np.array(values)) == pytest.approx(sum(1 if b > a else -1 for a, b in pairs) / len(pairs))

@@ -1,0 +1,63 @@
+"""Training inputs that change from step to step, away from what the model is evaluated on: preprocessing that piles up."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from netdoctor.data import Array, TensorFacts
+from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
+from netdoctor.recording import SourceLine
+
+STEPS = 12  # measured ones: a trend over fewer may be chance
+ENDS = 3  # measured steps that show how it began, and how it ended
+APART = (
+    1.5  # between the scale of the last steps and the evaluation's, beyond that of the first: no augmentation does that
+)
+STEADY = 0.6  # Kendall's tau against time: the first epoch, in which most steps are measured, may show no change yet
+CODE = "img = img + noise  # not img += noise, which changes the stored data: it grows from epoch to epoch"
+HARM = frozenset({"loss-not-decreasing", "loss-diverging", "unstable-loss", "underfitting"})
+
+
+def drifting(trained: TensorFacts, given: TensorFacts) -> Finding | None:
+    """The finding that the inputs of the training move away from the evaluation's steadily, or None.
+
+    Deviations and means (in deviations of the evaluation) are looked at per measured step, over all columns.
+    """
+    if trained.scales is None or len(trained.scales) < STEPS or not given.std > 0:
+        return None
+    scales = trained.scales[np.isfinite(trained.scales).all(axis=1)]
+    spread, shift = np.abs(np.log(np.maximum(scales[:, 1], 1e-30) / given.std)), np.abs(scales[:, 0] - given.mean)
+    for distance in (spread, np.log1p(shift / given.std)):
+        if len(distance) < STEPS or tau(distance) < STEADY:
+            continue
+        began, ended = float(np.median(distance[:ENDS])), float(np.median(distance[-ENDS:]))
+        if ended - began >= math.log(APART):
+            return _finding(trained, given, scales, ended - began)
+    return None
+
+
+def tau(values: Array) -> float:
+    """Kendall's rank correlation of values with their order (tau-a): 1 where each is above all before it."""
+    signs = np.sign(values[None, :] - values[:, None])
+    count = len(values)
+    return float(np.triu(signs, 1).sum() / (count * (count - 1) / 2))
+
+
+def _finding(trained: TensorFacts, given: TensorFacts, scales: Array, moved: float) -> Finding:
+    first, last = np.median(scales[:ENDS], axis=0), np.median(scales[-ENDS:], axis=0)
+    steps = f"steps {trained.steps[0]} and {trained.steps[-1]}"
+    return Finding(
+        "train-eval-shift",
+        "the training's inputs change from step to step, away from those of the evaluation",
+        Severity.WARNING,
+        f"Training at {steps}: mean {first[0]:.3g} and {last[0]:.3g}, standard deviation {first[1]:.3g} and {last[1]:.3g}; "
+        f"evaluation: mean {given.mean:.3g}, standard deviation {given.std:.3g}. An operation in place on the stored data "
+        "piles up like this.",
+        Location.at(SourceLine(trained.file, trained.line, trained.text) if trained.file else None),
+        (Evidence("distance from the evaluation's scale, factor gained", math.exp(moved), "≥", APART),),
+        (Fix("augment-a-copy", "Preprocess and augment copies, not the stored data.", CODE, Reach.RUN),),
+        first_step=int(trained.steps[-1]),
+        share=1.0,
+    )
