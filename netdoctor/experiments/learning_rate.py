@@ -9,16 +9,19 @@ import numpy as np
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.training.lr_trials import level
+from netdoctor.checks.training.slow_rate import LOWER, OWN
 from netdoctor.checks.training.update_ratios import medians
 from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.sandbox import Budget, Run, Sandbox, quiet
 from netdoctor.recording import Arm, Recording
+from netdoctor.trend import judge
 
 STEPS = 60  # enough for a trend over noise (trend.py asks for 30), short enough to be run five times
 FACTORS = (0.1, 10.0, 0.01, 100.0)  # nearest first: a budget that runs out has answered the likeliest question
 USUAL, DECADE = 1e-3, 10.0  # rms(update) / rms(weight) per step of healthy training (CS231n), and what is far from it
 AHEAD, FAR = 0.1, 0.6  # of the loss that the best lower rate lost in a short trial: more steps may tell more
 LONGER = 3  # times as many steps
+LEFT = 0.25  # of the loss that a training left: it works, and may be slow for its rate
 JUMP = 2.0  # times the first loss: no minibatch noise
 
 
@@ -80,6 +83,18 @@ def longer(recording: Recording, step: TrainingStep, budget: Budget, say: Callab
     found = trials(step, budget, say, LONGER * STEPS, (best,), least=2)
     enough = len(found) == 2 and all(not a.failure and len(a.losses) >= LONGER * STEPS // 2 for a in found.values())
     return {name: replace(arm, facts={**arm.facts, "longer": True}) for name, arm in found.items()} if enough else {}
+
+
+def hasty(recording: Recording) -> bool:
+    """Whether a training that learns has a good part of its loss left, while its weights change far more than is usual."""
+    trend, ratios = judge(recording), list(medians(recording).values())
+    return 1 - trend.drop >= LEFT and bool(ratios) and float(np.median(ratios)) > DECADE * USUAL
+
+
+def slower(step: TrainingStep, budget: Budget, say: Callable[[str], None]) -> dict[str, Arm]:
+    """The arms "rates/own" and "rates/x0.1": the script's learning rate and a tenth of it, over many steps."""
+    found = trials(step, budget, say, LONGER * STEPS, (0.1,), least=2)
+    return {name: replace(arm, name=name) for name, arm in zip((OWN, LOWER), found.values(), strict=False)}
 
 
 def _fall(arm: Arm) -> float:

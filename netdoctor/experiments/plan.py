@@ -10,7 +10,8 @@ import numpy as np
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.data.harm import State, harm
 from netdoctor.checks.training.learning_rate_too_high import LearningRateTooHigh
-from netdoctor.checks.training.lr_trials import works
+from netdoctor.checks.training.lr_trials import rescue_on_few, works
+from netdoctor.checks.training.slow_rate import OWN
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import (
     batchnorm,
@@ -24,6 +25,7 @@ from netdoctor.experiments import (
     questions,
     range_test,
     scaling,
+    side_terms,
     width,
 )
 from netdoctor.experiments.pace import QUICK, is_slow, least_seconds, lighter, seconds_per_step, tiny_pace
@@ -94,7 +96,10 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     tenth, fifth = partial(budget.share, seconds * 0.1), partial(budget.share, seconds * 0.2)
     if not learning:
         _rates(recording, step, budget, seconds, say)
+    elif learning_rate.hasty(recording) and rescue_on_few(recording, up=False) is not None:
+        _lower(recording, step, budget.share(seconds * 0.4), say)
     _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
+    _add(recording, lambda: side_terms.look(recording, step, fifth()), say, "training with little of a side term")
     # A training that works is asked little else, and positions that are missing show only after some hundred steps.
     longest = budget.share(seconds * 0.6) if learning else fifth()
     _add(recording, lambda: positions.order(recording, step, longest), say, "permuting the positions")
@@ -103,6 +108,8 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     _add(recording, lambda: classes.compare(recording, step, tenth()), say, "taking numbers for classes")
     if learning and not works(judge(recording), LearningRateTooHigh.learning):
         _rates(recording, step, budget, seconds, say)
+    elif learning and learning_rate.hasty(recording) and OWN not in recording.arms:
+        _lower(recording, step, budget.share(0.5 * budget.left), say)
     if not learning or harm(recording).state is not State.WORKS or judge(recording).kind != "converged":
         _add(recording, lambda: scaling.trials(recording, step, fifth(), say), say, "standardising the data")
     if harm(recording).state in {State.HURT, State.SLOW}:
@@ -124,6 +131,11 @@ def _rates(recording: Recording, step: TrainingStep, budget: Budget, seconds: fl
             "trying a learning rate for longer",
         )
     _add(recording, lambda: range_test.sweep(step, budget.share(seconds * 0.1)), say, "a learning-rate range test")
+
+
+def _lower(recording: Recording, step: TrainingStep, budget: Budget, say: Say) -> None:
+    """A tenth of the rate of a training that works: first where a tiny batch is fitted with it, and not with the script's own."""
+    _add(recording, lambda: learning_rate.slower(step, budget, say), say, "trying a tenth of the learning rate")
 
 
 def _no_time(steps: int, pace: float) -> Arm:

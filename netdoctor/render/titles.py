@@ -17,6 +17,8 @@ _GROUPS = {
     "single-sample": "a step on each sample",
     "batchnorm-put-back": "BatchNorm put back over mended weights",
     "regularisation": "going on without regularisation",
+    "side-terms": "a side term of the loss made small",
+    "rates": "a tenth of the learning rate",
     "underflow": "gradients of a scaled loss",
     "usage": "what of the input is read",
     "labels": "equal inputs with other targets",

@@ -77,7 +77,8 @@ def test_regression_targets_of_known_and_hand_written_losses(loss: object) -> No
 def test_the_scale_of_every_measured_step_is_kept() -> None:
     x, y = torch.randn(8, 4), torch.randn(8, 1)
     (inputs,) = trained(x, y, functional.mse_loss).inputs
-    assert inputs.scales is not None and len(inputs.scales) == len(inputs.steps)
+    assert inputs.scales is not None
+    assert len(inputs.scales) == len(inputs.steps)
     expected = [float(x.double().mean()), float(x.double().std(correction=0))]
     assert np.allclose(inputs.scales, expected)
 

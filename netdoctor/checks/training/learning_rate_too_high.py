@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
+from netdoctor.checks.training import slow_rate
 from netdoctor.checks.training.lr_trials import Rescue, fell_until_broken, ran, rescue, rescue_on_few, why_not, works
 from netdoctor.checks.training.optimizer_line import with_lr
 from netdoctor.checks.training.update_ratios import medians
@@ -29,18 +30,18 @@ class LearningRateTooHigh(Check):
     Why it hurts: the loss oscillates, grows or becomes NaN; ReLU units die and sigmoids saturate on the way.
     How it is decided: by trial. From the same start on the same batches, on a copy, a learning rate 10 or 100 times
     lower loses at least 30 % of the loss where the script's own loses less than 10 %; or, in three times as many steps,
-    60 % and four times what the script's own does. Without the trials only a flagrant case is reported: half of the
-    weight matrices change by more than a tenth per step while the loss does not fall.
+    60 % and four times what the script's own does. A warning where training works, but a tenth of the rate leaves half
+    of the loss that its own leaves in as many steps, and less than the whole run. Without the trials only a flagrant
+    case is reported: half of the weight matrices change by over a tenth per step while the loss does not fall.
     When it stays silent: the training learns, or did until an operation broke (a lower rate would only break it later);
-    lower rates train no better; biases, norms, embeddings and
-    zero-initialised matrices; the first steps of Adam and of a warm-up.
+    lower rates train no better; biases, norms, embeddings and zero-initialised matrices; Adam's and a warm-up's start.
     Fix: the learning rate that the trial found, in the script's own line.
     Sources: CS231n's notes (healthy update ratio about 1e-3); TheDeepChecker and DeepDiagnosis (upper limit 1e-1).
     """
 
     name = "learning-rate-too-high"
     needs = frozenset({Stat.RMS})
-    arms = frozenset({"trial/control", "trial/lr x0.1", "trial/lr x0.01"})
+    arms = frozenset({"trial/control", "trial/lr x0.1", "trial/lr x0.01", slow_rate.OWN, slow_rate.LOWER})
     explains = frozenset(SYMPTOMS.split())
 
     ratio: float = 0.1  # per step and weight; a hundred times what is healthy (CS231n)
@@ -53,6 +54,8 @@ class LearningRateTooHigh(Check):
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         trend = judge(recording)
         if works(trend, self.learning) or not recording.optimizers or fell_until_broken(recording, self.learning):
+            slow = slow_rate.finding(self.name, recording, trend)
+            yield from () if slow is None else (slow,)
             return
         found = rescue(recording, FACTORS, self.gain, self.stuck, self.times)
         if found is None and trend.failing and not _came_broken(recording):

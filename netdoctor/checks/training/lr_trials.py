@@ -90,6 +90,7 @@ def rescue(
     if not (judge_series(best.losses, bound).learning and lost >= gain and control_lost < max(stuck, slow)):
         return None
     old = recording.optimizers[0].lr if recording.optimizers else math.nan
+    old = float(control.facts.get("lr", old))  # that of a warm-up's first step is not what the script means
     lr, furthest = float(best.facts.get("lr", old * float(factor))), factor == factors[-1]
     return Rescue(lr, old, lost, control_lost, control, best, furthest, slow=slow)
 

@@ -6,33 +6,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
+from netdoctor.checks.training import side_term
 from netdoctor.checks.training.lr_trials import rescue
 from netdoctor.checks.training.pull import pulls, weaker
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.recording import Arm, Recording, SourceLine, Stat
+from netdoctor.recording import Arm, Recording, Stat
 
 CONTROL, DECAY, PENALTY = (f"regularisation/{x}" for x in ("as it is", "without weight decay", "without penalty"))
 
 
 @dataclass(frozen=True)
 class OverRegularised(Check):
-    """Weight decay, or a penalty in the loss, keeps the training from learning.
+    """Weight decay, or a penalty or another side term in the loss, keeps the training from learning.
 
-    What it is: the pull of the weights towards zero balances the gradient before the data is learned.
+    What it is: the pull of the weights towards zero balances the gradient before the data is learned; or a term that
+    compares nothing with data, as a divergence from a prior, outweighs the one that does (posterior collapse).
     Why it hurts: the training loss itself stays high, which no regularisation is meant to do.
     How it is decided: a fifth of the loss or more is left at the end of the run. The decay pulls at half of the weight
     matrices with a fifth or more of the gradient's (or the update's) strength, or the penalty is a fifth or more of
     the loss; and when the trained model goes on without it, on a copy, the loss of the data falls by 30 % or more below
-    what it falls to with it.
+    what it falls to with it. A side term: the trained model is no better than a constant prediction, nor is a copy
+    after 180 steps from the start; with a thousandth of the term, a copy leaves 30 % less than that of it.
     When it stays silent: training that reached its floor; usual decay (1e-4 to 0.1 with AdamW); where nothing is gained
     without it; a usual decay where a lower learning rate trains. Dropout is the matter of `dropout-too-high`.
     Fix: a hundredth of the decay (no more than 1e-3, or 1e-2 with AdamW), or of the penalty's factor.
-    Sources: Krogh and Hertz 1991 (weight decay as a pull); Goodfellow, Bengio and Courville, 7.1; advice A28.
+    Sources: Krogh and Hertz 1991 (weight decay as a pull); Goodfellow, Bengio and Courville, 7.1; Bowman et al.,
+    Generating Sentences from a Continuous Space, 2016 (posterior collapse); advice A28.
     """
 
     name = "over-regularised"
     needs = frozenset({Stat.RMS})
-    arms = frozenset({CONTROL, DECAY, PENALTY})
+    arms = frozenset({CONTROL, DECAY, PENALTY, side_term.AS_IT_IS, side_term.LESS})
     explains = frozenset(
         {"loss-not-decreasing", "cannot-overfit-tiny-batch", "underfitting", "vanishing-activations", "unstable-loss"}
         | {"vanishing-gradients", "learning-rate-too-low", "learning-rate-too-high", "constant-layer", "dead-relu"}
@@ -47,6 +51,10 @@ class OverRegularised(Check):
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         control, found = recording.arms.get(CONTROL), sorted(pulls(recording).values())
         pull = found[len(found) // 2] if found else 0.0
+        term = side_term.finding(self.name, recording)
+        if term is not None:
+            yield term
+            return
         if control is None or control.failure:
             if control is not None:
                 yield Abstention(self.name, control.failure)
@@ -69,7 +77,7 @@ class OverRegularised(Check):
         decay = name == DECAY
         optimizer = recording.optimizers[0] if recording.optimizers else None
         values = [float(g.get("weight_decay", 0.0)) for g in optimizer.groups] if optimizer else [0.0]
-        source = optimizer.source if decay and optimizer else _penalty(recording)
+        source = optimizer.source if decay and optimizer else side_term.line(recording)
         what = f"a weight decay of {max(values):g}" if decay else "a penalty in the loss"
         after, kept = float(arm.facts["data"]), float(control.facts["data"])
         less = weaker(max(values), optimizer.type if optimizer else "")
@@ -87,12 +95,3 @@ class OverRegularised(Check):
             Certainty.PROVEN,
             share=min(1.0, gained),
         )
-
-
-def _penalty(recording: Recording) -> SourceLine | None:
-    """The line that adds what is made of weights alone to the loss."""
-    graph = recording.graph
-    for operation in graph.loss_operations() if graph is not None else ():
-        if operation.name in ("add", "iadd") and operation.file and len(operation.inputs) > 1 and not operation.inside:
-            return SourceLine(operation.file, operation.line, operation.text)
-    return None

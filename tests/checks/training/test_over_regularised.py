@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from netdoctor.checks.training.over_regularised import OverRegularised
-from netdoctor.finding import Abstention, Certainty, Finding
+from netdoctor.finding import Abstention, Certainty, Finding, Severity
 from tests.checks.builders import Builder
 
 
@@ -66,3 +66,32 @@ def test_a_usual_decay_that_pulls_because_of_the_learning_rate(decay: float, tre
     """Where a lower rate trains, the rate is the cause."""
     build = arms(recording(decay=decay)).arm("trial/control", [1.0] * 60)
     assert bool(judged(build.arm("trial/lr x0.1", np.linspace(1.0, treated, 60)))) is fires
+
+
+def sides(kept: float, left: float) -> list[Finding]:
+    build = Builder(steps=60).linear("0", weight_rms=1.0).optimizer("Adam", lr=0.1)
+    data = build.operation("mse_loss", build.weight("0.weight"), build.value((8,)), shape=())
+    other = build.operation("sum", build.weight("0.weight"), shape=())
+    build.backward(build.operation("add", data, other, line=14, text="loss = recon + kl"))
+    build.arm("side-terms/as it is", [1.0] * 180, left=kept)
+    return judged(build.arm("side-terms/with little of them", [0.5] * 180, left=left))
+
+
+@pytest.mark.parametrize(
+    ("kept", "left", "fires"),
+    [(0.91, 0.63, True), (0.89, 0.1, False), (1.0, 0.69, True), (1.0, 0.71, False), (float("nan"), 0.1, False)],
+)
+def test_a_side_term_that_outweighs_the_data(kept: float, left: float, fires: bool) -> None:
+    found = sides(kept, left)
+    assert bool(found) is fires
+    if fires:
+        assert (found[0].location.line, found[0].severity, found[0].certainty) == (14, Severity.ERROR, Certainty.PROVEN)
+        trial = found[0].fixes[0].trial
+        assert trial is not None
+        assert trial.measured is not None
+        assert (trial.measured.control, trial.measured.treated) == (100 * kept, 100 * left)
+
+
+def test_side_terms_that_could_not_run_say_nothing() -> None:
+    build = Builder(steps=60).arm("side-terms/as it is", failure="no copy")
+    assert judged(build) == []
