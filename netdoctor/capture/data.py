@@ -111,11 +111,11 @@ class DataRecorder:
         """A loader has handed out a batch."""
         if not self.handed.wants(step, MAX_STEPS):
             return
-        codes: dict[tuple[int, ...], set[int]] = {}
+        codes: dict[tuple[int, ...], list[int]] = {}
         for tensor in list(tensors(batch))[:MAX_TENSORS]:
             kept = _begin(tensor, "", ("", 0), None)
             if kept is not None:
-                codes.setdefault(kept.shape, set()).add(_hash(sample_rows(tensor, kept.stride)))
+                codes.setdefault(kept.shape, []).append(_hash(sample_rows(tensor, kept.stride)))
         self.handed.add(step, codes)
 
     def _subtracted(self, name: str, args: Any) -> Tensor | None:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from netdoctor.data import TensorFacts
 
-Shape = tuple[int, ...]
+Form = tuple[int, int]  # (dimensions, samples) of a tensor: sequences are padded to another length in each batch
 
 
 class HandedOut:
-    """The first batch that a loader hands out in each measured step, as hashes of its tensors by shape. Keeps no tensor."""
+    """The first batch that a loader hands out in each measured step, as hashes of its tensors by form. Keeps no tensor."""
 
     def __init__(self) -> None:
-        self._steps: dict[int, dict[Shape, set[int]]] = {}
+        self._steps: dict[int, dict[Form, set[int]]] = {}
 
     def wants(self, step: int, most: int) -> bool:
         """Whether this is the first batch of a step, and of no more than `most` steps."""
         return step not in self._steps and len(self._steps) < most
 
-    def add(self, step: int, codes: dict[Shape, set[int]]) -> None:
-        """The hashes of a batch's tensors."""
-        self._steps[step] = codes
+    def add(self, step: int, codes: dict[tuple[int, ...], list[int]]) -> None:
+        """The hashes of a batch's tensors, by their shapes."""
+        forms = self._steps[step] = {}
+        for shape, found in codes.items():
+            forms.setdefault(_form(shape), set()).update(found)
 
     def unused(self, inputs: list[TensorFacts]) -> int:
         """How many different batches were handed out while all that the models were given stayed the same from step to step.
 
-        Only tensors of the shape of an input count, in steps in which that was measured; 0 where any input changed, or was
+        Only tensors of the form of an input count, in steps in which that was measured; 0 where any input changed, or was
         handed out itself in more than one step. Targets tell nothing: those of a contrastive loss never change.
         """
         if not inputs or any(len(set(facts.batches)) > 1 for facts in inputs):
@@ -32,7 +34,11 @@ class HandedOut:
         return max(self._beside(facts) for facts in inputs)
 
     def _beside(self, facts: TensorFacts) -> int:
-        kept = [self._steps.get(int(step), {}).get(facts.shape, set()) for step in facts.steps]
+        kept = [self._steps.get(int(step), {}).get(_form(facts.shape), set()) for step in facts.steps]
         seen = [frozenset(codes) for codes in kept if codes]
         used = sum(not codes.isdisjoint(facts.batches) for codes in seen)
         return len(set(seen)) if used <= 1 else 0
+
+
+def _form(shape: tuple[int, ...]) -> Form:
+    return len(shape), shape[0]

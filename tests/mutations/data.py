@@ -40,6 +40,31 @@ FAULTS = (
         },
     ),
     Fault(
+        "the batch that was inspected before",
+        ("unshuffled-data",),
+        {
+            "mlp_wine": (
+                ("    for xb, yb in loader:\n", "    for inputs, labels in loader:\n"),
+                ("model = ", "xb, yb = next(iter(loader))\nmodel = "),
+            ),
+            "gru_packed": (
+                (
+                    "        for tokens, lengths, labels in loader:\n",
+                    "        for words, sizes, classes in loader:\n            tokens, lengths, labels = sample\n",
+                ),
+                ("    model = ", "    sample = next(iter(loader))\n    model = "),
+            ),
+            "multi_task": (
+                ("    for xb, lb, tb in loader:\n", "    for inputs, labels, values in loader:\n"),
+                ("model = ", "xb, lb, tb = next(iter(loader))\nmodel = "),
+            ),
+            "vit_digits": (
+                ("        for x, y in loader:\n", "        for batch, target in loader:\n"),
+                ("    model = ", "    x, y = next(iter(loader))\n    model = "),
+            ),
+        },
+    ),
+    Fault(
         "raw input of 0 to 255",
         ("unnormalised-input", "feature-scales"),
         {
