@@ -37,6 +37,7 @@ CONVERGED = 0.5  # lost half of the start without falling now: it fell before th
 LIKE_CHANCE = 1.5  # a first loss up to this much above ln C is that of an untrained classifier, and no sum of terms
 AT_CHANCE = 0.98  # within 2 % of what a constant predictor gets
 AT_FLOOR = 0.1  # under a tenth of the chance level there is little left to fall (a pretrained model)
+LEARNED = 0.7  # of the loss of the best constant prediction: what a model leaves that learned from its input
 MEMORY = 0.6  # most autocorrelation that is corrected for: what a smooth curve leaves over is shape, not memory
 HUGE = 1e100  # losses beyond are as good as this, and their squares are finite
 BLIND = 0.3  # where even a fall by 30 % cannot be excluded at 95 %, noise hides the answer
@@ -94,6 +95,10 @@ def judge(recording: Recording) -> Trend:
         return replace(trend, kind="unknown", reason="a model makes the target: such a loss need not fall")
     if recording.facts.get("several_optimizers") and trend.kind in {"flat", "rises"}:
         return replace(trend, kind="unknown", reason="several optimizers may work against each other")
+    if trend.kind == "falls" and (left := _left(recording)) <= LEARNED:
+        return replace(
+            trend, drop=max(trend.drop, 1 - left)
+        )  # the rest of the loss is nothing that training could take
     if trend.reason == NO_BETTER and _cannot_fit(recording):
         return replace(trend, kind="flat", reason="")  # the experiment answers what the estimate left open
     return trend
@@ -118,6 +123,12 @@ def _latest(recording: Recording) -> list[Series]:
     cut = [Series(s.steps[s.steps >= begins], s.values[s.steps >= begins]) for s in recording.losses.values()]
     kept = [series for series in cut if series.values.size >= MIN_STEPS]
     return kept if begins and kept else list(recording.losses.values())
+
+
+def _left(recording: Recording) -> float:
+    """What the trained model leaves of the loss of the best constant prediction; infinite where no experiment measured that."""
+    arm = recording.arms.get("final/evaluation")
+    return math.inf if arm is None or arm.failure else float(arm.facts.get("left", math.inf))
 
 
 def _cannot_fit(recording: Recording) -> bool:

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Entry
 from netdoctor.errors import why_it_failed
-from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASSES, Term, watched_terms
+from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASSES, REGRESSION, Term, watched_terms
 from netdoctor.experiments.sandbox import Budget, quiet
+from netdoctor.experiments.score import Fit, fits
 from netdoctor.recording import Arm, Recording
 
 BATCHES = 12  # of the captured ones, from all over: enough for a mean
@@ -28,7 +29,8 @@ def outcome(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
     """The arms "final/evaluation" and, with BatchNorm layers, "final/batch statistics": losses per captured batch.
 
     Dropout is off in both; in the second one BatchNorm normalises by the batch, as in training. Curves of the first,
-    where one class per sample is predicted: "targets", "predictions" and "right", counts per class. Facts of the
+    where one class per sample is predicted: "targets", "predictions" and "right", counts per class; its fact "left": what
+    the terms that compare with data leave of the loss of the best constant prediction (the worst of them). Facts of the
     second: "frozen_drift", the largest median (over channels) move of a frozen BatchNorm's running mean in standard
     deviations, and "frozen_module" its path, where it was loaded with statistics of its own; "usual_momentum".
     """
@@ -43,6 +45,13 @@ def outcome(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
     return arms
 
 
+def _known(terms: list[Term]) -> list[Fit]:
+    """The fits of all terms that compare with data, if each can be set beside a constant prediction."""
+    found = fits(terms, 1)
+    compared = [term for term in terms if term.kind in (CLASSES, REGRESSION)]
+    return found if len(found) == len(compared) and all(fit.constant > 0 for fit in found) else []
+
+
 def _trains(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None
 
@@ -55,6 +64,7 @@ def _usual(module: nn.Module) -> bool:
 def _arm(name: str, step: TrainingStep, normed: bool, budget: Budget) -> Arm:
     losses: list[float] = []
     counts: dict[str, Tensor] = {}
+    left: list[float] = []
     began = time.perf_counter()
     try:
         with quiet():
@@ -66,11 +76,14 @@ def _arm(name: str, step: TrainingStep, normed: bool, budget: Budget) -> Arm:
                 value, terms = watched_terms(copies, switched(backward, normed))
                 losses.append(value)
                 _count(terms, counts)
+                left += [max(fit.measure / fit.constant for fit in found)] if (found := _known(terms)) else []
     except Exception as error:  # the model was taken apart after the training, or cannot be copied
         return Arm(name, np.empty(0), failure=why_it_failed(error))
     if not losses:
         return Arm(name, np.empty(0), failure="no time was left for it")
     facts: dict[str, float | str | bool] = {"says": f"mean loss {np.mean(losses):.4g} on {len(losses)} batches"}
+    if left:
+        facts["left"] = float(np.mean(left))
     if normed:
         facts.update(_frozen_drift(step))
         facts["usual_momentum"] = all(map(_usual, (child for module in step.modules for child in module.modules())))

@@ -97,6 +97,26 @@ def test_the_trained_model_is_asked_with_running_statistics_and_those_of_the_bat
     assert counts["predictions"].sum() == len(Y)
 
 
+def test_what_the_trained_model_leaves_of_a_constant_prediction():
+    net = nn.Linear(6, 1)
+    y = X[:, :1] + 3
+    step = fit(net, F.mse_loss, X, y, steps=3)
+    with torch.no_grad():
+        pairs = [(net(X[i : i + 32]), y[i : i + 32]) for i in (0, 32, 64)]
+    wanted = [float(F.mse_loss(out, target) / target.var(correction=0)) for out, target in pairs]
+    assert float(asked(final.outcome, step)["final/evaluation"].facts["left"]) == pytest.approx(
+        np.mean(wanted), rel=1e-4
+    )
+
+
+def test_of_several_terms_the_worst_tells_what_is_left_and_of_none_nothing():
+    net = nn.Linear(6, 3)
+    both = fit(net, lambda out, y: F.cross_entropy(out, y) + F.mse_loss(out[:, 0], 100 + 0.1 * y), X, Y)
+    assert float(asked(final.outcome, both)["final/evaluation"].facts["left"]) > 100
+    neither = fit(net, lambda out, y: out.square().mean(), X, Y)
+    assert "left" not in asked(final.outcome, neither)["final/evaluation"].facts
+
+
 def test_a_frozen_norm_with_loaded_statistics_is_seen_to_move():
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     net[1].running_mean.fill_(4.0)
