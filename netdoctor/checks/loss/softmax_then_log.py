@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs, line, maker, place
 from netdoctor.checks.loss.logarithms import fused
+from netdoctor.checks.numerics.birth import birth
 from netdoctor.checks.signal import outcome
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import Operation, StepGraph
@@ -26,7 +27,8 @@ class SoftmaxThenLog(Check):
     How it is decided: on the operations of the captured step: a logarithm of what a softmax or sigmoid made, with
     nothing but reshapes in between, in the gradient's way. A warning where the training does not learn, or where a
     probability is so small that float32 has lost it; else advice.
-    When it stays silent: a small number added, or a clamp, before the logarithm; log_softmax and logsigmoid.
+    When it stays silent: a small number added, or a clamp, before the logarithm; log_softmax and logsigmoid; where the
+    first NaN or Inf of the training was made in that line, which is then the finding.
     Fix: log_softmax, logsigmoid.
     Sources: PyTorch's documentation of log_softmax; advice E-A1.
     """
@@ -52,6 +54,8 @@ class SoftmaxThenLog(Check):
                 if first is None or first.name not in FUSED or operation.identity in seen:
                     continue
                 seen.add(operation.identity)
+                if _gave_birth(recording, operation):
+                    return  # non-finite-activation names it, with the same fix
                 if graph.values[operation.inputs[0]].requires_grad:
                     yield self._finding(recording, graph, operation, first)
 
@@ -71,3 +75,10 @@ class SoftmaxThenLog(Check):
             (Fix(one.replace("_", "-"), f"Use {one}.", code, Reach.MODEL),),
             first_step=0,
         )
+
+
+def _gave_birth(recording: Recording, log: Operation) -> bool:
+    """Whether the first NaN or Inf of the training was made by this very logarithm, or in its backward pass."""
+    origin, source = birth(recording), line(recording, log)
+    at = None if origin is None else origin.source
+    return at is not None and source is not None and (at.file, at.line) == (source.file, source.line)

@@ -115,6 +115,14 @@ def test_log_of_softmax(low, losses, severity):
     assert found.fixes[0].code == "log_p = torch.nn.functional.log_softmax(z, dim=1)"
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_where_the_first_nan_was_born_in_it_that_is_the_finding(same):
+    step = two_steps(1e-31, FALLING)
+    (found,) = judged(SoftmaxThenLog(), step)
+    step.origin("forward", line=found.location.line + (not same), text="log_p = torch.log(F.softmax(z, dim=1))")
+    assert bool(judged(SoftmaxThenLog(), step)) is not same
+
+
 @pytest.mark.parametrize("between", ["clamp", "add"])
 def test_a_guarded_logarithm_is_left_alone(between):
     assert judged(SoftmaxThenLog(), two_steps(0.0, STUCK, between)) == []
