@@ -78,7 +78,8 @@ class SoftmaxThenLog(Check):
 
 
 def _gave_birth(recording: Recording, log: Operation) -> bool:
-    """Whether the first NaN or Inf of the training was made by this very logarithm, or in its backward pass."""
+    """Whether the first NaN or Inf of the training was made by this very logarithm. In its backward pass it is the two steps that
+    make it, of a probability that the loss never asked for."""
     origin, source = birth(recording), line(recording, log)
-    at = None if origin is None else origin.source
+    at = None if origin is None or origin.phase != "forward" else origin.source
     return at is not None and source is not None and (at.file, at.line) == (source.file, source.line)

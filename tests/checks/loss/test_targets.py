@@ -115,12 +115,14 @@ def test_log_of_softmax(low, losses, severity):
     assert found.fixes[0].code == "log_p = torch.nn.functional.log_softmax(z, dim=1)"
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_where_the_first_nan_was_born_in_it_that_is_the_finding(same):
+@pytest.mark.parametrize(
+    ("phase", "further", "fires"), [("forward", 0, False), ("forward", 1, True), ("backward", 0, True)]
+)
+def test_where_it_made_the_first_nan_that_is_the_finding(phase, further, fires):
     step = two_steps(1e-31, FALLING)
     (found,) = judged(SoftmaxThenLog(), step)
-    step.origin("forward", line=found.location.line + (not same), text="log_p = torch.log(F.softmax(z, dim=1))")
-    assert bool(judged(SoftmaxThenLog(), step)) is not same
+    step.origin(phase, line=found.location.line + further, text="log_p = torch.log(F.softmax(z, dim=1))")
+    assert bool(judged(SoftmaxThenLog(), step)) is fires
 
 
 @pytest.mark.parametrize("between", ["clamp", "add"])
