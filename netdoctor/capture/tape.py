@@ -153,6 +153,16 @@ class Backward:
     retain: bool = False
     value: float = float("nan")  # the sum of the losses, as the user's run had it
 
+    def leaves(self) -> list[Tensor]:
+        """The weights that it depends on: parameters of modules, and loose leaves; each as often as it is used."""
+        found: list[Tensor] = [
+            p for entry in self.entries if entry.module is not None for p in entry.module.parameters()
+        ]
+        items: list[Any] = []
+        walk([(entry.args, entry.kwargs) for entry in self.entries], items.append)
+        found += [item.tensor for item in items if isinstance(item, Leaf)]
+        return found
+
 
 def _base(tensor: Tensor) -> Tensor:
     """The tensor that this one is a view of, or itself."""

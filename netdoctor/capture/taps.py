@@ -21,6 +21,7 @@ from netdoctor.capture import clipping, unseen
 from netdoctor.capture.calls import call_known, call_layer
 from netdoctor.capture.checkpoints import Checkpoints
 from netdoctor.capture.customs import watched_apply
+from netdoctor.capture.gradients import by_hand
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.patching import FUNCTIONS, Patches, announced
 from netdoctor.capture.pattern import call_site
@@ -54,6 +55,7 @@ class Taps:
         wrap(nn.Module, "train", self._mode_change)
         wrap(Tensor, "backward", self._tensor_backward)
         wrap(torch.autograd, "backward", self._autograd_backward)
+        wrap(torch.autograd, "grad", by_hand(self, lambda: bool(self.training.optimizers.alive)))
         wrap(FUNCTIONS, "apply", lambda original: watched_apply(self._observer, original))
         wrap(Optimizer, "__init__", self._optimizer_init)
         wrap(Optimizer, "zero_grad", self._zero_grad)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from netdoctor.capture import norms, statistics, unseen
 from netdoctor.capture.containment import Containment
+from netdoctor.capture.gradients import moving_line
 from netdoctor.capture.histograms import HistogramRecorder
 from netdoctor.capture.leftovers import Leftovers
 from netdoctor.capture.modes import Modes
@@ -51,6 +52,7 @@ class TrainingTaps:
         self.schedulers = 0  # how many were built
         self._by_itself = False  # the loop updates its weights without a torch optimizer, or not at all
         self._at = 0  # the step that `_backwards` counts in
+        self._position: Position = ("", 0)  # of the last backward call
         self._parameters = ParameterRecorder(observer.recorder, observer.names)
         self.histograms = HistogramRecorder(observer.names)
         self._stepped_on = StepWatch(observer.recorder, observer.names)
@@ -114,12 +116,12 @@ class TrainingTaps:
             observer.facts["closure"] = True
         if observer.step != self._at:
             self._at, self._backwards = observer.step, 0
-        position = user_position()
+        self._position = position = user_position()
         self._note_backward(losses, seeds, retain, site, position)
         true_losses = [self._true_loss(loss) for loss in losses]
-        self._note_gradients()
         self._retention.see(losses, observer.step, observer.detailed, position)
         captured = observer.tape.backward(true_losses, position)
+        self._note_gradients([] if self.optimizers.alive or captured is None else captured.leaves())
         value = sum(float(loss.detach().sum()) for loss in true_losses) if losses else math.nan
         if captured is not None:
             captured.fresh, captured.retain, captured.value = self._fresh, retain, value
@@ -184,19 +186,15 @@ class TrainingTaps:
                 self._unscaled.clear()
             self._unscaled[id(scaled)] = weakref.ref(scaled), original  # nobody else may hold it until backward
 
-    def _note_gradients(self) -> None:
-        """Whether backward starts from clean gradients; on measured steps the values are looked at too."""
+    def _note_gradients(self, leaves: list[Tensor]) -> None:
+        """Whether backward starts from clean gradients, of `leaves` where there is no optimizer; on measured steps the values are
+        looked at too."""
         if not self._observer.detailed and not self._observer.program.capturing:
             return  # this step is kept only until it is over, and asked at most for a NaN
-        held = [
-            p.grad
-            for optimizer in self.optimizers.alive
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
+        trained = [p for o in self.optimizers.alive for group in o.param_groups for p in group["params"]]
+        held = [p.grad for p in trained or leaves if p.grad is not None]
         self._fresh = not held
-        if held and self._observer.detailed:
+        if held and (self._observer.detailed or not trained):  # a loop that clears by hand says so by values alone
             self._fresh = not any(bool(statistics.local(g.detach()).any()) for g in held if g.layout is torch.strided)
         elif held:
             self._fresh = self._zeroed
@@ -216,6 +214,7 @@ class TrainingTaps:
         alone = not stepping and (self._by_itself or not waiting)
         if alone and not self._by_itself:  # an optimizer that never steps may be gone when the run ends
             self.register_all(self._observer.containment)
+            self._observer.recorder.count("moves", self._observer.step, source=moving_line(*self._position))
         self._by_itself = self._observer.over = alone
 
     # --- schedules ---------------------------------------------------------------------------------------------------

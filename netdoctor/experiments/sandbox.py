@@ -113,12 +113,7 @@ class Sandbox:
 
     def trainable(self) -> list[Tensor]:
         """Copies of what the user's optimizers train; of everything that requires grad where there is no optimizer."""
-        originals = [p for start in self.step.optimizers for group in start.parameters for p in group]
-        if not originals:
-            originals = [
-                p for module in self.step.modules for p in module.parameters() if p.requires_grad
-            ] + self.step.leaves
-        found = {id(p): self.copies.of(p) for p in originals}
+        found = {id(p): self.copies.of(p) for p in trained_originals(self.step)}
         return [p for p in found.values() if isinstance(p, Tensor) and p.requires_grad]
 
     def modules(self) -> list[nn.Module]:
@@ -131,7 +126,7 @@ class Sandbox:
         """Run one captured iteration: forward, backward, clipping, step. Returns the sum of its losses from before the step."""
         replay = Replay(self.copies)
         total, stepped = 0.0, False
-        if not self._own or self._by_hand:
+        if not self._own:
             self._clear(self.trainable())
         for action in iteration.actions:
             if action.backward is not None:
@@ -213,6 +208,12 @@ class Sandbox:
         return result
 
 
+def trained_originals(step: TrainingStep) -> list[Tensor]:
+    """What the user's optimizers train; everything that requires grad where there is no optimizer."""
+    held = [p for start in step.optimizers for group in start.parameters for p in group]
+    return held or [p for module in step.modules for p in module.parameters() if p.requires_grad] + step.leaves
+
+
 def hand_written_lr(step: TrainingStep) -> float:
     """The learning rate of a loop that writes `w -= lr * gradient` itself, from how its first step moved the weights.
 
@@ -228,7 +229,7 @@ def hand_written_lr(step: TrainingStep) -> float:
         copied, second = copies.of(original), step.seconds.get(key)
         if second is None or not isinstance(copied, Tensor) or copied.grad is None:
             continue
-        change, gradient = (start - second).double(), copied.grad.double()
+        change, gradient = (start - second).detach().double(), copied.grad.double()
         along += float((change * gradient).sum())
         square += float(gradient.square().sum())
         moved += float(change.square().sum())

@@ -321,6 +321,18 @@ def in_a_thread() -> list[Tensor]:
     return found[0]
 
 
+def moved_by_hand() -> list[Tensor]:
+    """Gradients that are asked for, of weights that no optimizer knows."""
+    net = mlp()
+    for _ in range(STEPS):
+        weights = list(net.parameters())
+        gradients = torch.autograd.grad(net(batch()).square().mean(), weights)
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight -= 0.1 * gradient
+    return state_of(net)
+
+
 def swapped(m: Work, x: Tensor) -> Any:
     """A module that is copied, run, and thrown away in every forward."""
     return m.two(copy.deepcopy(m.one)(x) + m.one(x))
@@ -368,6 +380,7 @@ HAZARDS = [
     ),
     Hazard("torch.func.grad", transformed, blind="torch.func", steps=0),
     Hazard("torch.func.vmap", model(mapped), blind="torch.func"),
+    Hazard("torch.autograd.grad, and weights moved by hand", moved_by_hand, _MLP),
     Hazard("double backward", double_backward, ("0", "3")),
     Hazard("custom function", model(lambda m, x: m.two(Scale.apply(m.one(x)))), _BOTH),
     Hazard("custom function under another name", model(lambda m, x: scale(m.two(scale(m.one(x))))), _BOTH),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.training import slow_rate
 from netdoctor.checks.training.lr_trials import Rescue, fell_until_broken, ran, rescue, rescue_on_few, why_not, works
-from netdoctor.checks.training.optimizer_line import with_lr
+from netdoctor.checks.training.optimizer_line import setting, with_lr
 from netdoctor.checks.training.update_ratios import medians
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording, Role, Stat
@@ -53,7 +53,7 @@ class LearningRateTooHigh(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         trend = judge(recording)
-        if works(trend, self.learning) or not recording.optimizers or fell_until_broken(recording, self.learning):
+        if works(trend, self.learning) or fell_until_broken(recording, self.learning):
             slow = slow_rate.finding(self.name, recording, trend)
             yield from () if slow is None else (slow,)
             return
@@ -65,7 +65,7 @@ class LearningRateTooHigh(Check):
         elif ran(recording, "trial/control") is None and trend.failing and not _came_broken(recording):
             ratios = medians(recording)
             high = {name: value for name, value in ratios.items() if value > self.ratio}
-            if high and len(high) >= self.share * len(ratios):
+            if recording.optimizers and high and len(high) >= self.share * len(ratios):
                 yield self._flagrant(high, len(high) / len(ratios), recording)
             else:
                 yield Abstention(self.name, why_not(recording))
@@ -76,7 +76,7 @@ class LearningRateTooHigh(Check):
         says = f"On a copy, from the same weights on the same batches, only the lower learning rate {what}."
         fixes = (found.fix(recording, "lower-learning-rate"),)
         evidence = found.evidence(self.gain, self.stuck)
-        at = Location.at(recording.optimizers[0].source)
+        at = Location.at(setting(recording))
         return Finding(
             self.name, title, Severity.ERROR, says, at, evidence, fixes, found.certainty, first_step=1, share=1.0
         )

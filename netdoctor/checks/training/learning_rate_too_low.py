@@ -9,6 +9,7 @@ import numpy as np
 
 from netdoctor.check import Check
 from netdoctor.checks.training.lr_trials import ran, rescue, rescue_on_few, why_not
+from netdoctor.checks.training.optimizer_line import setting
 from netdoctor.checks.training.update_ratios import medians
 from netdoctor.finding import Abstention, Evidence, Finding, Location, Severity
 from netdoctor.recording import Recording, Role, Stat
@@ -47,7 +48,7 @@ class LearningRateTooLow(Check):
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         trend = judge(recording)
         ratios = medians(recording)
-        if not ratios or not recording.optimizers or not self._crawls(trend, recording):
+        if not ratios or not self._crawls(trend, recording):
             return
         typical = float(np.median(list(ratios.values())))
         if not 0 < typical < self.ratio:
@@ -66,7 +67,7 @@ class LearningRateTooLow(Check):
             f"the learning rate {found.old:g} is too low: at {found.lr:g} it trains from the same start",
             Severity.WARNING,
             f"A step changes the weights by {typical:.1e} of their size (1e-3 is usual), so the loss hardly moves.",
-            Location.at(recording.optimizers[0].source),
+            Location.at(setting(recording)),
             (measured, *found.evidence(self.gain, self.stuck)),
             (found.fix(recording, "raise-learning-rate"),),
             found.certainty,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netdoctor.checks.training.optimizer_line import with_lr
+from netdoctor.checks.training.optimizer_line import rewritten
 from netdoctor.finding import Certainty, Evidence, Fix, Reach, Trial, Verdict
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import Trend, judge_series
@@ -62,7 +62,7 @@ class Rescue:
         curves = tuple(map(float, self.control.losses)), tuple(map(float, self.treated.losses))
         trial = Trial(Verdict.CURED, *curves, steps=steps, seconds=seconds, says=says)
         own = float(self.control.facts.get("lr", math.nan))
-        code = with_lr(recording.optimizers[0], self.lr, own) if recording.optimizers else ""
+        code = rewritten(recording, self.lr, own)
         beyond = " It is the furthest that was tried, so look beyond it as well." if self.furthest else ""
         return Fix(treatment, f"Set the learning rate to {self.lr:g} ({says}).{beyond}", code, Reach.RUN, trial)
 
@@ -92,7 +92,8 @@ def rescue(
     old = recording.optimizers[0].lr if recording.optimizers else math.nan
     old = float(control.facts.get("lr", old))  # that of a warm-up's first step is not what the script means
     lr, furthest = float(best.facts.get("lr", old * float(factor))), factor == factors[-1]
-    return Rescue(lr, old, lost, control_lost, control, best, furthest, slow=slow)
+    known = math.isfinite(lr)  # that of a loop without an optimizer is found out by the trials, or not at all
+    return Rescue(lr, old, lost, control_lost, control, best, furthest, slow=slow) if known else None
 
 
 def rescue_on_few(recording: Recording, up: bool) -> Rescue | None:

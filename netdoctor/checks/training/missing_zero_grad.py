@@ -10,6 +10,8 @@ from netdoctor.checks.training.optimizer_line import assigned, first_source, var
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
 
+BY_HAND = "for parameter in model.parameters():\n    parameter.grad = None"  # of a loop without an optimizer
+
 
 @dataclass(frozen=True)
 class MissingZeroGrad(Check):
@@ -42,11 +44,11 @@ class MissingZeroGrad(Check):
         if backwards > recording.steps and cleared >= recording.steps:
             return  # several backwards share one step, and it is cleared
         source = first_source(recording, "backward")
-        name = variable(recording)
-        code = f"{name}.zero_grad()\n{source.text if source and source.text else 'loss.backward()'}"
+        clear = f"{variable(recording)}.zero_grad()" if recording.optimizers else BY_HAND
+        code = f"{clear}\n{source.text if source and source.text else 'loss.backward()'}"
         yield Finding(
             self.name,
-            f"gradients are never cleared: {cleared or 'no'} zero_grad in {recording.steps} optimizer steps",
+            f"gradients are never cleared: {cleared or 'no'} zero_grad in {recording.steps} steps",
             Severity.ERROR,
             "Each step uses the sum of all gradients so far instead of the last one.",
             Location.at(source, step=1),

@@ -26,6 +26,22 @@ def with_lr(optimizer: Optimizer, lr: float, own: float = math.nan) -> str:
     return f"for group in optimizer.param_groups:\n    group['lr'] = {lr:g}"
 
 
+def setting(recording: Recording) -> SourceLine | None:
+    """The line that sets the learning rate: where the optimizer is built. Of a loop that has none, the line that moves the weights,
+    as far as it is known, else the backward call."""
+    if recording.optimizers:
+        return recording.optimizers[0].source
+    by_kind = {event.kind: event.source for event in reversed(recording.events) if event.source}
+    return by_kind.get("moves") or by_kind.get("backward")
+
+
+def rewritten(recording: Recording, lr: float, own: float) -> str:
+    """The code that sets this learning rate, as `with_lr`; of a loop without an optimizer, where to write it."""
+    if recording.optimizers:
+        return with_lr(recording.optimizers[0], lr, own)
+    return f"lr = {lr:.4g}  # in the line that moves the weights"
+
+
 def _scheduled(written: str, rate: float) -> float:
     """How many times a rate the number is that stands in a line; 1 where it is no number, or the rate itself."""
     try:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from netdoctor.checks.training.lr_trials import Rescue, level, ran
+from netdoctor.checks.training.optimizer_line import setting
 from netdoctor.finding import Finding, Location, Severity
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import Trend
@@ -19,7 +20,7 @@ BEHIND = 1.5  # times what the lower rate leaves in some tens of steps is what t
 
 def finding(check: str, recording: Recording, trend: Trend) -> Finding | None:
     """The warning that a tenth of the learning rate learns far more in as many steps, or None."""
-    found = _faster(recording, trend.end) if trend.learning and recording.optimizers else None
+    found = _faster(recording, trend.end) if trend.learning else None
     if found is None:
         return None
     return Finding(
@@ -28,7 +29,7 @@ def finding(check: str, recording: Recording, trend: Trend) -> Finding | None:
         Severity.WARNING,
         f"The loss falls, to {trend.end:.3g} in {trend.steps} steps; on a copy, from the same weights on the same batches, "
         f"a lower rate brings it to {level(found.treated):.3g} in {len(found.treated.losses)}.",
-        Location.at(recording.optimizers[0].source),
+        Location.at(setting(recording)),
         found.evidence(FAST, 0.0),
         (found.fix(recording, "lower-learning-rate"),),
         found.certainty,

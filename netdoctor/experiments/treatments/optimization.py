@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netdoctor.capture.step import Action, Iteration, TrainingStep
-from netdoctor.experiments.sandbox import Sandbox
+from netdoctor.experiments.sandbox import Sandbox, trained_originals
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment
 from netdoctor.experiments.unblocking import treatments as removals
 
@@ -227,7 +227,7 @@ def _sorted(actions: list[Action], _: tuple[Tensor, ...]) -> Iterator[Action]:
 
 
 def _reordered(case: Case, order: Callable[[list[Action], tuple[Tensor, ...]], Iterator[Action]]) -> Treatment:
-    parameters = tuple(p for start in case.step.optimizers for group in start.parameters for p in group)
+    parameters = tuple(trained_originals(case.step))
 
     def apply(bench: Bench) -> None:
         bench.iterations = [Iteration(list(order(it.actions, parameters)), it.bytes) for it in bench.iterations]

@@ -166,3 +166,15 @@ def until_nan(*levels):
 def test_a_loss_that_fell_until_something_broke(losses, fires):
     build = network(0.3, steps=len(losses)).loss(losses)
     assert bool(judged(build.arm("trial/control", np.full(40, math.nan)).arm("trial/lr x0.1", falls(0.5)))) is fires
+
+
+def test_a_loop_without_an_optimizer_is_told_by_the_line_that_moves_the_weights():
+    build = proven().arm("trial/control", flat(), lr=0.5).arm("trial/lr x0.1", falls(0.5), lr=0.05)
+    build.recording.optimizers.clear()
+    build.event(0, "backward", line=8)
+    assert judged(build)[0].location.line == 8
+    build.event(0, "moves", line=11)
+    (found,) = judged(build)
+    assert found.title.startswith("the learning rate 0.5 is too high")
+    assert found.location.line == 11
+    assert "lr = " in found.fixes[0].code

@@ -21,7 +21,7 @@ def test_filled_gradients_are_an_error():
     build.recording.events.append(Event(0, "backward", source=SourceLine("t.py", 9, "loss.mean().backward()")))
     (found,) = judged(build)
     assert found.severity is Severity.ERROR
-    assert found.title == "gradients are never cleared: no zero_grad in 10 optimizer steps"
+    assert found.title == "gradients are never cleared: no zero_grad in 10 steps"
     assert found.location.line == 9
     assert found.fixes[0].code == "optimizer.zero_grad()\nloss.mean().backward()"
 
