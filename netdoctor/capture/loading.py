@@ -8,11 +8,14 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from collections.abc import MutableMapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.patching import Patches
 from netdoctor.capture.source import user_line
+from netdoctor.recording import SourceLine
 
 _MOST_KINDS = 16  # of steps, by the number of batches that they take
 
@@ -32,16 +35,40 @@ class LoaderClock:
         self._batches = 0
         self._plain = False
         self._kinds: dict[int, list[float]] = {}  # batches per step → [steps, seconds, seconds waited]
+        self._lines: MutableMapping[Any, SourceLine | None] = (
+            WeakKeyDictionary()
+        )  # where loaders and their iterators were made
+        self._told = False  # where the training's loader was built
 
     def install(self) -> None:
         """Time the loaders from now on."""
         from torch.utils.data import dataloader
 
+        self._patches.wrap(dataloader.DataLoader, "__init__", self._building)
+        self._patches.wrap(dataloader._BaseDataLoaderIter, "__init__", self._beginning)
         self._patches.wrap(dataloader._BaseDataLoaderIter, "__next__", self._timing)
 
     def close(self) -> None:
         """Take the clock away."""
         self._patches.remove()
+
+    def _building(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def __init__(loader: Any, *args: Any, **kwargs: Any) -> None:
+            original(loader, *args, **kwargs)
+            self._observer.containment.run("data loading", lambda: self._lines.update({loader: user_line()}))
+
+        return __init__
+
+    def _beginning(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def __init__(iterator: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
+            original(iterator, loader, *args, **kwargs)
+            self._observer.containment.run(
+                "data loading", lambda: self._lines.update({iterator: self._lines.get(loader)})
+            )
+
+        return __init__
 
     def _timing(self, original: Any) -> Any:
         clock, observer = time.perf_counter, self._observer
@@ -61,6 +88,9 @@ class LoaderClock:
 
     def _got(self, loader: Any, began: float, ended: float) -> None:
         observer = self._observer
+        if observer.step and not self._told:  # the first loader that is read once the training goes on feeds it
+            self._told = True
+            observer.recorder.count("loader built", observer.step, source=self._lines.get(loader))
         if observer.step != self._step:
             self._close_step(loader, began)
             self._step, self._began, self._waited, self._batches, self._plain = observer.step, began, 0.0, 0, True

@@ -54,7 +54,7 @@ def test_waiting_and_wall_time(observer: Observer) -> None:
     assert facts["loader_steps"] == 39  # the last step has no end
     assert facts["loader_waited_s"] == pytest.approx(39.0)
     assert facts["loader_wall_s"] == pytest.approx(39 * 1.3)
-    (event,) = observer.recorder.events
+    (event,) = [event for event in observer.recorder.events if event.kind == "loader"]
     assert event.source is not None
     assert event.source.text == "for number, _ in enumerate(loader, 1):"
 
@@ -76,6 +76,32 @@ def test_evaluations_and_measured_steps_are_left_out(observer: Observer) -> None
     steps = 10 + 3 * 9  # the step after an evaluation has its batches too
     assert observer.facts["loader_steps"] == steps
     assert observer.facts["loader_wall_s"] == pytest.approx(steps * 4.3)
+
+
+def test_the_line_that_built_the_loader_of_the_training(observer: Observer) -> None:
+    class Own(DataLoader[Any]):
+        """A subclass, as libraries have them."""
+
+    held = DataLoader(Numbers(), batch_size=40)
+    loader = Own(Numbers(), batch_size=40)  # this one
+    next(iter(held))  # looked at before the training
+    for _ in range(2):
+        train(observer, loader)
+        train(observer, held, batches=100)
+    built = [event for event in observer.recorder.events if event.kind == "loader built"]
+    assert [event.source.text for event in built if event.source] == [
+        "loader = Own(Numbers(), batch_size=40)  # this one"
+    ]
+
+
+def test_a_loader_from_before_has_no_line() -> None:
+    loader = DataLoader(Numbers(), batch_size=40)
+    observer = Observer()
+    clock = LoaderClock(observer)
+    clock.install()
+    train(observer, loader)
+    clock.close()
+    assert [event.source for event in observer.recorder.events if event.kind == "loader built"] == [None]
 
 
 def test_batches_and_random_numbers_are_the_same() -> None:

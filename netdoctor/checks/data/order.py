@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from netdoctor.checks.data.mixing import Mixing
 from netdoctor.checks.data.scale_trial import location
 from netdoctor.data import TensorFacts
-from netdoctor.finding import Evidence, Finding, Fix, Reach, Severity
+from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
 
 CODE = (
     "loader = DataLoader(dataset, batch_size=batch_size, shuffle=True)\n# or, by hand: order = torch.randperm(len(X))"
 )
-SHUFFLE = Fix("shuffle", "Shuffle the training data anew in each epoch.", CODE, Reach.RUN)
+_WHOLE = re.compile(r"\bDataLoader\((?!.*\bsampler\b|.*\bbatch_sampler\b).*\)$")
 LOOP = "for x, y in loader:\n    loss = criterion(model(x), y)  # the loop's own names, not those of an earlier batch"
 
 
-def classes(facts: TensorFacts, mixed: Mixing, poor: float, grade: Severity) -> Finding:
+def classes(recording: Recording, facts: TensorFacts, mixed: Mixing, poor: float, grade: Severity) -> Finding:
     """Batches that hold fewer classes than random ones would; `poor` is the limit as a share of their entropy."""
     says = f"{100 * mixed.majority:.0f} % of a batch are of one class on average: each update teaches that class "
     says += "and unteaches the others."
     title = f"the data is not shuffled: {np.exp(mixed.entropy):.2g} of {mixed.classes} classes in a batch (mean)"
     evidence = Evidence("entropy of the labels in a batch", mixed.entropy, "<", poor * mixed.expected, "nats")
-    return _finding(facts, title, grade, says, evidence, SHUFFLE)
+    at = _built(recording)
+    return _finding(at or location(facts), title, grade, says, evidence, _shuffle(at))
 
 
-def values(facts: TensorFacts, spread: float) -> Finding:
+def values(recording: Recording, facts: TensorFacts, spread: float) -> Finding:
     """Batches of a regression that hold a narrow band of the targets; `spread` is the limit as a share of all."""
     within = 0.0 if facts.within is None else float(np.mean(facts.within))
     says = "The samples come in order, so each update fits one part of the targets' range and spoils the others."
     title = f"the data is not shuffled: a batch has {100 * within / facts.std:.0f} % of the targets' spread"
     evidence = Evidence("standard deviation of the target in a batch", within, "<", spread * facts.std)
-    return _finding(facts, title, Severity.WARNING, says, evidence, SHUFFLE)
+    at = _built(recording)
+    return _finding(at or location(facts), title, Severity.WARNING, says, evidence, _shuffle(at))
 
 
 def unused(recording: Recording, steps: int) -> Finding:
@@ -43,8 +47,25 @@ def unused(recording: Recording, steps: int) -> Finding:
     title = "every step trains on the same batch, though the loader gives another one each time"
     evidence = Evidence("different batches that the loader gave", float(recording.facts["unused_inputs"]), "≥", steps)
     fix = Fix("loop-batch", "Give the model the batch that the loop takes from the loader.", LOOP, Reach.RUN)
-    return _finding(facts, title, Severity.ERROR, says, evidence, fix)
+    return _finding(location(facts), title, Severity.ERROR, says, evidence, fix)
 
 
-def _finding(facts: TensorFacts, title: str, grade: Severity, says: str, evidence: Evidence, fix: Fix) -> Finding:
-    return Finding("unshuffled-data", title, grade, says, location(facts), (evidence,), (fix,), first_step=0, share=1.0)
+def _built(recording: Recording) -> Location | None:
+    """Where the training's DataLoader is built, if it has one."""
+    made = next((event.source for event in recording.events if event.kind == "loader built" and event.source), None)
+    return None if made is None else Location.at(made)
+
+
+def _shuffle(at: Location | None) -> Fix:
+    """The fix, in the line that builds the loader where that holds the whole call."""
+    text = at.text if at is not None and at.text else ""
+    code = CODE
+    if "shuffle=False" in text:
+        code = text.replace("shuffle=False", "shuffle=True")
+    elif _WHOLE.search(text) and "shuffle" not in text:
+        code = f"{text[:-1]}, shuffle=True)"
+    return Fix("shuffle", "Shuffle the training data anew in each epoch.", code, Reach.RUN)
+
+
+def _finding(at: Location, title: str, grade: Severity, says: str, evidence: Evidence, fix: Fix) -> Finding:
+    return Finding("unshuffled-data", title, grade, says, at, (evidence,), (fix,), first_step=0, share=1.0)

@@ -60,10 +60,10 @@ class UnshuffledData(Check):
             mixed = mixing.mixing(facts)
             if mixed is not None and self._poor(mixed):
                 grave = mixed.share < self.pure or state is State.HURT
-                yield order.classes(facts, mixed, self.poor, Severity.ERROR if grave else Severity.WARNING)
+                yield order.classes(recording, facts, mixed, self.poor, Severity.ERROR if grave else Severity.WARNING)
                 return
             if self._sorted(facts, state, recording):
-                yield order.values(facts, self.spread)
+                yield order.values(recording, facts, self.spread)
                 return
 
     def _poor(self, mixed: mixing.Mixing) -> bool:

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netdoctor.checks.data.mixing import mixing
+from netdoctor.checks.data.order import CODE
 from netdoctor.checks.data.unshuffled_data import UnshuffledData
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Finding, Severity
+from netdoctor.recording import Event, SourceLine
 from tests.checks.builders import Builder
 from tests.checks.data.facts import facts
 
@@ -38,6 +40,24 @@ def test_sorted_classes_are_an_error() -> None:
     assert finding.severity is Severity.ERROR
     assert "shuffle=True" in finding.fixes[0].code
     assert finding.location.line == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("loader = DataLoader(data, batch_size=8)", "loader = DataLoader(data, batch_size=8, shuffle=True)"),
+        ("loader = DataLoader(data, 8, shuffle=False)", "loader = DataLoader(data, 8, shuffle=True)"),
+        ("loader = DataLoader(data, 8, sampler=one)", CODE),
+        ("loader = DataLoader(", CODE),
+        ("loader = make(data)", CODE),
+    ],
+)
+def test_it_points_at_the_line_that_builds_the_loader_and_rewrites_it(text: str, code: str) -> None:
+    build = Builder(steps=60).loss(lambda step: 2.3 * 0.95**step)
+    build.recording.events.append(Event(1, "loader built", source=SourceLine("train.py", 4, text)))
+    build.recording.targets = [labels(np.sort(mixed()))]
+    (finding,) = UnshuffledData().judge(build.done())
+    assert (finding.location.line, finding.fixes[0].code) == (4, code)
 
 
 def test_two_classes_a_batch_in_order_are_a_warning() -> None:
