@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from netdoctor.capture.source import source_line
@@ -28,8 +29,8 @@ def moving_line(file: str, line: int) -> SourceLine | None:
     return None
 
 
-def by_hand(taps: Taps, observed: Callable[[], bool]) -> Callable[[Any], Any]:
-    """What wraps `torch.autograd.grad`. `observed` tells whether the loop has an optimizer, which then decides what a step is."""
+def by_hand(taps: Taps, optimized: Callable[[], bool]) -> Callable[[Any], Any]:
+    """What wraps `torch.autograd.grad`. `optimized` tells whether the loop has an optimizer, which then decides what a step is."""
 
     def wrapping(original: Any) -> Any:
         @functools.wraps(original)
@@ -45,7 +46,9 @@ def by_hand(taps: Taps, observed: Callable[[], bool]) -> Callable[[Any], Any]:
             def work() -> Any:
                 return original(outputs, inputs, grad_outputs, retain_graph, create_graph, *a, **k)
 
-            if retain_graph or create_graph or grad_outputs is not None or observed() or not _trains(outputs, inputs):
+            if retain_graph or create_graph or grad_outputs is not None or torch.compiler.is_compiling():
+                return work()
+            if optimized() or not _trains(outputs, inputs):
                 return work()
             losses = [outputs] if isinstance(outputs, Tensor) else list(outputs)
             return taps.run_backward(losses, (None,) * len(losses), False, work)

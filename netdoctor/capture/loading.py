@@ -35,9 +35,8 @@ class LoaderClock:
         self._batches = 0
         self._plain = False
         self._kinds: dict[int, list[float]] = {}  # batches per step → [steps, seconds, seconds waited]
-        self._lines: MutableMapping[Any, SourceLine | None] = (
-            WeakKeyDictionary()
-        )  # where loaders and their iterators were made
+        # The user's lines that built loaders, by these and by their iterators.
+        self._lines: MutableMapping[Any, SourceLine | None] = WeakKeyDictionary()
         self._told = False  # where the training's loader was built
 
     def install(self) -> None:
