@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.experiments import (
+    along_time,
     conflicts,
     custom_backward,
     determinism,
@@ -27,6 +28,7 @@ QUESTIONS: dict[str, Look] = {
     "the model as trained, on the captured batches": final.outcome,
     "the same batch twice in evaluation mode": determinism.repeat,
     "the same sample in other company": leakage.leakage,
+    "gradients on their way back through time": along_time.look,
     "steps on their own batch": stability.look,
     "steps on one sample at a time": single_sample.look,
     "going on without regularisation": regularisation.look,

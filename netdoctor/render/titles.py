@@ -17,6 +17,7 @@ _GROUPS = {
     "single-sample": "a step on each sample",
     "batchnorm-put-back": "BatchNorm put back over mended weights",
     "regularisation": "going on without regularisation",
+    "time": "gradients on their way back through time",
     "side-terms": "a side term of the loss made small",
     "rates": "a tenth of the learning rate",
     "underflow": "gradients of a scaled loss",

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from netdoctor import trend
 from netdoctor.check import Check
 from netdoctor.checks.signal import consequences as c
 from netdoctor.checks.signal import initialisation, outcome
-from netdoctor.checks.signal.profile import REPEATS, profile, scale
+from netdoctor.checks.signal.along_time import ratios
 from netdoctor.finding import Evidence, Finding, Location, Reach, Severity
-from netdoctor.recording import Kind, Layer, Recording, Role, Stat
+from netdoctor.recording import Layer, Recording, Role, Stat
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,8 @@ class RecurrentGradients(Check):
     What it is: each time step multiplies the gradient by the recurrent weights once more.
     Why it hurts: it explodes over long sequences, or the early positions get nothing and long memory cannot be learned.
     How it is decided: rms of the gradient at the first position over that at the last one (for a cell called in a
-    loop: a line through the calls): 1e3 for growth, 1e-5 for decay, in most sampled steps, while training fails.
+    loop: a line through the calls; for a whole sequence in one call: with respect to its input, on a copy): 1e3 for
+    growth, 1e-5 for decay, in most sampled steps, while training fails.
     When it stays silent: training that learns (a trained LSTM may well forget); short sequences.
     Fix: clip the norm (5 to 15), LSTM or GRU for a plain RNN, orthogonal or identity recurrent weights.
     Sources: Pascanu et al. 2013; Le et al. 2015 (identity initialisation); Saxe et al. 2014 (orthogonal).
@@ -41,22 +40,9 @@ class RecurrentGradients(Check):
         loss = trend.judge(recording)
         if not outcome.hurt(loss):
             return
-        ratios = [(layer, r) for layer, r in self._ratios(recording) if r >= self.growth or r <= -self.decay]
-        if ratios:
-            yield self._finding(*max(ratios, key=lambda pair: abs(pair[1])), loss)
-
-    def _ratios(self, recording: Recording) -> Iterator[tuple[Layer, float]]:
-        """Decades of the gradient at the first position over that at the last one, in the median step."""
-        for layer in recording.of_kind(Kind.RECURRENT):
-            track = recording.of_layer(layer, Stat.TIME_RATIO, Role.OUTPUT_GRADIENT)
-            if track is not None and np.isfinite(track.values).any():
-                yield layer, float(np.quantile(track.values[np.isfinite(track.values)], self.most))
-        layers = recording.of_kind(Kind.LINEAR, Kind.RECURRENT)
-        for path in dict.fromkeys(layer.path for layer in layers if layer.call >= REPEATS - 1):
-            calls = [layer for layer in layers if layer.path == path]
-            found = profile(calls, lambda call: scale(recording, call, 0, Role.OUTPUT_GRADIENT), REPEATS)
-            if found is not None:
-                yield calls[0], -found.total
+        steep = [(layer, r) for layer, r in ratios(recording, self.most) if r >= self.growth or r <= -self.decay]
+        if steep:
+            yield self._finding(*max(steep, key=lambda pair: abs(pair[1])), loss)
 
     def _finding(self, layer: Layer, decades: float, loss: trend.Trend) -> Finding:
         grows = decades > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from netdoctor.checks.signal.depth_without_shortcuts import DepthWithoutShortcuts
@@ -28,6 +30,24 @@ def test_growth_and_decay_along_time(ratio: float, severity: Severity | None) ->
     found = findings(TIME, rnn(ratio).done())
     assert [f.severity for f in found] == ([] if severity is None else [severity])
     assert not findings(TIME, rnn(ratio, FALLING).done())
+
+
+@pytest.mark.parametrize(("decades", "severity"), [(-4.9, None), (-5.1, Severity.WARNING), (3.1, Severity.ERROR)])
+def test_what_a_copy_showed_counts_before_what_was_recorded(decades: float, severity: Severity | None) -> None:
+    """Where only the last position is read, the recorded gradients of the others are nothing but zeros."""
+    build = rnn(math.nan).arm("time/rnn", decades=decades, positions=40)
+    assert [f.severity for f in findings(TIME, build.done())] == ([] if severity is None else [severity])
+
+
+@pytest.mark.parametrize(("calls", "fires"), [(8, False), (14, False), (16, True)])
+def test_the_line_of_the_first_calls_is_drawn_on_to_the_last(calls: int, fires: bool) -> None:
+    """Eight calls are measured, each with 0.4 decades less than the next."""
+    build = Builder(60).loss(FLAT).facts(loss_family="cross_entropy", classes=10)
+    for call in range(8):
+        build.layer("cell", "RNNCell", call=call, rms=1.0, gradient=1e-12 * 10 ** (0.35 * call))
+    for _ in range(calls):
+        build.operation("rnn_tanh_cell", build.value((8, 4)), module="cell")
+    assert bool(findings(TIME, build.done())) is fires
 
 
 @pytest.mark.parametrize(("growth", "fires"), [(1.0, False), (1.2, False), (2.0, True)])

@@ -1,0 +1,38 @@
+"""How much of the gradient is left at the first position of a sequence, for each recurrence of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from netdoctor.checks.signal.profile import REPEATS, profile, scale
+from netdoctor.recording import Kind, Layer, Recording, Role, Stat
+
+TIME = "time/"  # arms of experiments, and the path of the module
+
+
+def ratios(recording: Recording, most: float) -> Iterator[tuple[Layer, float]]:
+    """Decades of the gradient at the first position over that at the last one, at the quantile `most` of the sampled steps."""
+    for layer in recording.of_kind(Kind.RECURRENT):
+        track = recording.of_layer(layer, Stat.TIME_RATIO, Role.OUTPUT_GRADIENT)
+        arm = recording.arms.get(f"{TIME}{layer.path}")
+        if arm is not None and layer.call == 0:
+            yield layer, float(arm.facts["decades"])
+        elif track is not None and np.isfinite(track.values).any():
+            yield layer, float(np.quantile(track.values[np.isfinite(track.values)], most))
+    layers = recording.of_kind(Kind.LINEAR, Kind.RECURRENT)
+    for path in dict.fromkeys(layer.path for layer in layers if layer.call >= REPEATS - 1):
+        calls = [layer for layer in layers if layer.path == path]
+        found = profile(calls, lambda call: scale(recording, call, 0, Role.OUTPUT_GRADIENT), REPEATS)
+        if found is not None:  # of the first calls alone: the line is drawn on to the last one
+            steps = max(_called(recording, path), len(found.layers)) - 1
+            yield calls[0], -found.total * steps / (len(found.layers) - 1)
+
+
+def _called(recording: Recording, path: str) -> int:
+    """How often a module is called in a step: as often as each of its operations was captured."""
+    graph = recording.graph
+    names = Counter(o.name for o in graph.operations if o.module == path) if graph is not None else Counter()
+    return min((count for count in names.values() if count >= REPEATS), default=0)
