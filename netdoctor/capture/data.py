@@ -186,7 +186,8 @@ def _add(kept: _Kept, tensor: Tensor, step: int) -> None:
     if not kept.steps or kept.steps[-1] != step:  # of several calls in one step the first tells batches apart
         kept.steps.append(step)
         kept.hashes.append(code)
-        kept.scales.append((float(rows.mean()), float(rows.std())))
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities among them
+            kept.scales.append((float(rows.mean()), float(rows.std())))
     fits = not kept.blocks or kept.blocks[0].shape[1] == rows.shape[1]
     if fits and kept.numbers + rows.size <= ALL_NUMBERS:
         kept.blocks.append(rows.copy())

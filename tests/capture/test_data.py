@@ -83,6 +83,17 @@ def test_the_scale_of_every_measured_step_is_kept() -> None:
     assert np.allclose(inputs.scales, expected)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e38])
+def test_scales_of_what_is_not_finite_warn_nobody(value: float) -> None:
+    x = torch.ones(32, 2, dtype=torch.float64)
+    x[3, 0], x[4, 0] = value, -value * value
+    with observing() as observation:
+        functional.mse_loss(nn.Linear(2, 1).double()(x), torch.ones(32, 1, dtype=torch.float64)).backward()
+    (inputs,) = observation.recording.inputs
+    assert inputs.scales is not None
+    assert inputs.scales.shape == (1, 2)
+
+
 def test_equal_batches_have_equal_hashes_and_others_do_not() -> None:
     x, y = torch.randn(16, 4), torch.randn(16, 1)
     assert len(set(trained(x, y, functional.mse_loss).inputs[0].batches)) == 1
