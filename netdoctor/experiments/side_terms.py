@@ -40,10 +40,10 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
     """
     if recording.origin is not None or step.lost or not step.iterations:
         return {}
-    little = weighed(step.iterations, LITTLE)
-    if little is None:
-        return {}
     try:
+        little = weighed(step.iterations, LITTLE)
+        if little is None:
+            return {}
         with quiet():
             trained = left_of_constant(Sandbox(replace(step, starts={}, verified=True)))
         if not trained >= UNFIT:  # NaN compares false

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import along_time
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.recording import Arm, Recording, Series
@@ -73,3 +74,14 @@ def test_short_sequences_and_trainings_that_learn_are_not_asked() -> None:
 
 def test_models_without_a_recurrence_have_no_arm() -> None:
     assert asked(nn.Sequential(nn.Flatten(), nn.Linear(80, 3))) == {}
+
+
+def test_a_copy_that_fails_is_an_answer_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> float:
+        raise CannotReplayError("on purpose")
+
+    monkeypatch.setattr(along_time, "_run", lambda step, given: given.update(read=torch.ones(1)) or broken())
+    (arm,) = asked(Reader(nn.RNN, True)).values()
+    assert arm.failure == "on purpose"
+    monkeypatch.setattr(along_time, "_run", broken)
+    assert asked(Reader(nn.RNN, True)) == {}
