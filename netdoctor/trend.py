@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -155,6 +156,12 @@ def judge_series(
     from a jump right after the first step does not pass for learning.
     """
     x = np.asarray(values, dtype=np.float64).reshape(-1)
+    return _judged(x.tobytes(), float(lower_bound), chance, sure)
+
+
+@functools.lru_cache(maxsize=64)  # some thirty checks ask about the same loss
+def _judged(values: bytes, lower_bound: float, chance: float | None, sure: bool) -> Trend:
+    x = np.frombuffer(values, dtype=np.float64)
     broken = np.flatnonzero(~np.isfinite(x))
     first = int(broken[0]) if broken.size else None
     if broken.size and (not math.isfinite(x[-1]) or 2 * broken.size >= x.size):

@@ -48,7 +48,10 @@ def jump(series: Series, limit: float, ends: bool) -> Jump | None:
     `ends` tells that the run became non-finite: then the last value alone may be the jump.
     """
     values = finite_part(series.values)
+    least = np.minimum.accumulate(values)  # no median before a value is less: what does not exceed it needs none
     for index in range(BEFORE, values.size - (0 if ends else AFTER - 1)):
+        if min(values[index], values[-1]) <= limit * max(0.0, least[index - 1]):
+            continue
         median, level = float(np.median(values[:index])), float(np.median(values[index:]))
         lasting = min(values[index], values[-1], level) > limit * median and values[-1] >= level / 2
         if median > 0 and lasting:
