@@ -24,7 +24,9 @@ from netdoctor.experiments.unblocking import NoDropout
 from netdoctor.recording import Arm, Recording
 
 STEPS = 180  # an autoencoder needs more than a classifier to leave the average behind
-LITTLE = 0.001  # of a side term: what the fix leaves
+LITTLE = (
+    0.001  # of a side term, as the fix says: a mean over pixels makes the other term smaller by as many as there are
+)
 BATCHES = 12  # of the captured ones: what is left is measured on them
 _ADDS = frozenset({"add", "iadd", "radd", "sub", "isub", "rsub"})
 # What a sum of terms may go through on its way to the loss.

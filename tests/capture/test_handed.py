@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -9,10 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from netdoctor import watch
 from netdoctor.judging import Options
 
+Batches = Iterable[Any]
 X, Y = torch.randn(96, 4, generator=torch.Generator().manual_seed(0)), torch.arange(96) % 3
 
 
-def unused(stale: bool = False, loader: DataLoader | None = None, beside: DataLoader | None = None) -> object:
+def unused(stale: bool = False, loader: Batches | None = None, beside: Batches | None = None) -> object:
     """The fact of a training of 12 steps on a loader's batches, or on its first one; `beside` is read once in each step."""
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
@@ -49,10 +53,10 @@ def test_a_loader_that_gives_one_batch_again_and_again_hands_out_what_is_used() 
 def test_full_batches_beside_an_evaluation_of_other_shape_are_no_loss() -> None:
     whole = [(X, Y)] * 12
     held = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
-    assert unused(loader=whole, beside=held) == 0  # type: ignore[arg-type]
+    assert unused(loader=whole, beside=held) == 0
 
 
 def test_an_evaluation_that_begins_with_the_same_batch_each_time_is_no_loss() -> None:
     same = [(X[:8], Y[:8])] * 12
     held = DataLoader(TensorDataset(X[8:], Y[8:]), batch_size=8)
-    assert unused(loader=same, beside=held) <= 1  # type: ignore[arg-type]
+    assert unused(loader=same, beside=held) <= 1

@@ -12,9 +12,9 @@ from netdoctor.recording import SourceLine
 
 STEPS = 12  # measured ones: a trend over fewer may be chance
 ENDS = 3  # measured steps that show how it began, and how it ended
-APART = (
-    1.5  # between the scale of the last steps and the evaluation's, beyond that of the first: no augmentation does that
-)
+# Between the scale of the last steps and that of the evaluation, times what lay between the first steps and it. An augmentation
+# of copies stays as it began, whatever its size: 1.5 is far outside of what the batches of one distribution differ by.
+APART = 1.5
 STEADY = 0.6  # Kendall's tau against time: the first epoch, in which most steps are measured, may show no change yet
 CODE = "img = img + noise  # not img += noise, which changes the stored data: it grows from epoch to epoch"
 HARM = frozenset({"loss-not-decreasing", "loss-diverging", "unstable-loss", "underfitting"})

@@ -55,7 +55,7 @@ class SoftmaxThenLog(Check):
                     continue
                 seen.add(operation.identity)
                 if _gave_birth(recording, operation):
-                    return  # non-finite-activation names it, with the same fix
+                    continue  # non-finite-activation names it, with a fix of its own
                 if graph.values[operation.inputs[0]].requires_grad:
                     yield self._finding(recording, graph, operation, first)
 

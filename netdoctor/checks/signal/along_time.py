@@ -18,7 +18,7 @@ def ratios(recording: Recording, most: float) -> Iterator[tuple[Layer, float]]:
     for layer in recording.of_kind(Kind.RECURRENT):
         track = recording.of_layer(layer, Stat.TIME_RATIO, Role.OUTPUT_GRADIENT)
         arm = recording.arms.get(f"{TIME}{layer.path}")
-        if arm is not None and layer.call == 0:
+        if arm is not None and not arm.failure and layer.call == 0:
             yield layer, float(arm.facts["decades"])
         elif track is not None and np.isfinite(track.values).any():
             yield layer, float(np.quantile(track.values[np.isfinite(track.values)], most))

@@ -77,3 +77,8 @@ def test_depth(layers: int, decades: float, fires: bool) -> None:
     assert bool(findings(DEPTH, build.done())) is fires
     build.operation("add", build.value((4, 16)), build.value((4, 16)), module="body")
     assert not findings(DEPTH, build.done())
+
+
+def test_a_copy_that_failed_leaves_what_was_recorded() -> None:
+    (found,) = findings(TIME, rnn(-5.1).arm("time/rnn", failure="no copy").done())
+    assert found.severity is Severity.WARNING
