@@ -12,7 +12,7 @@ import numpy as np
 
 from netdoctor.codec import plain
 from netdoctor.finding import Finding, Severity
-from netdoctor.recording import Recording, Series
+from netdoctor.recording import Recording, Series, shared
 from netdoctor.report import Report
 
 FORMAT = 1
@@ -157,8 +157,7 @@ def _apart(one: Series | None, other: Series | None) -> int | None:
     """The first common step at which the losses differ by more than a hundredth, or only one of them is a number."""
     if one is None or other is None:
         return None
-    steps, left, right = np.intersect1d(one.steps, other.steps, return_indices=True)
-    a, b = one.values[left], other.values[right]
+    steps, a, b = shared(one, other)
     with np.errstate(all="ignore"):
         differ = np.abs(a - b) > APART * np.maximum(np.abs(a), np.abs(b))
     differ |= np.isfinite(a) != np.isfinite(b)

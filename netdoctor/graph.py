@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -61,7 +62,7 @@ class Operation:
         return self.index, self.name, self.file, self.line
 
 
-@dataclass(slots=True)
+@dataclass
 class StepGraph:
     """The operations from the first model call to one `backward`, in order, and the tensors between them."""
 
@@ -69,6 +70,10 @@ class StepGraph:
     values: list[Value] = field(default_factory=list)
     loss: int | None = None  # index of the value that backward was called on
     step: int = 0  # of the training, in which it was captured
+
+    def __post_init__(self) -> None:
+        self._readers: dict[int, list[Operation]] = {}  # of a value
+        self._indexed: tuple[list[Operation], int] = [], 0  # what the readers were taken from
 
     def holds(self, file: str | None, line: int | None) -> bool:
         """Whether one of the operations stands on this line of the user's."""
@@ -81,14 +86,23 @@ class StepGraph:
 
     def consumers(self, value: int) -> list[Operation]:
         """The operations that read a value."""
-        return [operation for operation in self.operations if value in operation.inputs]
+        known, count = self._indexed
+        if known is not self.operations or count != len(self.operations):
+            self._index()
+        return self._readers.get(value, [])
+
+    def _index(self) -> None:
+        self._readers, self._indexed = {}, (self.operations, len(self.operations))
+        for operation in self.operations:
+            for value in dict.fromkeys(operation.inputs):
+                self._readers.setdefault(value, []).append(operation)
 
     def ancestors(self, value: int) -> Iterator[Operation]:
         """The operations that a value depends on, nearest first, each once."""
         seen: set[int] = set()
-        queue = [value]
+        queue = deque([value])
         while queue:
-            operation = self.producer(queue.pop(0))
+            operation = self.producer(queue.popleft())
             if operation is None or operation.index in seen:
                 continue
             seen.add(operation.index)
@@ -103,10 +117,10 @@ class StepGraph:
         self, operation: Operation, wanted: Callable[[Operation], bool], through: frozenset[str]
     ) -> Operation | None:
         """The first operation downstream for which `wanted` holds, stepping only through operations named in `through`."""
-        queue = list(operation.outputs)
+        queue = deque(operation.outputs)
         seen: set[int] = set()
         while queue:
-            for consumer in self.consumers(queue.pop(0)):
+            for consumer in self.consumers(queue.popleft()):
                 if consumer.index in seen:
                     continue
                 seen.add(consumer.index)

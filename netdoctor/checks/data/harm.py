@@ -100,8 +100,13 @@ def regression_constant(target: TensorFacts, family: str) -> float:
 
 def entropy(counts: Array) -> float:
     """Entropy of class counts, in nats."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    return float(entropies(counts[None])[0])
+
+
+def entropies(counts: Array) -> Array:
+    """Entropy of each row of class counts, in nats."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return np.asarray(-(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(axis=1))
 
 
 def _weighted(recording: Recording) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netdoctor.checks.data.harm import entropy
+from netdoctor.checks.data.harm import entropies
 from netdoctor.data import Array, TensorFacts
 from netdoctor.recording import Recording
 
@@ -48,7 +48,7 @@ def mixing(target: TensorFacts) -> Mixing | None:
     if not len(counts):
         return None
     pooled = counts.sum(axis=0)
-    found = np.array([entropy(row) for row in counts])
+    found = entropies(counts)
     expected, deviation = _random(pooled / pooled.sum(), counts.sum(axis=1))
     error = float(np.sqrt((deviation**2).sum())) / len(counts)
     gap = float(expected.mean() - found.mean())
@@ -69,7 +69,7 @@ def _random(shares: Array, sizes: Array) -> tuple[Array, Array]:
     known: dict[int, tuple[float, float]] = {}
     for size in {int(size) for size in sizes}:
         draws = np.random.default_rng(size).multinomial(size, shares, DRAWS).astype(np.float64)
-        values = [entropy(draw) for draw in draws]
+        values = entropies(draws)
         known[size] = float(np.mean(values)), float(np.std(values))
     pairs = np.array([known[int(size)] for size in sizes])
     return pairs[:, 0], pairs[:, 1]

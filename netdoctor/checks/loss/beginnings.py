@@ -36,7 +36,7 @@ def expected_loss(recording: Recording, pair: Comparison) -> float:
 def steps_until(series: Series, level: float) -> int:
     """The steps until a window of three losses first lies below a level; all steps when none does."""
     values = series.values
-    smooth = np.array([np.median(values[i : i + 3]) for i in range(max(1, values.size - 2))])
+    smooth = np.median(np.lib.stride_tricks.sliding_window_view(values, min(3, values.size)), axis=1)
     below = np.flatnonzero(smooth < level)
     return int(series.steps[below[0]]) if below.size else int(series.steps[-1]) + 1
 

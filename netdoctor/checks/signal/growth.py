@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -38,8 +37,8 @@ def over_steps(recording: Recording, layer: Layer) -> float:
 def grows(values: Array) -> bool:
     """Whether the median of each eighth in the last half lies above that of the eighth before."""
     eighth = max(1, values.size // 8)
-    levels = [float(np.median(values[values.size - k * eighth :][:eighth])) for k in (4, 3, 2, 1)]
-    return all(after > before for before, after in pairwise(levels))
+    levels = np.median(values[-4 * eighth :].reshape(4, eighth), axis=1)
+    return bool(np.all(np.diff(levels) > 0))
 
 
 def jump(series: Series, limit: float, ends: bool) -> Jump | None:

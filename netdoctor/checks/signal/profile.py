@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netdoctor.recording import Array, Kind, Layer, Recording, Role, Stat, Track
+from netdoctor.recording import Array, Kind, Layer, Recording, Role, Stat, Track, median, shared
 
 FLOOR = 1e-30  # stands for zero in a logarithm; float32's smallest normal number is 1.2e-38
 ROUNDING = 1e-9  # a variation under 1e-9 of the scale is rounding (float32 resolves 1.2e-7, averaged over many entries)
@@ -107,13 +107,12 @@ def gradient_ratio(recording: Recording, layer: Layer, early: bool = True) -> fl
     gradient = recording.of_parameter(layer.weight, Stat.RMS, Role.WEIGHT_GRADIENT)
     if parameter is None or weight is None or gradient is None or not parameter.requires_grad:
         return None
-    _, at_weight, at_gradient = np.intersect1d(weight.steps, gradient.steps, return_indices=True)
-    part = slice(0, 8) if early else slice(-8, None)
-    scales, gradients = weight.values[at_weight][part], gradient.values[at_gradient][part]
+    _, *values = shared(weight, gradient)
+    scales, gradients = (found[:8] if early else found[-8:] for found in values)
     usable = (scales > 1e-8) & np.isfinite(gradients)
     if weight.values[0] <= 1e-8 or not usable.any():
         return None
-    return float(np.median(gradients[usable] / scales[usable]))
+    return median(gradients[usable] / scales[usable])
 
 
 def gradients(recording: Recording, shortest: int, early: bool = True) -> Iterator[Profile]:
@@ -160,8 +159,8 @@ def share_of(recording: Recording, layers: Sequence[Layer], names: frozenset[str
 def starved(recording: Recording, layer: Layer, limit: float) -> bool:
     """Whether a layer stands still: its updates are under `limit` of its weights, or its gradient under the eps."""
     updates = recording.update_ratio(layer.weight)
-    if updates is not None and float(np.median(updates.values)) < limit:
+    if updates is not None and median(updates.values) < limit:
         return True
     gradient = recording.of_parameter(layer.weight, Stat.RMS, Role.WEIGHT_GRADIENT)
     eps = recording.parameters[layer.weight].optimizer_eps
-    return gradient is not None and float(np.median(gradient.values)) < eps
+    return gradient is not None and median(gradient.values) < eps

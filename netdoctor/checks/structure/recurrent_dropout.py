@@ -33,9 +33,9 @@ class RecurrentDropout(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         seen: set[str] = set()
         for graph in graphs(recording)[:1]:
-            for operation in graph.operations:
+            for operation in (o for o in graph.operations if o.name in RECURRENT):
                 layers, p = _options(operation)
-                if operation.name in RECURRENT and p > 0 and 0 < layers < self.layers and operation.module not in seen:
+                if p > 0 and 0 < layers < self.layers and operation.module not in seen:
                     seen.add(operation.module)
                     yield self._finding(recording, operation, p)
 

@@ -11,7 +11,7 @@ from netdoctor.check import Check
 from netdoctor.checks.data.harm import State, harm
 from netdoctor.checks.training.optimizer_line import first_source, with_limit
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.recording import Array, Recording, Role, Series, Stat
+from netdoctor.recording import Array, Recording, Role, Series, Stat, shared
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,9 @@ def _ratios(recording: Recording, sizes: Series | None) -> tuple[Array, Array, f
     limits = recording.scalars.get("clip limit")
     if sizes is None or limits is None:
         return np.empty(0), np.empty(0), 0.0
-    _, at_size, at_limit = np.intersect1d(sizes.steps, limits.steps, return_indices=True)
-    kept = limits.values[at_limit] > 0
-    found = sizes.values[at_size][kept]
-    return found / limits.values[at_limit][kept], found, float(limits.values[-1])
+    _, norms, allowed = shared(sizes, limits)
+    kept = allowed > 0
+    return norms[kept] / allowed[kept], norms[kept], float(limits.values[-1])
 
 
 def _divides(recording: Recording) -> bool:

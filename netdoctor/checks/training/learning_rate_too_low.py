@@ -46,9 +46,7 @@ class LearningRateTooLow(Check):
     steps: int = 30  # a shorter run has had no time to move
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
-        trend = judge(recording)
-        ratios = medians(recording)
-        if not ratios or not self._crawls(trend, recording):
+        if not self._crawls(judge(recording), recording) or not (ratios := medians(recording)):
             return
         typical = float(np.median(list(ratios.values())))
         if not 0 < typical < self.ratio:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from netdoctor.checks.data.harm import constant_loss
-from netdoctor.recording import Array, Optimizer, Parameter, Recording, Role, Stat, Track
+from netdoctor.recording import Array, Optimizer, Parameter, Recording, Role, Stat, Track, median
 from netdoctor.trend import judge
 
 DECOUPLED = frozenset({"AdamW", "NAdamW", "Lion"})
@@ -45,7 +43,7 @@ def _pull(
     weight = recording.of_parameter(parameter.name, Stat.RMS)
     if other is None or weight is None:
         return None
-    return factor * float(np.median(_late(weight))) / max(float(np.median(_late(other))), 1e-30)
+    return factor * median(_late(weight)) / max(median(_late(other)), 1e-30)
 
 
 def _late(track: Track) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from netdoctor.recording import Recording, Stat
+from netdoctor.recording import Recording, Stat, median
 
 FIRST_STEPS = 5  # Adam's first updates are lr times a sign whatever the gradient, and warm-up starts at almost nothing
 SAMPLES = 4  # the median of fewer sampled steps is decided by single ones
@@ -25,5 +25,5 @@ def medians(recording: Recording) -> dict[str, float]:
             continue
         late = ratio.values[(ratio.steps >= FIRST_STEPS) & np.isfinite(ratio.values)]
         if late.size >= SAMPLES:
-            found[name] = float(np.median(late))
+            found[name] = median(late)
     return found

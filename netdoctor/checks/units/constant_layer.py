@@ -12,7 +12,7 @@ from netdoctor.check import Check
 from netdoctor.checks.signal import outcome
 from netdoctor.checks.units.window import STALLED, before, finite_until
 from netdoctor.finding import Abstention, Evidence, Finding, Fix, Location, Severity
-from netdoctor.recording import Kind, Layer, Recording, Role, Stat
+from netdoctor.recording import Kind, Layer, Recording, Role, Stat, shared
 from netdoctor.trend import judge
 
 
@@ -46,15 +46,14 @@ class ConstantLayer(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         """One finding per model, about the first constant layer."""
-        trend = judge(recording)
+        if outcome.learns(trend := judge(recording)):
+            return
         end = finite_until(recording, trend)
         spreads = [
             (layer, spread) for layer in recording.layers if (spread := self._spread(recording, layer, end)) is not None
         ]
         if recording.of_kind(Kind.LINEAR) and not spreads:
             yield Abstention(self.name, f"fewer than {self.min_steps} sampled steps with more than one sample")
-        if outcome.learns(trend):
-            return
         for model in dict.fromkeys(layer.model for layer, _ in spreads):
             chain = [(layer, spread) for layer, spread in spreads if layer.model == model]
             index = next((i for i in reversed(range(len(chain))) if chain[i][1] >= self.limit), -1) + 1
@@ -88,11 +87,10 @@ class ConstantLayer(Check):
         whole, scales = recording.of_layer(layer, Stat.BATCH_STD), recording.of_layer(layer, Stat.RMS)
         if whole is None or scales is None or layer.kind is Kind.EMBEDDING:
             return None
-        spread, scale = before(whole, end), before(scales, end)
-        _, at, also = np.intersect1d(spread.steps, scale.steps, return_indices=True)
-        if len(at) < self.min_steps:
+        steps, *values = shared(before(whole, end), before(scales, end))
+        if len(steps) < self.min_steps:
             return None
-        late, size = spread.values[at][-self.min_steps :], scale.values[also][-self.min_steps :]
+        late, size = (found[-self.min_steps :] for found in values)
         return float(np.max(np.divide(late, size, out=np.zeros_like(late), where=size > 0)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdoctor.checks.units.window import before, feeder, late_start
-from netdoctor.recording import Layer, Recording, Role, Stat, Track
+from netdoctor.recording import Layer, Recording, Role, Stat, Track, shared
 
 # A layer that is silent as a whole needs fewer samples: nothing from 4 units for 64 samples is as unlikely as nothing from one
 # for 256. No more than 4 are counted, for units are not independent of each other.
@@ -119,7 +119,8 @@ def _samples(recording: Recording, group: list[Layer], steps: NDArray[np.int64])
     for layer in group:
         track = recording.of_layer(layer, Stat.SAMPLES)
         if track is not None:
-            total += np.where(np.isin(steps, track.steps), np.interp(steps, track.steps, track.values), 0.0)
+            both, _, seen = shared(Track(steps, total), track)
+            total[np.searchsorted(steps, both)] += seen
     return total
 
 

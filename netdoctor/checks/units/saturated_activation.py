@@ -51,12 +51,14 @@ class SaturatedActivation(Check):
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         """One finding about the first saturated layer, with all of them as its places."""
         trend = judge(recording)
+        if outcome.learns(trend) or recording.facts.get("moving_target"):
+            return
         found = list(examine(recording, finite_until(recording, trend), self.min_steps, self.min_samples, self.samples))
         if found and all(item is None for item in found):
             need = f"{self.min_steps} sampled steps and {self.min_samples:.0f} samples per unit are needed"
             yield Abstention(self.name, f"the run is too short to tell whether units stay saturated: {need}")
         sick = [item for item in found if item is not None and item.share > self.units and self._flat(item)]
-        if not sick or outcome.learns(trend) or recording.facts.get("moving_target"):
+        if not sick:
             return
         first = sick[0]
         low, high = BOUNDS[first.function]

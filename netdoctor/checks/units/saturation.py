@@ -89,7 +89,7 @@ def _saturation(
     stuck = track.values > samples
     units: NDArray[np.bool_] = np.asarray(stuck[start:].all(axis=0))
     function = layer.function or layer.type.lower()
-    passed = _passed(recording, layer, int(track.steps[start])) / _SLOPES[function]
+    passed = _passed(recording, layer, int(track.steps[start])) / _SLOPES[function] if units.any() else math.nan
     most_at_once = float(track.values[0].mean()) > 0.5  # few units left their ends even then: no update is to blame
     since = int(track.steps[0]) if most_at_once else _since(stuck, units, track.steps)
     return Saturation(layer, function, float(units.mean()), since, passed)

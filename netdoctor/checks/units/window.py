@@ -54,8 +54,8 @@ def late_start(steps: NDArray[np.int64], samples: NDArray[np.float64], fewest: i
 
 def before(track: Track, end: int) -> Track:
     """The part of a track before a step."""
-    kept = track.steps < end
-    return Track(track.steps[kept], track.values[kept])
+    kept = int(np.searchsorted(track.steps, end))
+    return Track(track.steps[:kept], track.values[:kept])
 
 
 def feeder(recording: Recording, layer: Layer) -> Layer | None:
