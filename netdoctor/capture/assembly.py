@@ -91,7 +91,7 @@ def pulse(observer: Observer) -> Recording:
     recorder = observer.recorder
     recording = Recording(steps=observer.step, counts=dict(recorder.counts))
     recording.losses = {label: series.series() for label, series in recorder.losses.items()}
-    recording.scalars = {name: series.series() for name, series in recorder.scalars.items()}
+    recording.scalars = recorder.all_scalars()
     _name_losses(recording)
     return recording
 

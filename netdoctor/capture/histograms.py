@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from netdoctor.capture import statistics
 from netdoctor.capture.naming import ModuleNames
+from netdoctor.capture.parts import Parts, Place, Row
 from netdoctor.recording import Histogram, Role
 
 BINS = 24
@@ -20,16 +20,14 @@ GROWTH = 2.0  # each is taken at a step this much later than the one before: 11 
 PARAMETERS = 512  # of a model with more, the first ones
 VALUES = 512  # strided values of a parameter, about, from which its histogram is made
 
-Row = tuple[int, float, float, "NDArray[np.int64]"]  # step, lowest and highest finite value, counts
-
 
 class HistogramRecorder:
     """Keeps at most `MOST` histograms of every matrix or kernel and of its gradient. Biases and scales are left out."""
 
-    def __init__(self, names: ModuleNames) -> None:
-        self._names = names
+    def __init__(self, names: ModuleNames, parts: Parts | None = None) -> None:
+        self._names, self._parts = names, parts or Parts()
         self._step, self._next, self._wanted = -1, 0, False
-        self._rows: dict[tuple[str, Role], list[Row]] = {}
+        self._rows = self._parts.histograms
         self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # parameter → its stride
 
     def see(self, parameters: list[Tensor], step: int) -> None:
@@ -41,8 +39,8 @@ class HistogramRecorder:
             self._take(parameters, step)
 
     def finish(self, step: int) -> None:
-        """Take the weights as the training left them, and let go of the parameters."""
-        left = [p for ref, _ in self._seen.values() if (p := ref()) is not None]
+        """Take the weights as the training left them, and let go of the parameters. Of sharded ones only parts are here."""
+        left = [p for ref, _ in self._seen.values() if (p := ref()) is not None and not statistics.is_shard(p)]
         if left and step > self._step:
             self._take(left, step, gradients=False)
         self._seen.clear()
@@ -57,7 +55,7 @@ class HistogramRecorder:
         return found
 
     def _take(self, parameters: list[Tensor], step: int, gradients: bool = True) -> None:
-        places: list[tuple[str, Role]] = []
+        places: list[Place] = []
         samples: list[Tensor] = []
         for parameter in parameters:
             key = self._names.parameter_key(parameter) if parameter.dim() >= 2 else ""
@@ -67,13 +65,17 @@ class HistogramRecorder:
                 (Role.WEIGHT, parameter),
                 (Role.WEIGHT_GRADIENT, parameter.grad if gradients else None),
             ):
-                values = None if tensor is None else statistics.floats(tensor)
+                sharded, values = statistics.is_shard(parameter), None if tensor is None else statistics.floats(tensor)
+                if sharded:
+                    self._parts.sampling(step)
                 if values is not None:
                     places.append((key, role))
                     samples.append(values.reshape(-1)[:: self._stride(parameter)].float())
+                    if sharded:
+                        self._parts.sample(step, places[-1], samples[-1])
         if samples:
-            for place, row in zip(places, _histograms(samples, step), strict=True):
-                self._keep(self._rows.setdefault(place, []), row)
+            for place, row in zip(places, histograms(samples, step), strict=True):
+                keep(self._rows.setdefault(place, []), row)
 
     def _stride(self, parameter: Tensor) -> int:
         known = self._seen.get(id(parameter))
@@ -81,16 +83,23 @@ class HistogramRecorder:
             known = self._seen[id(parameter)] = weakref.ref(parameter), statistics.sample_stride(parameter, VALUES)
         return known[1]
 
-    @staticmethod
-    def _keep(rows: list[Row], row: Row) -> None:
-        if rows and rows[-1][0] >= row[0]:
-            return  # of several optimizers that hold the same parameter the first counts
-        if len(rows) >= MOST:
-            del rows[1::2]
-        rows.append(row)
+
+def most(parameter: Tensor) -> int:
+    """How many values of a parameter a histogram counts, at most; 0 where it has none. Of a sharded one, of the whole."""
+    wanted = parameter.dim() >= 2 and parameter.is_floating_point()
+    return -(-parameter.numel() // statistics.sample_stride(parameter, VALUES)) if wanted else 0
 
 
-def _histograms(samples: list[Tensor], step: int) -> list[Row]:
+def keep(rows: list[Row], row: Row) -> None:
+    """Add a histogram to a parameter's, if it is a later one."""
+    if rows and rows[-1][0] >= row[0]:
+        return  # of several optimizers that hold the same parameter the first counts
+    if len(rows) >= MOST:
+        del rows[1::2]
+    rows.append(row)
+
+
+def histograms(samples: list[Tensor], step: int) -> list[Row]:
     """Counts over `BINS` equal bins from each sample's lowest to its highest finite value: one transfer, one pass."""
     sizes = np.array([len(sample) for sample in samples])
     devices = {sample.device for sample in samples}

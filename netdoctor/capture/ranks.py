@@ -34,7 +34,7 @@ from netdoctor.errors import CannotReplayError
 LIMIT = timedelta(seconds=10)  # how long a rank may keep the others waiting: when they meet, and when they part
 _MOST_PLACES = 256  # numbers per comparison; a model of more parameters is compared in groups of neighbours
 _MOST_RANKS = 64  # whose losses are kept one by one
-_MOST_UNDER_WAY = 32  # two for each comparison of a sharded model
+_MOST_UNDER_WAY = 48  # three for each comparison of a sharded model
 _HEAD = 2  # step, loss
 # Seconds in which gloo's threads may end what they hold. A piece of work carries a Python object (torch.autograd.graph stores
 # the context of each backward in the thread state), and its thread needs the interpreter's lock to let go of it. Whoever
@@ -182,6 +182,9 @@ class Ranks:
         measured = shards.message(step)
         if measured is not None:
             self._send(measured, lambda rows: shards.hear(step, rows))
+        sampled = shards.samples(step)
+        if sampled is not None:
+            self._send(sampled, lambda rows: shards.hear_samples(step, rows))
 
     def _send(self, mine: Tensor, hear: Callable[[Tensor], None]) -> None:
         theirs = [torch.empty_like(mine) for _ in range(self.size)]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netdoctor.capture import many, statistics
+from netdoctor.capture.parts import Parts
 from netdoctor.capture.statistics import Moments
 from netdoctor.recording import Event, Recording, Series, Site, SourceLine, Stat, Track
 
@@ -96,6 +97,10 @@ class Recorder:
         self.scalars: dict[str, SeriesRecorder] = {}
         self.events: list[Event] = []
         self.counts: dict[str, int] = {}
+        self.parts = Parts()
+        self.wholes: dict[
+            str, SeriesRecorder
+        ] = {}  # scalars of all processes, in place of those of this process's part
         self._pending: list[tuple[ValueRows, Tensor]] = []
         self._raw: list[tuple[MomentRows, int, Tensor]] = []
         self._moments: dict[Site, MomentRows] = {}
@@ -204,10 +209,21 @@ class Recorder:
         """Where the values of a scalar are kept: to be held by whoever has one in every step."""
         return self.scalars.setdefault(name, SeriesRecorder())
 
+    def all_scalars(self) -> dict[str, Series]:
+        """The scalars so far. Of those that were added up over processes only what is true of all: in any part a NaN is one."""
+        found = {name: series.series() for name, series in self.scalars.items()}
+        for name, series in self.wholes.items():
+            whole, part = series.series(), found.get(name, Series(np.empty(0, np.int64), np.empty(0)))
+            bad = ~np.isfinite(part.values) & ~np.isin(part.steps, whole.steps)
+            steps = np.concatenate([whole.steps, part.steps[bad]])
+            order = np.argsort(steps, kind="stable")
+            found[name] = Series(steps[order], np.concatenate([whole.values, part.values[bad]])[order])
+        return found
+
     def write(self, recording: Recording) -> None:
         """Put everything into a recording."""
         recording.losses = {label: series.series() for label, series in self.losses.items()}
-        recording.scalars = {name: series.series() for name, series in self.scalars.items()}
+        recording.scalars = self.all_scalars()
         recording.events = list(self.events)
         recording.counts = dict(self.counts)
         recording.tracks = {key: track for key, rows in self._values.items() if (track := _track(rows)) is not None}

@@ -16,16 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from netdoctor.capture import histograms as histogram
 from netdoctor.capture import statistics
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.parameters import site_of
-from netdoctor.capture.recorder import MomentRows, ValueRows
+from netdoctor.capture.parts import MOST, Place
+from netdoctor.capture.recorder import MomentRows, SeriesRecorder, ValueRows
 from netdoctor.capture.statistics import MAX_UNITS, Moments
 from netdoctor.recording import Role, Stat
 
 _ALIKE = 1e-6  # relative: parts of which all rows are alike, and the means and sizes too, hold the same rows
 _MOMENTS = len(Moments._fields)
 _NOTHING = Moments(0, 0.0, 0.0, 0.0, 0.0)
+_NONE = np.empty(0, np.float32)
 _WAITING, _YES, _NO = "", "yes", "no"
 
 
@@ -38,6 +41,8 @@ class _Places(NamedTuple):
     distinct_weight: ValueRows
     distinct_gradient: ValueRows
     idle: ValueRows
+    numbers: int  # in the whole parameter
+    sampled: int  # of them that go into a histogram, at most; 0 where there is none
     units: int  # rows of the whole parameter; 0 where it has none
     first: int  # of the rows that lie here
     held: int
@@ -91,7 +96,8 @@ class Shards:
             self._behind = "the processes do not hold parts of the same parameters"
 
     def _find(self) -> dict[str, _Places]:
-        names, recorder, found = self._observer.names, self._observer.recorder, {}
+        names, recorder = self._observer.names, self._observer.recorder
+        found: dict[str, _Places] = {}
         for key, parameter in names.parameters():
             if not statistics.is_shard(parameter) or parameter.is_meta:
                 continue
@@ -104,6 +110,8 @@ class Shards:
                 recorder.rows(weight, Stat.DISTINCT_ROWS),
                 recorder.rows(gradient, Stat.DISTINCT_ROWS),
                 recorder.rows(gradient, Stat.UNIT_ZERO_GRADIENT),
+                parameter.numel(),
+                histogram.most(parameter) if sum(p.sampled > 0 for p in found.values()) < histogram.PARAMETERS else 0,
                 parameter.shape[0] if parameter.dim() >= 2 else 0,
                 first,
                 count,
@@ -117,14 +125,19 @@ class Shards:
         if not self._places:
             return None
         numbers = np.asarray([_part(places, step) for places in self._places.values()], np.float64)
+        parts = self._observer.recorder.parts
+        squares = parts.squares if parts.step == step else np.zeros_like(parts.squares)
         bits = [_idle_here(places, step) for places in self._places.values()]
         packed = np.packbits(np.concatenate(bits).astype(bool))
-        return torch.from_numpy(np.concatenate([numbers.reshape(-1).view(np.uint8), packed]))
+        sums = np.concatenate([numbers.reshape(-1), squares.reshape(-1)])
+        return torch.from_numpy(np.concatenate([sums.view(np.uint8), packed]))
 
     def hear(self, step: int, messages: Tensor) -> None:
         """Put the whole's numbers in place of this process's own; `messages` has one row for each process."""
-        split = 8 * _WIDTH * len(self._places)
-        numbers = [row[:split].contiguous().numpy().view(np.float64).reshape(-1, _WIDTH) for row in messages]
+        wide = _WIDTH * len(self._places)
+        split = 8 * (wide + 2 * MOST)
+        sums = [row[:split].contiguous().numpy().view(np.float64) for row in messages]
+        numbers = [row[:wide].reshape(-1, _WIDTH) for row in sums]
         bits = [np.unpackbits(row[split:].contiguous().numpy()) for row in messages]
         at = 0
         for index, places in enumerate(self._places.values()):
@@ -132,6 +145,58 @@ class Shards:
             width = _capacity(places.units)
             _join(places, step, parts, [row[at : at + width] for row in bits])
             at += width
+        self._norms(step, numbers, np.stack([row[wide:].reshape(MOST, 2) for row in sums]))
+
+    def _norms(self, step: int, numbers: list[NDArray[np.float64]], squares: NDArray[np.float64]) -> None:
+        """The norm over all gradients of each optimizer. Where parts are held twice (one copy per machine), they count once."""
+        held = sum(float(row[0]) for part in numbers for row in part)
+        copies = max(1.0, held / max(1, sum(places.numbers for places in self._places.values())))
+        for index, sharded in enumerate(squares[:, :, 0].sum(0) / copies):
+            if sharded or not math.isfinite(sharded):
+                name = "gradient norm" if index == 0 else f"gradient norm ({index})"
+                whole = self._observer.recorder.wholes.setdefault(name, SeriesRecorder())
+                whole.add(step, math.sqrt(sharded + float(squares[0, index, 1])))
+
+    def samples(self, step: int) -> Tensor | None:
+        """What goes into the histograms of a step, of one length in all processes; None in steps without histograms."""
+        parts = self._observer.recorder.parts
+        if not self._places or parts.sampled != step:
+            return None
+        found = []
+        for key, most in self._sampled():
+            row, values = np.zeros(1 + most, np.float32), parts.samples.get(key, _NONE)[:most]
+            row[0], row[1 : 1 + len(values)] = len(values), values
+            found.append(row)
+        return torch.from_numpy(np.concatenate(found)) if found else None
+
+    def hear_samples(self, step: int, messages: Tensor) -> None:
+        """Put histograms of the whole in place of this process's own."""
+        at, places, pooled = 0, [], []
+        for place, most in self._sampled():
+            rows = messages[:, at : at + 1 + most]
+            values = torch.cat([row[1 : 1 + int(row[0])] for row in rows])
+            at += 1 + most
+            if len(values):
+                places.append(place)
+                pooled.append(values)
+        if not pooled:
+            return
+        taken = self._observer.recorder.parts.histograms
+        for place, row in zip(places, histogram.histograms(pooled, step), strict=True):
+            kept = taken.setdefault(place, [])
+            index = next((i for i, known in enumerate(kept) if known[0] == step), None)
+            if index is None:
+                histogram.keep(kept, row)
+            else:
+                kept[index] = row
+
+    def _sampled(self) -> list[tuple[Place, int]]:
+        return [
+            ((key, role), places.sampled)
+            for key, places in self._places.items()
+            if places.sampled
+            for role in (Role.WEIGHT, Role.WEIGHT_GRADIENT)
+        ]
 
     def lost(self, why: str) -> None:
         """From here on only this process's part is known."""
@@ -146,10 +211,7 @@ class Shards:
         if self._behind:
             spots["sharded"] += f" ({self._behind})"
         else:
-            spots["sharded"] = (
-                "weights are sharded: the norm over all gradients and histograms are of the first process's part; "
-                "weights, gradients and updates were measured as a whole"
-            )
+            del spots["sharded"]  # all was added up
 
 
 def _rows_here(parameter: Any) -> tuple[int, int]:

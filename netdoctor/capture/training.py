@@ -54,7 +54,7 @@ class TrainingTaps:
         self._at = 0  # the step that `_backwards` counts in
         self._position: Position = ("", 0)  # of the last backward call
         self._parameters = ParameterRecorder(observer.recorder, observer.names)
-        self.histograms = HistogramRecorder(observer.names)
+        self.histograms = HistogramRecorder(observer.names, observer.recorder.parts)
         self._stepped_on = StepWatch(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._retention = Retention(observer.recorder)
@@ -308,8 +308,8 @@ class TrainingTaps:
             observer.recorder.count("zeroed before step", observer.step)
             self._lost = False
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
-        gradients = unseen.local_parts(observer, gradients)
+        grads = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
+        gradients = unseen.local_parts(observer, grads)
         norm = self._parameters.gradients(parameters) if observer.detailed else None
         if gradients:
             norm = norms.gradient_norm(gradients) if norm is None else norm
@@ -319,6 +319,7 @@ class TrainingTaps:
                 observer.trip(backwards, "backward")
                 _ = self._stepped or self._renewal.begin(backwards)
         if observer.detailed:
+            observer.recorder.parts.add(observer.step, index, grads)
             self._leftovers.stepping(optimizer, index)
             self._parameters.weights(parameters)
             self._stepped_on.before(parameters)

@@ -18,9 +18,10 @@ import torch.distributed as dist
 from netdoctor import recordingfile
 from netdoctor.capture import statistics
 from netdoctor.capture.observer import Observer
+from netdoctor.capture.recorder import SeriesRecorder
 from netdoctor.capture.sharded import Shards, _distinct, _Places, together
 from netdoctor.capture.statistics import Moments
-from netdoctor.recording import Recording, Stat
+from netdoctor.recording import Recording, Role, Stat, shared
 
 ROOT = Path(__file__).parents[2]
 ALIKE = ROOT / "tests" / "reliability" / "programs" / "alike.py"
@@ -39,7 +40,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     sharded = recorded(tmp_path / "sharded.json", "sharded", *launcher)
     assert sharded.faults == []
-    assert [spot for spot in sharded.blind_spots if "were measured as a whole" not in spot] == []
+    assert sharded.blind_spots == []
     found = {(site.parameter, site.role, stat): track for (site, stat), track in sharded.tracks.items()}
     kinds = set()
     for (site, stat), track in alone.tracks.items():
@@ -49,6 +50,19 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
             np.testing.assert_allclose(other.values, track.values, 1e-4, 1e-7, err_msg=f"{site} {stat}")
             kinds.add(stat)
     assert {Stat.RMS, Stat.STD, Stat.ABSMAX, Stat.NONFINITE, Stat.DISTINCT_ROWS, Stat.UNIT_ZERO_GRADIENT} <= kinds
+    steps, whole, one = shared(sharded.scalars["gradient norm"], alone.scalars["gradient norm"])
+    assert len(steps) >= 8
+    assert len(steps) == len(sharded.scalars["gradient norm"].steps)  # nothing that is true of one part only
+    np.testing.assert_allclose(whole, one, rtol=1e-4)
+    spread = {(h.parameter, h.role): h for h in sharded.histograms}
+    for histogram in alone.histograms:  # of matrices this small every value counts
+        parts = spread[histogram.parameter, histogram.role]
+        there = np.isin(histogram.steps, parts.steps)
+        assert there[:-1].all()  # the weights at the end are left out
+        np.testing.assert_allclose(parts.low, histogram.low[there], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(parts.high, histogram.high[there], rtol=1e-4, atol=1e-7)
+        assert (parts.counts.sum(1) == histogram.counts[there].sum(1)).all()
+        assert np.abs(parts.counts - histogram.counts[there]).sum() <= 2 * there.sum()  # values at the edge of a bin
 
 
 @pytest.mark.parametrize("where", [None, 3, 90])
@@ -99,7 +113,7 @@ def test_distinct_rows_of_parts(parts: list[tuple[float, Moments]], common: int,
 
 def shards(*names: str) -> Shards:
     made = Shards(Observer())
-    made._find = lambda: {name: _Places([], [], [], [], [], [], 4, 0, 2) for name in names}  # type: ignore[method-assign]
+    made._find = lambda: {name: _Places([], [], [], [], [], [], 12, 12, 4, 0, 2) for name in names}  # type: ignore[method-assign]
     made._observer.blind_spots["sharded"] = "weights are sharded"
     return made
 
@@ -137,3 +151,53 @@ def test_processes_that_agree_exchange_messages_of_one_length() -> None:
     one.lost("one of them did not answer")
     one.say()
     assert "one of them did not answer" in one._observer.blind_spots["sharded"]
+
+
+def agreed(copies: int = 1) -> list[Shards]:
+    """Two processes that agreed on one sharded parameter of 12 numbers; each holds half of it, or with two copies all."""
+    store, pair = dist.HashStore(), [shards("a"), shards("a")]
+    other = threading.Thread(target=pair[1].agree, args=(store, 1, 2, 5, timedelta(seconds=5)))
+    other.start()
+    pair[0].agree(store, 0, 2, 5, timedelta(seconds=5))
+    other.join()
+    for one in pair:
+        one._places["a"].weight.append((5, Moments(6 * copies, 0.0, 6.0, -1.0, 1.0)))
+    return pair
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_norm_over_all_gradients_counts_every_part_once(copies: int) -> None:
+    pair = agreed(copies)
+    for one, squares in zip(pair, (4.0, 9.0), strict=True):
+        one._observer.recorder.parts.step = 5
+        one._observer.recorder.parts.squares[0] = squares if copies == 1 else 13.0, 3.0  # 3: of what all processes hold
+    messages = torch.stack([message for one in pair if (message := one.message(5)) is not None])
+    pair[0].hear(5, messages)
+    assert pair[0]._observer.recorder.all_scalars()["gradient norm"].values.tolist() == [4.0]
+
+
+def test_of_this_processs_norms_only_a_nan_stays() -> None:
+    recorder = Observer().recorder
+    for step, norm in enumerate([1.0, 2.0, math.nan, 4.0]):
+        recorder.scalar("gradient norm", step, norm)
+    recorder.wholes["gradient norm"] = whole = SeriesRecorder()
+    for step, norm in ((1, 20.0), (3, 40.0)):
+        whole.add(step, norm)
+    found = recorder.all_scalars()["gradient norm"]
+    assert found.steps.tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(found.values, [20.0, math.nan, 40.0])
+
+
+@pytest.mark.parametrize("parts", [([1.0, 2.0], [3.0, 4.0, 5.0]), ([], [1.0, 5.0])])
+def test_histograms_are_of_what_all_processes_hold(parts: tuple[list[float], list[float]]) -> None:
+    pair, place = agreed(), ("a", Role.WEIGHT)
+    for one, values in zip(pair, parts, strict=True):
+        one._observer.recorder.parts.sampling(5)
+        if values:
+            one._observer.recorder.parts.sample(5, place, torch.tensor(values))
+    messages = torch.stack([message for one in pair if (message := one.samples(5)) is not None])
+    assert pair[0].samples(6) is None
+    pair[0].hear_samples(5, messages)
+    ((step, low, high, counts),) = pair[0]._observer.recorder.parts.histograms[place]
+    assert (step, low, high) == (5, 1.0, 5.0)
+    assert counts.sum() == sum(map(len, parts))
