@@ -15,6 +15,7 @@ from netdoctor.capture import (
     evaluation,
     loading,
     origin,
+    parts,
     ranks,
     recorder,
     retention,
@@ -36,7 +37,7 @@ from tests.capture.test_containment import Broken, methods, train
 OWNERS: list[Any] = [
     *(data.DataRecorder, evaluation.EvaluationRecorder, stepped.StepWatch, retention.Retention, ranks.Ranks, Journal),
     *(recorder.SeriesRecorder, step.Copies, step.Replay, step.TrainingStep, origin._Search, Watch),
-    *(loading.LoaderClock, sharded.Shards),
+    *(loading.LoaderClock, sharded.Shards, parts.Parts),
 ]
 BARE = {"Ranks._contained"}  # the containment itself
 METHODS = [(o, name) for o in OWNERS for name in methods(o) if f"{o.__name__}.{name}" not in BARE]

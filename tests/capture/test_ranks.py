@@ -81,8 +81,8 @@ def said(folder: Path) -> list[str]:
     return [(folder / f"said{rank}").read_text() for rank in range(2)]
 
 
-@pytest.mark.parametrize(("how", "blind"), [("ddp", []), ("sharded", ["weights are sharded"])])
-def test_a_healthy_training(how: str, blind: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["ddp", "sharded"])
+def test_a_healthy_training(how: str, tmp_path: Path) -> None:
     """The same losses to the last digit, the same communication in the same order, one report, which finds nothing."""
     alone, watched = tmp_path / "alone", tmp_path / "watched"
     alone.mkdir()
@@ -95,7 +95,7 @@ def test_a_healthy_training(how: str, blind: list[str], tmp_path: Path) -> None:
     assert len(said(alone)[0].splitlines()) > 60
     assert run.report is not None
     assert run.report["findings"] == []
-    assert [spot[: len(b)] for spot, b in zip(run.report["blind_spots"], blind, strict=True)] == blind
+    assert run.report["blind_spots"] == []
     assert "netdoctor" not in run.err[1]
 
 
