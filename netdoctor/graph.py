@@ -62,6 +62,17 @@ class Operation:
         return self.index, self.name, self.file, self.line
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Who reads each value, and what is behind the loss, of so many operations of a list."""
+
+    operations: list[Operation]
+    count: int
+    loss: int | None
+    readers: dict[int, list[Operation]]
+    behind: tuple[Operation, ...]
+
+
 @dataclass
 class StepGraph:
     """The operations from the first model call to one `backward`, in order, and the tensors between them."""
@@ -72,8 +83,7 @@ class StepGraph:
     step: int = 0  # of the training, in which it was captured
 
     def __post_init__(self) -> None:
-        self._readers: dict[int, list[Operation]] = {}  # of a value
-        self._indexed: tuple[list[Operation], int] = [], 0  # what the readers were taken from
+        self._index = _Index([], 0, None, {}, ())
 
     def holds(self, file: str | None, line: int | None) -> bool:
         """Whether one of the operations stands on this line of the user's."""
@@ -86,16 +96,20 @@ class StepGraph:
 
     def consumers(self, value: int) -> list[Operation]:
         """The operations that read a value."""
-        known, count = self._indexed
-        if known is not self.operations or count != len(self.operations):
-            self._index()
-        return self._readers.get(value, [])
+        return self._indexed().readers.get(value, [])
 
-    def _index(self) -> None:
-        self._readers, self._indexed = {}, (self.operations, len(self.operations))
+    def _indexed(self) -> _Index:
+        """What all checks ask for, found once; anew where operations came or the loss became another one."""
+        old = self._index
+        if old.operations is self.operations and old.count == len(self.operations) and old.loss == self.loss:
+            return old
+        readers: dict[int, list[Operation]] = {}
         for operation in self.operations:
             for value in dict.fromkeys(operation.inputs):
-                self._readers.setdefault(value, []).append(operation)
+                readers.setdefault(value, []).append(operation)
+        behind = () if self.loss is None else tuple(self.ancestors(self.loss))
+        self._index = _Index(self.operations, len(self.operations), self.loss, readers, behind)
+        return self._index
 
     def ancestors(self, value: int) -> Iterator[Operation]:
         """The operations that a value depends on, nearest first, each once."""
@@ -111,7 +125,7 @@ class StepGraph:
 
     def loss_operations(self) -> list[Operation]:
         """The operations behind the loss, nearest first; empty when the loss is not in the graph."""
-        return [] if self.loss is None else list(self.ancestors(self.loss))
+        return list(self._indexed().behind)
 
     def follow(
         self, operation: Operation, wanted: Callable[[Operation], bool], through: frozenset[str]

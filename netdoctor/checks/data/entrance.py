@@ -39,22 +39,20 @@ def entrances(graph: StepGraph, value: int) -> list[Entrance]:
 
     Paths that end in a norm, a lookup by index, or an operation of unknown content are left out.
     """
-    readers: dict[int, list[Operation]] = {}
-    for operation in graph.operations:
-        for index in set(operation.inputs):
-            readers.setdefault(index, []).append(operation)
     found: list[Entrance] = []
     queue, seen = [(value, True)], {value}
     while queue and len(seen) < _MOST:
         at, direct = queue.pop(0)
-        for operation in readers.get(at, []):
+        for operation in graph.consumers(at):
             if operation.name in _NORMS or operation.name in _LOOKUPS:
                 continue
+            new = [output for output in operation.outputs if output not in seen]
+            if not new and operation.name not in _WEIGHTED:
+                continue  # known from another of its inputs
             others = [graph.values[i] for i in operation.inputs if i != at]
             if operation.name in _WEIGHTED and any(o.trained or o.origin == "parameter" for o in others):
                 found.append(Entrance(graph.values[at], operation, direct, _normed(graph, operation)))
             elif operation.name in _JOINS or not any(other.trained for other in others):
-                new = [output for output in operation.outputs if output not in seen]
                 seen.update(new)
                 alone = operation.name in _SHAPES and not any(other.trained for other in others)
                 queue += [(output, direct and alone) for output in new]

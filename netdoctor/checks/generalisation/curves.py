@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from netdoctor.recording import Array, Recording, SourceLine
+from netdoctor.recording import Array, Recording, SourceLine, median
 from netdoctor.trend import significance
 
 LOGGED = ("val_loss", "valid_loss", "validation_loss", "eval_loss", "test_loss", "dev_loss")
@@ -51,10 +51,10 @@ def rising(losses: Array) -> Turn | None:
 
     The best is taken of medians of three, so that one lucky evaluation is none; the trend is that of all that follow.
     """
-    smooth = np.array([np.median(losses[max(0, i - 1) : i + 2]) for i in range(len(losses))])
+    smooth = np.array([median(losses[max(0, i - 1) : i + 2]) for i in range(len(losses))])
     best = int(np.argmin(smooth))
     after = losses[best:]
     if len(after) < FEWEST or significance(after) < SIGNIFICANT:
         return None
-    end = float(np.median(losses[-max(2, len(after) // 4) :]))
+    end = median(losses[-max(2, len(after) // 4) :])
     return Turn(best, float(smooth[best]), float(losses[0]), end)

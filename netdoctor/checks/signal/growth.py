@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
 
-from netdoctor.recording import Array, Layer, Recording, Series, Stat
+from netdoctor.recording import Array, Layer, Recording, Series, Stat, median
 
 SAMPLES = 8  # one value in each eighth of the window
 BEFORE = 3  # steps in the running median, at least; a divergence may be over after ten
@@ -47,14 +48,16 @@ def jump(series: Series, limit: float, ends: bool) -> Jump | None:
     `ends` tells that the run became non-finite: then the last value alone may be the jump.
     """
     values = finite_part(series.values)
-    least = np.minimum.accumulate(values)  # no median before a value is less: what does not exceed it needs none
-    for index in range(BEFORE, values.size - (0 if ends else AFTER - 1)):
-        if min(values[index], values[-1]) <= limit * max(0.0, least[index - 1]):
-            continue
-        median, level = float(np.median(values[:index])), float(np.median(values[index:]))
-        lasting = min(values[index], values[-1], level) > limit * median and values[-1] >= level / 2
-        if median > 0 and lasting:
-            return Jump(int(series.steps[index]), median, level)
+    sizes, last = values.tolist(), float(values[-1]) if values.size else 0.0
+    earlier = sorted(sizes[:BEFORE])  # in order, so that the running median is at hand
+    for index in range(BEFORE, len(sizes) - (0 if ends else AFTER - 1)):
+        half = index // 2
+        middle = earlier[half] if index % 2 else (earlier[half - 1] + earlier[half]) / 2
+        if 0 < limit * middle < min(sizes[index], last):
+            level = median(values[index:])
+            if level > limit * middle and last >= level / 2:
+                return Jump(int(series.steps[index]), middle, level)
+        bisect.insort(earlier, sizes[index])
     return None
 
 

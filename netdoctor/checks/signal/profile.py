@@ -39,10 +39,11 @@ class Profile:
     @property
     def total(self) -> float:
         """Decades from the first to the last layer on the fitted line; 0 where the ends or the neighbours deny it."""
-        fitted, third = self.slope * (self.decades.size - 1), max(1, self.decades.size // 3)
-        ends = float(np.median(self.decades[-third:]) - np.median(self.decades[:third]))
-        steps = np.diff(self.decades) * np.sign(self.slope)
-        along = float(np.mean(steps > abs(self.slope) / 4))
+        slope, third = self.slope, max(1, self.decades.size // 3)
+        fitted = slope * (self.decades.size - 1)
+        ends = median(self.decades[-third:]) - median(self.decades[:third])
+        steps = np.diff(self.decades) * np.sign(slope)
+        along = float(np.mean(steps > abs(slope) / 4))
         return fitted if ends * fitted > 0 and abs(ends) >= abs(fitted) / 2 and along >= ALONG else 0.0
 
 

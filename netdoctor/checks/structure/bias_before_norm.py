@@ -55,9 +55,10 @@ class BiasBeforeNorm(Check):
 
 def _wasted(graph: StepGraph, operation: Operation) -> bool:
     """Whether an operation adds a trained vector to each channel, and a norm over the batch alone reads the result."""
+    if operation.name not in LINEAR or not operation.outputs or not operation.module:
+        return False
     values = [graph.values[i] for i in operation.inputs]
-    bias = [v for v in values if v.origin == "parameter" and v.requires_grad and len(v.shape) == 1]
-    if operation.name not in LINEAR or not bias or not operation.outputs or not operation.module:
+    if not any(v.origin == "parameter" and v.requires_grad and len(v.shape) == 1 for v in values):
         return False
     readers = graph.consumers(operation.outputs[0])
     return bool(readers) and all(o.name in NORMS and not _frozen(o) for o in readers)

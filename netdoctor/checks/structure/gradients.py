@@ -47,7 +47,8 @@ def ever_had_gradient(recording: Recording, name: str) -> bool:
 def users(graph: StepGraph, names: Iterable[str]) -> list[Operation]:
     """The operations that read one of the named parameters, in order."""
     wanted = set(names)
-    return [o for o in graph.operations if any(graph.values[i].name in wanted for i in o.inputs)]
+    found = {o.index: o for value in graph.values if value.name in wanted for o in graph.consumers(value.index)}
+    return [found[index] for index in sorted(found)]
 
 
 def loose_end(graph: StepGraph, names: Iterable[str]) -> Operation | None:

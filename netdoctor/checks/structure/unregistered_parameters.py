@@ -10,7 +10,7 @@ from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs, line
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.checks.structure.forgotten import forgotten
-from netdoctor.checks.structure.gradients import listed, modules, users, values_behind
+from netdoctor.checks.structure.gradients import listed, modules, values_behind
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import Operation
 from netdoctor.recording import Recording, SourceLine
@@ -71,17 +71,16 @@ class UnregisteredParameters(Check):
 
 
 def _loose(recording: Recording) -> list[Operation]:
-    """Operations inside of a model that use a parameter with gradient that nobody owns, once per parameter."""
+    """The first operation inside of a model on each parameter with gradient that nobody owns, in their order."""
     found: dict[int, Operation] = {}
     for graph in graphs(recording):
         reach = values_behind(graph, by_gradient=True)
-        for operation in users(graph, [""]):
-            for index in operation.inputs:
-                value = graph.values[index]
-                nobody = value.origin == "parameter" and not value.name and value.requires_grad and index in reach
-                if nobody and operation.inside:
-                    found.setdefault(index, operation)
-    return list(found.values())
+        for value in (graph.values[i] for i in reach):
+            if value.origin == "parameter" and not value.name and value.requires_grad:
+                for operation in graph.consumers(value.index):
+                    if operation.inside:
+                        found.setdefault(value.index, operation)
+    return sorted(found.values(), key=lambda operation: operation.index)
 
 
 def _registered(source: SourceLine | None, container: str) -> str:
