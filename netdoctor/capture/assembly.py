@@ -171,6 +171,7 @@ def _parameters(
             shown = display.get(key, name)
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 continue
+            index = owners.get(key, owners.get(observer.names.parameter_key(parameter)))  # a part that models share
             found[shown] = Parameter(
                 shown,
                 display.get(f"{root.label}{SEPARATOR}{path}", path),
@@ -178,9 +179,9 @@ def _parameters(
                 tuple(parameter.shape),
                 str(parameter.dtype).removeprefix("torch."),
                 parameter.requires_grad,
-                owners.get(key),
+                index,
                 labels.get(key, ""),
-                eps.get(owners.get(key, -1), 0.0),
+                eps.get(-1 if index is None else index, 0.0),
             )
     for key, index in owners.items():
         if SEPARATOR not in key:

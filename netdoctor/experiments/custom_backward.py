@@ -162,15 +162,17 @@ def _passes(call: _Call, given: Tensor) -> bool:
     outputs = _run(call)
     if len(outputs) != 1 or outputs[0].shape != given.shape:
         return False
-    (gradient,) = torch.autograd.grad(outputs[0].sum(), [given], allow_unused=True)
+    generator = torch.Generator().manual_seed(0)  # with ones alone a gradient that ignores what comes from behind fits
+    behind = torch.rand(given.shape, generator=generator, dtype=torch.float64).to(given.device) + 0.5
+    (gradient,) = torch.autograd.grad((outputs[0].double() * behind).sum(), [given], allow_unused=True)
     up, down = (_run(call, given, given.detach() + sign * STEP)[0].detach() for sign in (1, -1))
     half = torch.arange(given.numel(), device=given.device).reshape(given.shape) % 2 == 0
     alone = _run(call, given, given.detach() + STEP * half.double())[0].detach()
     if gradient is None or not torch.equal(alone[half], up[half]) or not torch.equal(alone[~half], outputs[0][~half]):
         return False
-    slope = (up - down) / (2 * STEP)
+    slope = behind * (up - down) / (2 * STEP)
     wrong = (slope - gradient).abs() > 1e-3 * torch.maximum(slope.abs(), gradient.abs())
-    return bool((slope[wrong].abs() <= FLAT).all())
+    return bool(wrong.any()) and bool((slope[wrong].abs() <= FLAT).all())
 
 
 def _slopes(call: _Call, given: Tensor, seed: int) -> _Slopes:

@@ -12,7 +12,7 @@ from netdoctor.checks.training.lr_trials import level
 from netdoctor.checks.training.slow_rate import LOWER, OWN
 from netdoctor.checks.training.update_ratios import medians
 from netdoctor.errors import CannotReplayError, why_it_failed
-from netdoctor.experiments.sandbox import Budget, Run, Sandbox, hand_written_lr, quiet
+from netdoctor.experiments.sandbox import Budget, Run, Sandbox, hand_written_lr, quiet, usual_rate
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import judge
 
@@ -116,7 +116,7 @@ def _arm(step: TrainingStep, name: str, factor: float, budget: Budget, steps: in
     try:
         with quiet():
             sandbox = Sandbox(step, lr_factor=factor)
-            lr = _largest_lr(step) * factor
+            lr = (_largest_lr(step) or (usual_rate(step) if factor != 1.0 else None) or 0.0) * factor
             run = sandbox.run(step.iterations, steps, budget)
     except CannotReplayError as error:
         return Arm(name, np.empty(0), failure=str(error))

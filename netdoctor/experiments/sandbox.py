@@ -100,6 +100,7 @@ class Sandbox:
             str, Any
         ] = {}  # options that a treatment set, and the script's own schedule does not set again
         self._lr_factor = lr_factor
+        self._usual = usual_rate(step) if lr_factor != 1.0 else None
         self._own = optimizer is None
         self._by_hand = False
         self.optimizers: list[Optimizer]
@@ -110,6 +111,8 @@ class Sandbox:
             self.optimizers = [copied_optimizer(start, self.copies, lr_factor) for start in step.optimizers]
         else:
             self.optimizers = [optimizer(self.trainable())]
+        for group in (g for made in self.optimizers if self._usual is not None for g in made.param_groups):
+            group["lr"] = (self._usual or 0.0) * lr_factor
 
     def trainable(self) -> list[Tensor]:
         """Copies of what the user's optimizers train; of everything that requires grad where there is no optimizer."""
@@ -163,7 +166,7 @@ class Sandbox:
             if first_pass:
                 for group, lr in zip(optimizer.param_groups, action.lrs, strict=False):
                     if "lr" in group:
-                        group["lr"] = lr * self._lr_factor
+                        group["lr"] = (lr if self._usual is None else self._usual) * self._lr_factor
                 for group, options in zip(optimizer.param_groups, action.options, strict=False):
                     group.update(options | self.pinned)
             if isinstance(optimizer, torch.optim.LBFGS):
@@ -212,6 +215,16 @@ def trained_originals(step: TrainingStep) -> list[Tensor]:
     """What the user's optimizers train; everything that requires grad where there is no optimizer."""
     held = [p for start in step.optimizers for group in start.parameters for p in group]
     return held or [p for module in step.modules for p in module.parameters() if p.requires_grad] + step.leaves
+
+
+def usual_rate(step: TrainingStep) -> float | None:
+    """What stands for a learning rate that is 0 in all captured steps, and so in all its multiples: a tenth of what is usual,
+    1e-2 for SGD and 1e-3 for the others (the defaults of torch.optim). None where a rate is above 0."""
+    rates = [float(group["lr"]) for start in step.optimizers for group in start.groups if "lr" in group]
+    rates += [lr for it in step.iterations for action in it.actions if action.kind == "step" for lr in action.lrs]
+    if not rates or any(rate != 0 for rate in rates):
+        return None
+    return 1e-3 if type(step.optimizers[0].optimizer) is torch.optim.SGD else 1e-4
 
 
 def hand_written_lr(step: TrainingStep) -> float:

@@ -38,6 +38,19 @@ def drifting(trained: TensorFacts, given: TensorFacts) -> Finding | None:
     return None
 
 
+def was_once(trained: TensorFacts, given: TensorFacts, apart: float) -> bool:
+    """Whether the training had several kinds of inputs, one after the other, and the evaluation's are like one of them."""
+    if trained.scales is None or not given.std > 0:
+        return False
+    scales = trained.scales[np.isfinite(trained.scales).all(axis=1) & (trained.scales[:, 1] > 0)]
+    if not len(scales):
+        return False
+    means, spreads = scales.T
+    several = spreads.max() >= apart * spreads.min() or np.ptp(means) >= apart * spreads.max()
+    alike = (np.abs(np.log(spreads / given.std)) < math.log(APART)) & (np.abs(means - given.mean) < given.std)
+    return bool(several and alike.sum() >= ENDS)
+
+
 def tau(values: Array) -> float:
     """Kendall's rank correlation of values with their order (tau-a): 1 where each is above all before it."""
     signs = np.sign(values[None, :] - values[:, None])

@@ -10,8 +10,9 @@ from netdoctor.recording import Recording, SourceLine
 
 CROSS_ENTROPY, NLL = "cross_entropy", "nll_loss"
 BCE, BCE_LOGITS = "binary_cross_entropy", "binary_cross_entropy_with_logits"
+POISSON = "poisson_nll_loss"
 REGRESSION = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
-LOSSES = REGRESSION | {CROSS_ENTROPY, NLL, BCE, BCE_LOGITS, "kl_div", "multilabel_soft_margin_loss"}
+LOSSES = REGRESSION | {CROSS_ENTROPY, NLL, BCE, BCE_LOGITS, POISSON, "kl_div", "multilabel_soft_margin_loss"}
 # Operations that only lay the same numbers out anew, or take some of them.
 _RESHAPES = """
 view reshape flatten unflatten squeeze unsqueeze permute transpose t T mT contiguous getitem swapaxes swapdims

@@ -35,6 +35,18 @@ def renamed(source: SourceLine | None, names: dict[str, str]) -> str:
     return changed if changed != text else ""
 
 
+def told(source: SourceLine | None, name: str, value: str) -> str:
+    """The line with an argument set in its only call, `name=value`; "" where the line cannot be read."""
+    text = "" if source is None else source.text
+    given = re.sub(rf"\b{name}\s*=\s*[^,()]+", f"{name}={value}", text)
+    if given != text:
+        return given
+    call = re.search(r"\w*(?:Loss|_loss)\((.*)\)$", text)
+    if call is None or call[1].count("(") != call[1].count(")"):
+        return ""
+    return f"{text[: call.end(1)]}{', ' if call[1].strip() else ''}{name}={value})"
+
+
 def _argument(node: ast.expr, line: str, operation: str) -> str | None:
     call = call_of(node)
     if call is None or call[0] != operation or not call[1]:

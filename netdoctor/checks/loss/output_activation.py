@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.loss.comparisons import Comparison, comparisons, differences, line, place
-from netdoctor.checks.loss.lines import without
+from netdoctor.checks.loss.comparisons import POISSON, Comparison, comparisons, differences, line, place
+from netdoctor.checks.loss.lines import told, without
 from netdoctor.checks.loss.output_ranges import OTHERS_SAY, RANGES, conflict
 from netdoctor.checks.loss.symptoms import EVERYTHING
 from netdoctor.checks.signal import outcome
@@ -15,13 +15,16 @@ from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
 from netdoctor.trend import judge
 
+REMOVE = "Leave the last activation out."
+
 
 @dataclass(frozen=True)
 class OutputActivation(Check):
     """An activation after the last layer keeps the output away from what the loss asks for.
 
     What it is: a ReLU, tanh or sigmoid on the scores of a loss that expects any number (cross_entropy, BCE with
-    logits); an output range that does not hold the targets of a regression; a softmax over a single unit, always 1.
+    logits, a Poisson loss of logarithms); an output range that does not hold the targets of a regression; a softmax
+    over a single unit, always 1.
     Why it hurts: the targets cannot be reached; a ReLU that ends below 0 has no gradient at all.
     How it is decided: on the captured step. The activation made what the loss is given, with nothing but reshapes in
     between; for a regression, targets lie outside of its range by more than a quarter of their standard deviation.
@@ -47,7 +50,7 @@ class OutputActivation(Check):
         assert maker is not None
         source = line(recording, maker)
         low, high = RANGES[maker.name]
-        mild = maker.name in {"relu", "softplus"} and comparison.operation.name in OTHERS_SAY
+        mild = maker.name in {"relu", "softplus"} and comparison.operation.name in {*OTHERS_SAY, POISSON}
         learns = mild and outcome.learns(judge(recording))
         return Finding(
             self.name,
@@ -58,7 +61,18 @@ class OutputActivation(Check):
             f"{comparison.target.high:.3g}.",
             Location.at(source, maker.module or None, maker.name, step=0),
             (evidence,),
-            (Fix("remove-activation", "Leave the last activation out.", without(source, maker.name), Reach.MODEL),),
+            (
+                *_rates(recording, comparison),
+                Fix("remove-activation", REMOVE, without(source, maker.name), Reach.MODEL),
+            ),
             first_step=0,
             share=1.0,
         )
+
+
+def _rates(recording: Recording, comparison: Comparison) -> Iterator[Fix]:
+    """Of a Poisson loss: it can be told that it is given rates, and no logarithms."""
+    if comparison.operation.name == POISSON:
+        known = told(line(recording, comparison.operation), "log_input", "False")
+        code = known or "criterion = nn.PoissonNLLLoss(log_input=False)"
+        yield Fix("loss-of-rates", "Tell the loss that it is given rates, not their logarithms.", code, Reach.MODEL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from netdoctor.checks.loss.comparisons import BCE_LOGITS, CROSS_ENTROPY, REGRESSION, Comparison, dimension
+from netdoctor.checks.loss.comparisons import BCE_LOGITS, CROSS_ENTROPY, POISSON, REGRESSION, Comparison, dimension
 from netdoctor.finding import Evidence
 
 RANGES = {
@@ -33,6 +33,9 @@ def conflict(comparison: Comparison, outside: float) -> tuple[str, Evidence] | N
         lower = Evidence("smallest score", comparison.prediction.low, "≥", low)
         upper = Evidence("largest score", comparison.prediction.high, "≤", high)
         return f"goes into {loss.name}, which expects any number", lower if math.isfinite(low) else upper
+    if loss.name == POISSON and low >= 0 and loss.attributes.get("log_input", True):
+        says = "is taken for the logarithm of a rate (log_input=True), so that no rate is below 1"
+        return says, Evidence("smallest logarithm of a rate", comparison.prediction.low, "≥", low)
     if loss.name not in REGRESSION | {"sub", "rsub"} or target.requires_grad:
         return None
     limit = outside * target.std

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from netdoctor.check import Check
+from netdoctor.checks.training import zero_rate
 from netdoctor.checks.training.lr_trials import ran, rescue, rescue_on_few, why_not
 from netdoctor.checks.training.optimizer_line import setting
 from netdoctor.checks.training.update_ratios import medians
@@ -26,7 +27,7 @@ class LearningRateTooLow(Check):
     Why it hurts: the loss crawls or stands still, and looks like a broken model.
     How it is decided: most weight matrices change by less than 1e-4 of their size per step over the window, the loss
     lost less than a tenth, and on a copy, from the same start on the same batches, a learning rate 10 or 100 times
-    higher loses at least 30 % where the script's own loses less than 10 %. All three must hold.
+    higher loses at least 30 % where the script's own loses less than 10 %. All three must hold. Or it is 0 in every step.
     When it stays silent: a pretrained or converged model; a schedule that is warming up or has come to its end; a loss
     that falls; when the trials did not run it abstains.
     Fix: the learning rate that the trial found, in the script's own line.
@@ -46,6 +47,10 @@ class LearningRateTooLow(Check):
     steps: int = 30  # a shorter run has had no time to move
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
+        if zero_rate.is_zero(recording):
+            found = rescue(recording, FACTORS, self.gain, self.stuck) or rescue_on_few(recording, up=True)
+            yield zero_rate.finding(self.name, recording, found, tuple(medians(recording)))
+            return
         if not self._crawls(judge(recording), recording) or not (ratios := medians(recording)):
             return
         typical = float(np.median(list(ratios.values())))

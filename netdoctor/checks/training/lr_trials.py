@@ -118,6 +118,8 @@ def _factor(name: str, arm: Arm, old: float, recording: Recording) -> float:
     if name.startswith(ON_FEW):
         return float(name.removeprefix(ON_FEW))
     adam = name.startswith(ADAM_ON_FEW) and recording.optimizers and recording.optimizers[0].type in ("Adam", "AdamW")
+    if adam and old == 0:
+        return math.inf
     factor = float(arm.facts.get("lr", math.nan)) / old if adam and old > 0 else 1.0
     return factor if factor >= DECADE or factor <= 1 / DECADE else 1.0
 

@@ -52,6 +52,12 @@ def _probabilities(_: Any, args: Any, kwargs: Any) -> Tensor:
     return F.binary_cross_entropy(given, target.to(given.dtype))
 
 
+def _rates(func: Any, args: Any, kwargs: Any) -> Tensor:
+    made = func(*args[:2], **{**kwargs, "log_input": False})
+    assert isinstance(made, Tensor)
+    return made
+
+
 def _numbers(_: Any, args: Any, kwargs: Any) -> Tensor:
     prediction, target = first_argument(args, kwargs), _target(args, kwargs)
     return F.mse_loss(prediction, target.to(prediction.dtype).reshape(prediction.shape))
@@ -91,6 +97,11 @@ def loss_for_logits(case: Case) -> Treatment | None:
 def loss_for_probabilities(case: Case) -> Treatment:
     """binary_cross_entropy in place of the one for raw scores; what it measures in the control arm are probabilities."""
     return _meant(case, _probabilities, squashed_twice(case.step))
+
+
+def loss_of_rates(case: Case) -> Treatment:
+    """The Poisson loss of rates; of what the control arm is given it is measured too."""
+    return _meant(case, _rates)
 
 
 def map_labels(case: Case) -> Treatment | None:
@@ -182,6 +193,7 @@ TREATMENTS: dict[str, Maker] = {
     "fitting-loss": fitting_loss,
     "loss-for-logits": loss_for_logits,
     "loss-for-probabilities": loss_for_probabilities,
+    "loss-of-rates": loss_of_rates,
     "map-labels": map_labels,
     "logsigmoid": fused_log,
     "log-softmax": log_softmax_first,
