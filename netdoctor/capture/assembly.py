@@ -41,6 +41,7 @@ _FAMILIES = {
     "multilabel_margin_loss": "margin",
     "cosine_embedding_loss": "cosine",
 }
+_SIGNED = frozenset("mul imul rmul div truediv add iadd radd sum mean getitem neg log".split())
 
 
 def assemble(observer: Observer, training: TrainingTaps, target: str, version: str, ended: str) -> Recording:
@@ -264,8 +265,9 @@ def _moves(graph: StepGraph, operation: Operation) -> bool:
 
 
 def _below_zero_too(graph: StepGraph, family: Operation | None, behind: list[Operation]) -> bool:
-    """Whether something is added to a known loss that was negative, or taken away from it, in the first step: then the sum has
-    another lowest value than the loss by itself. A sign in front of the whole is another matter."""
+    """Whether something is added to a known loss that was negative in the first step or may become so (a learned logarithm of a
+    variance), or taken away from it: then the sum has another lowest value than the loss by itself. A sign in front of the
+    whole is another matter."""
     for operation in behind:
         if operation is family:
             return False
@@ -275,6 +277,23 @@ def _below_zero_too(graph: StepGraph, family: Operation | None, behind: list[Ope
         taken = parts[1:] if "sub" in operation.name else []
         if any(part.low < 0 or not part.finite for part in parts) or any(part.high > 0 for part in taken):
             return True
+        if any(_takes_both_signs(graph, part.index) for part in parts):
+            return True
+    return False
+
+
+def _takes_both_signs(graph: StepGraph, value: int) -> bool:
+    """Whether a number is a parameter itself, times and plus whatever: training may move it below zero."""
+    queue = [value]
+    for _ in range(16):  # such terms are short
+        if not queue:
+            break
+        at = graph.values[queue.pop()]
+        if at.origin == "parameter":
+            return True
+        made = graph.producer(at.index)
+        if made is not None and made.name in _SIGNED:
+            queue += made.inputs
     return False
 
 

@@ -35,8 +35,23 @@ def facts_of(loss):
         (lambda model, entropy, x: entropy - 0.1 * model.weight.abs().mean(), -math.inf),
         (lambda model, entropy, x: entropy + torch.log(model.weight.abs().mean()), -math.inf),
         (lambda model, entropy, x: entropy - torch.log(model.weight.mean() * 0), -math.inf),
+        (
+            lambda model, entropy, x: torch.exp(-s) * entropy + 0.5 * s if (s := 0 * model.bias[0]) is not None else s,
+            -math.inf,
+        ),
+        (lambda model, entropy, x: entropy + torch.exp(0 * model.bias[0]), 0.0),
     ],
-    ids=["alone", "penalty", "two losses", "negated", "a bonus", "a negative term", "an infinite term"],
+    ids=[
+        "alone",
+        "penalty",
+        "two losses",
+        "negated",
+        "a bonus",
+        "a negative term",
+        "an infinite term",
+        "a learned variance",
+        "its exponential",
+    ],
 )
 def test_the_lowest_value_of_a_sum(loss, bound):
     facts = facts_of(loss)

@@ -230,6 +230,15 @@ class WrongCube(Cube):
     factor = 2.0
 
 
+class Deaf(Cube):
+    """Gives its own derivative, whatever comes from behind."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2
+
+
 class Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -255,6 +264,7 @@ class Reversed(torch.autograd.Function):
     [
         (Cube, 0.0, {"identity": False}),
         (WrongCube, 1 / 3, {"passes": False, "identity": False, "stops": False}),
+        (Deaf, None, {"passes": False, "identity": False, "stops": False}),
         (Rounded, 1.0, {"passes": True}),
         (Reversed, 1.0, {"identity": True}),
     ],
@@ -263,7 +273,10 @@ def test_custom_functions_beside_finite_differences(function, off, facts):
     step = fit(Model(lambda model, x: function.apply(x)), F.cross_entropy, X, Y)
     (arm,) = asked(custom_backward.compare, step).values()
     assert arm.name == f"custom backward/{function.__name__}"
-    assert float(arm.facts["off"]) == pytest.approx(off, abs=1e-5) or (off == 1.0 and float(arm.facts["off"]) >= 1.0)
+    measured = float(arm.facts["off"])
+    assert (
+        measured > 0.1 if off is None else measured == pytest.approx(off, abs=1e-5) or (off == 1.0 and measured >= 1.0)
+    )
     assert {key: arm.facts[key] for key in facts} == facts
     if function is WrongCube:
         assert float(arm.facts["factor"]) == pytest.approx(2 / 3, abs=1e-5)

@@ -21,8 +21,10 @@ def moved(given: Sequence[int], made: Sequence[int]) -> tuple[int, int] | None:
     if math.prod(given) != math.prod(made) or max(len(given), len(made)) < 3:
         return None
     before, after = _spans(given), _spans(made)
+    borders = {border for span in before for border in span}
     lost = [(at, span) for at, span in enumerate(before) if span not in after and given[at] > 1]
-    new = [(at, span) for at, span in enumerate(after) if span not in before and made[at] > 1]
+    whole = [span[0] in borders and span[1] in borders for span in after]  # axes that are kept, or merged as they are
+    new = [(at, span) for at, span in enumerate(after) if not whole[at] and made[at] > 1]
     pairs = [
         (one, other)
         for one, _ in lost

@@ -111,3 +111,19 @@ def test_recordings_of_before_tell_no_drift():
 def test_tau_is_kendalls(values):
     pairs = [(a, b) for i, a in enumerate(values) for b in values[i + 1 :]]
     assert tau(np.array(values)) == pytest.approx(sum(1 if b > a else -1 for a, b in pairs) / len(pairs))
+
+
+@pytest.mark.parametrize(
+    ("stds", "expected"),
+    [
+        ([1.0] * 9 + [4.0] * 3, False),  # a later part of the training had inputs like the evaluation's
+        ([1.0] * 9 + [4.0] * 2, True),
+        ([1.0] * 12, True),
+        ([1.0] * 9 + [16.0] * 3, True),
+    ],
+)
+def test_data_that_a_part_of_the_training_was_given(stds, expected):
+    build = both(rows(), rows(std=4.0))
+    scales = np.array([[0.0] * len(stds), stds]).T
+    build.recording.inputs = [facts(rows(), batches=tuple(range(len(stds))), scales=scales)]
+    assert fires(build) is expected

@@ -42,6 +42,43 @@ def test_classes_want_any_number(activation):
     assert found.severity is Severity.ERROR
 
 
+@pytest.mark.parametrize(
+    ("activation", "options", "fires"),
+    [
+        ("softplus", {}, True),  # torch's default takes logarithms
+        ("softplus", {"log_input": True}, True),
+        ("softplus", {"log_input": False}, False),
+        ("tanh", {}, False),
+        ("logsigmoid", {}, False),
+    ],
+)
+def test_a_poisson_loss_takes_the_logarithm_of_a_rate(activation, options, fires):
+    step = Step()
+    found = judged(
+        OutputActivation(),
+        step.loss_of(
+            "poisson_nll_loss", step.then(activation, step.scores((BATCH, 1))), step.numbers((BATCH, 1)), **options
+        ),
+    )
+    assert bool(found) is fires
+    assert all([f.treatment for f in one.fixes] == ["loss-of-rates", "remove-activation"] for one in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("loss = F.poisson_nll_loss(out, y)", "loss = F.poisson_nll_loss(out, y, log_input=False)"),
+        ("loss = F.poisson_nll_loss(out, y, log_input=True)", "loss = F.poisson_nll_loss(out, y, log_input=False)"),
+        ("self.crit = nn.PoissonNLLLoss()", "self.crit = nn.PoissonNLLLoss(log_input=False)"),
+        ("loss = crit(out, y)", "criterion = nn.PoissonNLLLoss(log_input=False)"),
+    ],
+)
+def test_how_the_loss_is_told(text, code):
+    step = Step()
+    step.loss_of("poisson_nll_loss", step.then("softplus", step.scores((BATCH, 1))), step.numbers((BATCH, 1)), text)
+    assert judged(OutputActivation(), step)[0].fixes[0].code == code
+
+
 def test_a_relu_with_which_training_learns_is_a_warning():
     step = Step()
     step.loss_of("cross_entropy", step.then("relu", step.scores()), step.labels())

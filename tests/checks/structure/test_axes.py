@@ -38,6 +38,7 @@ def test_torn(shape: tuple[int, ...], made: tuple[int, ...], axes: tuple[int, in
         ((8, 64, 8), (8, 8, 8, 8)),  # tokens back to an image
         ((8, 64), (8, 4, 4, 4)),
         ((4, 3, 16, 16), (4, 3, 4, 4, 4, 4)),  # patches
+        ((9, 4, 4, 2, 2), (9, 16, 4)),  # patches as long as their grid is wide: neighbours are merged
         ((4, 32, 8, 8), (4, 8, 256)),  # groups
         ((1, 8, 5), (8, 5)),
         ((8, 1, 28, 28), (8, 28, 28)),

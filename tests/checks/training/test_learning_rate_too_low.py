@@ -38,6 +38,48 @@ def test_weights_that_do_not_move_at_all_have_another_cause():
     assert judged(sick(0.0)) == []
 
 
+def still(lr: float = 0.0, steps: int = 60, **scalars: float):
+    build = network(0.0, steps, lr=lr, line="optimizer = SGD(model.parameters(), lr=64 // 256 * 0.1)").loss(
+        flat(steps=steps)
+    )
+    for name, value in scalars.items():
+        build.scalar(name.replace("_", " "), [value] * steps)
+    return build
+
+
+def test_a_rate_of_zero_needs_no_trial_and_takes_the_rate_of_one_that_ran():
+    (found,) = judged(still())
+    assert (found.severity, found.certainty) == (Severity.ERROR, Certainty.MEASURED)
+    assert found.title == "the learning rate is 0 in every step: nothing is trained"
+    assert found.fixes[0].code == "optimizer = SGD(model.parameters(), lr=0.01)"
+    tried = (
+        still()
+        .arm("trial/control", flat(), lr=0.0)
+        .arm("trial/lr x10", flat())
+        .arm("trial/lr x100", falls(0.8), lr=0.1)
+    )
+    (found,) = judged(tried)
+    assert found.certainty is Certainty.PROVEN
+    assert found.fixes[0].code == "optimizer = SGD(model.parameters(), lr=0.1)"
+
+
+@pytest.mark.parametrize(("lr", "steps", "fires"), [(0.0, 3, True), (0.0, 2, False), (1e-12, 60, False)])
+def test_zero_in_every_step_and_in_no_warm_up(lr, steps, fires):
+    assert bool(judged(still(lr, steps))) is fires
+
+
+def test_one_group_that_moves_is_enough():
+    assert judged(still(**{"lr_(0.1)": 0.01})) == []
+
+
+def test_a_schedule_that_was_cut_off_may_yet_raise_it():
+    build = still()
+    build.recording.counts["scheduler"] = 60
+    assert bool(judged(build))
+    build.recording.header = dataclasses.replace(build.recording.header, ended="interrupted")
+    assert judged(build) == []
+
+
 @pytest.mark.parametrize(("steps", "fires"), [(29, False), (40, True)])
 def test_a_short_run_had_no_time(steps, fires):
     assert bool(judged(sick(steps=steps))) is fires
