@@ -41,7 +41,9 @@ _FAMILIES = {
     "multilabel_margin_loss": "margin",
     "cosine_embedding_loss": "cosine",
 }
-_SIGNED = frozenset("mul imul rmul div truediv add iadd radd sum mean getitem neg log".split())
+_SIGNED = frozenset(
+    ["mul", "imul", "rmul", "div", "truediv", "add", "iadd", "radd", "sum", "mean", "getitem", "neg", "log"]
+)
 
 
 def assemble(observer: Observer, training: TrainingTaps, target: str, version: str, ended: str) -> Recording:

@@ -222,6 +222,7 @@ class TrainingTaps:
     def scheduler_made(self) -> None:
         """A learning-rate scheduler was built."""
         self.schedulers += 1
+        self._observer.recorder.count("scheduler built", self._observer.step, source=user_line())
 
     def scheduler_stepped(self) -> None:
         """The user's loop stepped a scheduler."""

@@ -12,6 +12,7 @@ from netdoctor.checks.data.harm import Harm, State, harm
 from netdoctor.checks.data.mixing import labelled
 from netdoctor.checks.data.pairs import CODE, lost, torn
 from netdoctor.checks.data.scale_trial import Says, location, verdict
+from netdoctor.checks.data.symptoms import OF_LABELS
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Arm, Recording
 
@@ -40,7 +41,7 @@ class LabelInputMismatch(Check):
     arms = frozenset(
         {"pairing/true", "pairing/shuffled", "pairing/shuffled again", "scaling/control", "labels/conflicts"}
     )
-    explains = frozenset({"loss-not-decreasing", "overfitting", "input-independent-output", "learning-rate-too-low"})
+    explains = OF_LABELS
 
     steps: int = 100  # four passes over the captured batches: fewer teach nothing by heart
     learned: float = 0.1  # of a constant prediction's loss: only what is learned can be easy or hard to learn

@@ -13,6 +13,7 @@ from netdoctor.recording import Arm, Recording, SourceLine
 STEPS = 30  # fewer say nothing
 LEARNED, STUCK = 0.8, 0.95  # of the loss of a constant prediction: the one arm got under it, the other did not
 FASTER = 2.0  # times what the control learned in the same steps, below a constant prediction, where that trains as well
+FURTHER = 0.2  # of what the control left, of a constant prediction's loss: it trains, and far from where it could
 NO_EASIER = 0.97  # of the control's share of its constant: the trial made no difference
 
 
@@ -51,7 +52,7 @@ def _compared(recording: Recording, what: str, state: Harm) -> tuple[Says, Trial
     constant = state.constant if state.constant > 0 else min(float(control.losses[0]), float(treated.losses[0]))
     before, after = level(control) / constant, level(treated) / constant
     cured = after < LEARNED and before > max(STUCK, after / LEARNED)
-    faster = after < LEARNED and 1 - after >= FASTER * (1 - before)
+    faster = after < LEARNED and (1 - after >= FASTER * (1 - before) or after <= FURTHER * before)
     says = (
         Says.CURED if cured else Says.FASTER if faster else Says.NO_EFFECT if after > NO_EASIER * before else Says.OPEN
     )

@@ -13,3 +13,6 @@ loss-not-decreasing loss-diverging unstable-loss learning-rate-too-high learning
     train-eval-shift overfitting underfitting class-imbalance initial-loss cannot-overfit-tiny-batch
 """
 OF_ORDER = frozenset(_ORDER_NAMES.split())
+# Units that die over labels without a pattern are no cause: the model has shown that it can learn them by heart.
+_OF_LABELS = "loss-not-decreasing overfitting input-independent-output learning-rate-too-low dead-relu"
+OF_LABELS = frozenset(_OF_LABELS.split())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.loss.beginnings import expected_loss, smaller_start, steps_until
+from netdoctor.checks.loss.beginnings import expected_loss, smaller_embeddings, smaller_start, steps_until
 from netdoctor.checks.loss.comparisons import Comparison, comparisons, line
 from netdoctor.finding import Evidence, Finding, Location, Severity
 from netdoctor.recording import Recording, Stat
@@ -55,7 +55,9 @@ class InitialLoss(Check):
         source = line(recording, maker) if maker is not None else None
         share = lost / max(1, recording.steps)
         says = f"It takes {lost} steps, {100 * share:.0f} % of the run, to be as good as a constant prediction."
-        fixes = () if layer is None or not layer.weight else (smaller_start(recording, layer, expected / first),)
+        fixes = smaller_embeddings(recording, pair)
+        if layer is not None and layer.weight:
+            fixes = (smaller_start(recording, layer, expected / first),)
         return Finding(
             self.name,
             f"the first loss is {first:.3g}, where knowing nothing would give {expected:.3g}",

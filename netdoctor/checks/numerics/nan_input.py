@@ -38,6 +38,7 @@ class NanInput(Check):
         "non-finite-gradient",
         "non-finite-parameter",
         "train-eval-shift",
+        "recurrent-gradients",
     }
 
     def judge(self, recording: Recording) -> Iterator[Finding]:

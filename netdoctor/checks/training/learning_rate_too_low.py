@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ class LearningRateTooLow(Check):
     Why it hurts: the loss crawls or stands still, and looks like a broken model.
     How it is decided: most weight matrices change by less than 1e-4 of their size per step over the window, the loss
     lost less than a tenth, and on a copy, from the same start on the same batches, a learning rate 10 or 100 times
-    higher loses at least 30 % where the script's own loses less than 10 %. All three must hold. Or it is 0 in every step.
+    higher loses at least 30 % where the script's own loses less than 10 %. All three must hold; without the first where
+    a schedule was built and never stepped. Or it is 0 in every step.
     When it stays silent: a pretrained or converged model; a schedule that is warming up or has come to its end; a loss
     that falls; when the trials did not run it abstains.
     Fix: the learning rate that the trial found, in the script's own line.
@@ -54,7 +56,8 @@ class LearningRateTooLow(Check):
         if not self._crawls(judge(recording), recording) or not (ratios := medians(recording)):
             return
         typical = float(np.median(list(ratios.values())))
-        if not 0 < typical < self.ratio:
+        waits = bool(recording.facts.get("scheduler_never_stepped"))  # then the trials alone decide
+        if not 0 < typical < (math.inf if waits else self.ratio):
             return
         if ran(recording, "trial/control") is None:
             yield Abstention(self.name, why_not(recording))
@@ -62,7 +65,7 @@ class LearningRateTooLow(Check):
         found = rescue(recording, FACTORS, self.gain, self.stuck) or rescue_on_few(recording, up=True)
         if found is None:
             return
-        low = tuple(name for name, value in ratios.items() if value < self.ratio)
+        low = tuple(name for name, value in ratios.items() if value < self.ratio or waits)
         site = recording.parameters[min(low, key=lambda name: abs(ratios[name] - typical))].site(Role.UPDATE)
         measured = Evidence("update ratio, median", typical, "<", self.ratio, "", site, Stat.RMS)
         yield Finding(
@@ -71,7 +74,7 @@ class LearningRateTooLow(Check):
             Severity.WARNING,
             f"A step changes the weights by {typical:.1e} of their size (1e-3 is usual), so the loss hardly moves.",
             Location.at(setting(recording)),
-            (measured, *found.evidence(self.gain, self.stuck)),
+            (*(() if waits else (measured,)), *found.evidence(self.gain, self.stuck)),
             (found.fix(recording, "raise-learning-rate"),),
             found.certainty,
             places=low,

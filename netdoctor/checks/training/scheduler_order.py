@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.training.optimizer_line import variable
+from netdoctor.checks.training.optimizer_line import first_source, variable
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Event, Recording
 
@@ -27,6 +28,7 @@ class SchedulerOrder(Check):
     """
 
     name = "scheduler-order"
+    explains = frozenset({"learning-rate-too-low"})  # a warm-up's first rate, for good
 
     steps: int = 2  # two steps in the wrong order are no accident
 
@@ -47,12 +49,16 @@ class SchedulerOrder(Check):
     def _finding(self, title: str, event: Event | None, recording: Recording) -> Finding:
         calls = recording.counts.get("scheduler", 0) if event else 0
         says = "The first value of the schedule is skipped." if event else "The learning rate stays where it was."
-        code = f"{variable(recording)}.step()\n{event.source.text if event and event.source else 'scheduler.step()'}"
+        built = first_source(recording, "scheduler built")
+        name = (
+            found[1] if built and (found := re.match(r"([A-Za-z_][\w.]*)\s*=[^=]", built.text)) else ""
+        ) or "scheduler"
+        code = f"{variable(recording)}.step()\n{event.source.text if event and event.source else f'{name}.step()'}"
         fix = Fix("scheduler-after-step", "Step the scheduler after the optimizer.", code, Reach.RUN)
         evidence = Evidence("scheduler calls before the first optimizer step", float(bool(event)), ">", 0.0)
         if event is None:
             evidence = Evidence("scheduler calls", calls, "<", 1.0)
-        at = Location.at(event.source if event else None, step=0)
+        at = Location.at(event.source if event else built, step=0)
         return Finding(self.name, title, Severity.WARNING, says, at, (evidence,), (fix,), first_step=0)
 
 
