@@ -43,6 +43,7 @@ class _Call:
     model: nn.Module
     inputs: dict[str, Any]
     targets: list[Tensor]
+    times: int = 1  # that the model is called in the step: once for each view of the samples
     as_it_is: bool = False  # a copy by itself, in which operations may have been exchanged: it is not copied again
 
     def tensors(self) -> list[Tensor]:
@@ -94,7 +95,8 @@ def _calls(step: TrainingStep) -> Iterator[_Call]:
         refuse_overwritten(backward)
         entry = _entry(backward)
         _, terms = watched_terms(copies, backward)
-        yield _Call(_module(entry), _bound(entry), [t.target for t in terms if t.target is not None])
+        times = sum(other.module is entry.module for other in backward.entries)
+        yield _Call(_module(entry), _bound(entry), [t.target for t in terms if t.target is not None], times)
 
 
 def _entry(backward: Backward) -> Entry:
@@ -182,6 +184,7 @@ def _batch_dimensions(call: _Call, shift: _Shift | None) -> list[int]:
     if shift is not None and first.dim() > 1:
         return [1 - shift.dimension]
     counts = {target.shape[0] for target in call.targets if target.dim() > 0}
+    counts |= {count // call.times for count in counts if count % call.times == 0}
     found = [d for d in (0, 1) if d < first.dim() and first.shape[d] in counts]
     if not found and first.dim() > 1 and first.shape[0] * first.shape[1] in counts:
         found = [0, 1]

@@ -17,7 +17,7 @@ LOSSES = REGRESSION | {CROSS_ENTROPY, NLL, BCE, BCE_LOGITS, POISSON, "kl_div", "
 _RESHAPES = """
 view reshape flatten unflatten squeeze unsqueeze permute transpose t T mT contiguous getitem swapaxes swapdims
 movedim moveaxis narrow select chunk split unbind clone to float double half bfloat16 type cpu cuda expand
-expand_as view_as reshape_as alias index_select ravel type_as
+expand_as view_as reshape_as alias index_select gather take_along_dim ravel type_as
 """
 RESHAPES = frozenset(_RESHAPES.split())
 

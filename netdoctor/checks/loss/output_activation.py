@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import POISSON, Comparison, comparisons, differences, line, place
 from netdoctor.checks.loss.lines import told, without
-from netdoctor.checks.loss.output_ranges import OTHERS_SAY, RANGES, conflict
+from netdoctor.checks.loss.output_ranges import OTHERS_SAY, RANGES, conflict, over_the_run
 from netdoctor.checks.loss.symptoms import EVERYTHING
 from netdoctor.checks.signal import outcome
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
@@ -41,7 +41,7 @@ class OutputActivation(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         for comparison in (*comparisons(recording), *differences(recording)):
-            reason = conflict(comparison, self.outside)
+            reason = conflict(comparison, over_the_run(recording, comparison.target), self.outside)
             if reason is not None and comparison.prediction.requires_grad:
                 yield self._finding(recording, comparison, *reason)
 
@@ -51,14 +51,14 @@ class OutputActivation(Check):
         source = line(recording, maker)
         low, high = RANGES[maker.name]
         mild = maker.name in {"relu", "softplus"} and comparison.operation.name in {*OTHERS_SAY, POISSON}
+        target = over_the_run(recording, comparison.target)
         learns = mild and outcome.learns(judge(recording))
         return Finding(
             self.name,
             f"{maker.name} on the output, in {place(maker)}, {reason}",
             Severity.WARNING if learns else Severity.ERROR,
             f"{maker.name} gives numbers between {low:g} and {high:g}; here {comparison.prediction.low:.3g} to "
-            f"{comparison.prediction.high:.3g}, against targets from {comparison.target.low:.3g} to "
-            f"{comparison.target.high:.3g}.",
+            f"{comparison.prediction.high:.3g}, against targets from {target.low:.3g} to {target.high:.3g}.",
             Location.at(source, maker.module or None, maker.name, step=0),
             (evidence,),
             (

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from netdoctor.checks.loss.comparisons import BCE_LOGITS, CROSS_ENTROPY, POISSON, REGRESSION, Comparison, dimension
 from netdoctor.finding import Evidence
+from netdoctor.graph import Value
+from netdoctor.recording import Recording
 
 RANGES = {
     "relu": (0.0, math.inf), "softplus": (0.0, math.inf), "relu6": (0.0, 6.0), "sigmoid": (0.0, 1.0),
@@ -18,12 +21,22 @@ OTHERS_SAY = {
 }
 
 
-def conflict(comparison: Comparison, outside: float) -> tuple[str, Evidence] | None:
+def over_the_run(recording: Recording, target: Value) -> Value:
+    """A target with the range that it had in all sampled steps: one that a model makes grows beyond that of the first."""
+    facts = next((facts for facts in recording.targets if facts.value == target.index and facts.rows), None)
+    if facts is None:
+        return target
+    low, high = min(target.low, float(facts.columns.low.min())), max(target.high, float(facts.columns.high.max()))
+    return replace(target, low=low, high=high, std=max(target.std, facts.std))
+
+
+def conflict(comparison: Comparison, target: Value, outside: float) -> tuple[str, Evidence] | None:
     """What is wrong with the activation that made the prediction, and the number that shows it; None where all is well.
 
-    `outside` is in standard deviations of the target: how far targets may lie past the end of the range.
+    `target` has the range that is to be reached; `outside` is in standard deviations of it: how far targets may lie past
+    the end of the range.
     """
-    maker, loss, target = comparison.maker, comparison.operation, comparison.target
+    maker, loss = comparison.maker, comparison.operation
     if maker is None or maker.name not in RANGES or maker.name in OTHERS_SAY.get(loss.name, ()):
         return None
     low, high = RANGES[maker.name]

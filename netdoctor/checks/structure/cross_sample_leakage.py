@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class CrossSampleLeakage(Check):
             f"{where} mixes the {float(size):.0f} samples along dimension {float(dim):.0f}.",
             place(arm),
             (Evidence("change of a sample's output", 100 * share, ">", 100 * self.change, "%"),),
-            (_fix(operation, int(float(dim))),),
+            (_fix(operation, int(float(dim)), str(arm.facts.get("text", ""))),),
             Certainty.PROVEN,
             first_step=0,
             share=1.0,
@@ -79,7 +80,7 @@ def place(arm: Arm) -> Location:
     return Location.at(source, str(arm.facts["module"]) or None, str(arm.facts["operation"]) or None, step=0)
 
 
-def _fix(operation: str, dim: int) -> Fix:
+def _fix(operation: str, dim: int, text: str) -> Fix:
     if operation in RECURRENT | ATTENTION or "attention" in operation:
         layout = "batch_first=True" if dim == 0 else "batch_first=False"
         says = f"Tell the layer where the batch is: the inputs have it in dimension {dim}."
@@ -88,4 +89,5 @@ def _fix(operation: str, dim: int) -> Fix:
         says = "Keep the batch dimension in reshapes; exchange axes with transpose or permute."
         return Fix("keep-samples-apart", says, f"x = x.flatten({dim + 1})" if dim == 0 else "", Reach.MODEL)
     says = f"Let {operation or 'the operation'} work within a sample, not along dimension {dim}."
-    return Fix("keep-samples-apart", says, "", Reach.MODEL)
+    other = re.sub(rf"(\bdim\s*=\s*){dim}\b", r"\g<1>-1", text)
+    return Fix("keep-samples-apart", says, other if other != text else "", Reach.MODEL)

@@ -9,6 +9,7 @@ from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs, line
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.checks.structure.axes import RESHAPING, code, moved
+from netdoctor.checks.structure.flattened import crossed, finding
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Recording
@@ -24,7 +25,9 @@ class WrongReshape(Check):
     Why it hurts: parts of different samples end up in one row. What belongs together is torn apart before the first
     layer, and no training can mend it.
     How it is decided: on the shapes of the captured step. An axis is lost in a view or reshape, and the result has one of
-    the same size that reaches over the borders of the given axes; the loss depends on the result.
+    the same size that reaches over the borders of the given axes; the loss depends on the result. Or a prediction
+    (time, batch, ...) and its target (batch, time, ...) are both flattened, so that their lengths agree and their orders
+    do not.
     When it stays silent: flattening, splitting and merging neighbouring axes (heads, patches, groups), transpose and
     permute, axes of size 1.
     Fix: transpose or permute.
@@ -35,6 +38,9 @@ class WrongReshape(Check):
     explains = NO_LEARNING | NO_SIGNAL | {"cross-sample-leakage", "causal-leak", "label-input-mismatch"}
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
+        for found in crossed(recording):
+            yield finding(self.name, found, recording)
+            return
         seen: set[tuple[str, int]] = set()  # lines: a block that stands ten times in a net has one fault
         for graph in graphs(recording):
             for operation in sorted(graph.loss_operations(), key=lambda o: o.index):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.patching import Patches
 from netdoctor.checks.structure.batchnorm_tiny_batch import groups
 from netdoctor.experiments import company, custom_backward
@@ -27,7 +28,7 @@ ZEROS = 1.0  # %: what is drawn from real numbers is hardly ever zero
 SAME_SEED = (1, 1)  # only the company differs
 _RATE = re.compile(r"nn\.Dropout\(([\d.]+)\)")
 _RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten"})
-_SOFTMAXES = frozenset({"softmax", "log_softmax"})
+_SOFTMAXES = frozenset({"softmax", "log_softmax", "normalize"})  # all that take the dimension they work along
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -195,7 +196,8 @@ def keep_samples_apart(case: Case) -> Treatment | None:
 
 def _over_the_last(func: Any, args: Any, kwargs: Any) -> Any:
     named = {key: value for key, value in kwargs.items() if key not in ("input", "dim")}
-    return func(first_argument(args, kwargs), dim=-1, **named)
+    power = args[1:2] if plain(function_name(func)) == "normalize" else ()  # of the others the dimension comes second
+    return func(first_argument(args, kwargs), *power, dim=-1, **named)
 
 
 def _in_order(func: Any, args: Any, kwargs: Any) -> Any:

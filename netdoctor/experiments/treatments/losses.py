@@ -14,6 +14,7 @@ from torch import Tensor
 from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.tape import Entry
 from netdoctor.checks.structure.axes import moved as axes_moved
+from netdoctor.checks.structure.flattened import crossed
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
 from netdoctor.experiments.treatments.answers import squashed_twice
 from netdoctor.experiments.treatments.operations import Exchange, exchange_on_line, exchange_operations, passing
@@ -117,6 +118,21 @@ def transpose(case: Case) -> Treatment | None:
     return Treatment(lambda bench: exchange_on_line(bench, _RESHAPES, change, line))
 
 
+def same_order(case: Case) -> Treatment | None:
+    """The axes of the prediction in the order of its target's, before both are flattened."""
+    found = next(crossed(case.recording), None)
+    if found is None or not found.flattening.file:
+        return None
+
+    def change(call: Any, args: Any, kwargs: Any) -> Any:
+        given, made = first_argument(args, kwargs), call(*args, **kwargs)
+        turned = given.requires_grad and given.dim() == len(found.given)
+        return given.transpose(0, 1).reshape(made.shape) if turned else made
+
+    line = found.flattening.file, found.flattening.line
+    return Treatment(lambda bench: exchange_on_line(bench, _RESHAPES | {"flatten"}, change, line))
+
+
 def _last_output(case: Case, names: frozenset[str]) -> Operation | None:
     graph = case.graph
     found = [] if graph is None else graph.loss_operations()
@@ -149,5 +165,6 @@ TREATMENTS: dict[str, Maker] = {
     "remove-sigmoid": drop_output_activation,
     "attach-graph": attach_graph,
     "transpose": transpose,
+    "same-order": same_order,
     "match-shapes": same_shape,
 }
