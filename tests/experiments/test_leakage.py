@@ -70,6 +70,30 @@ def test_samples(function: Callable[[Tensor], Tensor], leaks: bool) -> None:
     assert (arm.facts["dimension"], arm.facts["size"]) == (0.0, 12.0)
 
 
+@pytest.mark.parametrize(("function", "leaks"), [(lambda h: F.normalize(h, dim=0), True), (F.normalize, False)])
+def test_two_views_of_the_samples(function: Callable[[Tensor], Tensor], leaks: bool) -> None:
+    """As many targets as both views have samples, as contrastive losses count them."""
+    model = Wrapped(function)
+
+    def loss(one: Tensor, two: Tensor) -> Tensor:
+        both = torch.cat([one, two])
+        near = (both @ both.T).fill_diagonal_(-9.0)
+        return F.cross_entropy(near, torch.cat([torch.arange(12, 24), torch.arange(12)]))
+
+    def train() -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(3):
+            x = torch.randn(12, 5)
+            optimizer.zero_grad()
+            loss(model(x), model(x + 0.1 * torch.randn(12, 5))).backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    arm = arms(captured(train))[SAMPLES]
+    assert arm.failure == ""
+    assert arm.facts["leaks"] is leaks
+
+
 def test_where_it_is_born() -> None:
     arm = arms(trained(Wrapped(lambda h: torch.sigmoid(h).softmax(0)), labelled(12, 5), F.cross_entropy))[SAMPLES]
     assert arm.facts["operation"] == "softmax"

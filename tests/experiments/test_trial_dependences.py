@@ -57,12 +57,37 @@ def masked(h: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(h, h, h, is_causal=True)
 
 
-def tried(step: TrainingStep, check: str, treatment: str, module: str = "", operation: str = "") -> Trial | None:
-    place = Location(module or None, operation=operation or None)
+def tried(
+    step: TrainingStep,
+    check: str,
+    treatment: str,
+    module: str = "",
+    operation: str = "",
+    line: tuple[str, int] | None = None,
+) -> Trial | None:
+    place = Location(module or None, operation or None, *(line or ()))
     found = Finding(check, "title", Severity.ERROR, "why", place, fixes=(Fix(treatment, ""),))
     known = Recording(facts={"loss_lower_bound": 0.0})
     report = Report("train.py", "sick", 3, findings=(found,))
     return try_fixes(report, known, step, Places(step), (), Budget(60), lambda _: None).findings[0].fixes[0].trial
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 5 * F.normalize(self.first(x), 2, dim=0)
+
+
+def test_a_norm_along_the_samples() -> None:
+    code = Normed.forward.__code__
+    line = code.co_filename, code.co_firstlineno + 1
+    step = trained(Normed(), labelled(12, 5), F.cross_entropy)
+    trial = tried(step, "cross-sample-leakage", "keep-samples-apart", "", "normalize", line)
+    assert trial is not None
+    assert trial.verdict is Verdict.CURED
 
 
 @pytest.mark.parametrize(("batch_first", "verdict"), [(False, Verdict.CURED), (True, Verdict.NOT_REPRODUCED)])

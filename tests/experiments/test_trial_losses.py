@@ -229,6 +229,34 @@ def test_a_view_becomes_a_transpose() -> None:
     assert losses[0] == pytest.approx(F.cross_entropy(seeded()(turned), y[:32]).item())
 
 
+class TimeFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.rnn, self.out = nn.GRU(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x.transpose(0, 1))[0])
+
+
+def test_predictions_in_the_order_of_their_targets() -> None:
+    x, tags = torch.randn(12, 7, 5), torch.randint(0, 3, (12, 7))
+    model = TimeFirst()
+
+    def train() -> None:
+        optimizer = SGD(model.parameters())
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x).reshape(-1, 3), tags.reshape(-1)).backward()
+            optimizer.step()
+
+    step, graph = watched(train)
+    found = treatment_of(case(step, Fix("same-order", ""), Recording(graph=graph)))
+    assert found is not None
+    expected = F.cross_entropy(TimeFirst()(x).transpose(0, 1).reshape(-1, 3), tags.reshape(-1))
+    assert run(step, found)[0] == pytest.approx(expected.item())
+
+
 def test_a_control_that_squashes_twice_is_measured_like_the_treated_arm() -> None:
     """Otherwise its loss has a floor of its own, and every removal looks like a cure."""
     sick: Any = lambda p, y: F.binary_cross_entropy_with_logits(torch.sigmoid(p.squeeze(1)), y.float())  # noqa: E731

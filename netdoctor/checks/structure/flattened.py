@@ -61,7 +61,11 @@ def finding(name: str, found: Crossed, recording: Recording) -> Finding:
         f"The predictions run along their axis of {b} first, the targets along theirs of {a}: the lengths agree, and yet each "
         "prediction is compared with the target of another sample and position.",
         Location.at(source, found.flattening.module or None, found.flattening.name, step=0),
-        (Evidence("size of dimension 0 of the predictions, and of dimension 1 of the targets", a, "=", found.target[1]),),
+        (
+            Evidence(
+                "size of dimension 0 of the predictions, and of dimension 1 of the targets", a, "=", found.target[1]
+            ),
+        ),
         (Fix("same-order", "Bring both into one order first.", code if code != text else "", Reach.MODEL),),
         first_step=0,
         share=1.0,

@@ -9,8 +9,9 @@ import numpy as np
 
 from netdoctor.check import Check
 from netdoctor.checks.data.harm import State, harm
+from netdoctor.checks.structure.unread import everything, listed, named
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.recording import Arm, Array, Recording, SourceLine
+from netdoctor.recording import Arm, Recording, SourceLine
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class IgnoredInput(Check):
         if failed:
             yield Abstention(self.name, failed[0])
             return
-        if all(_everything(arm) for arm in arms.values()):
+        if all(everything(arm) for arm in arms.values()):
             return
-        for number, arm in enumerate(arms.values()):
-            part = self._part(arm)
-            if part:
-                yield self._finding(recording, number, arm, *part)
+        parts = [(n, arm, part) for n, arm in enumerate(arms.values()) if (part := self._part(arm))]
+        whole = [named(number, arm) for number, arm, (what, _, _) in parts if not what]
+        for number, arm, part in parts:
+            names = [named(number, arm)] if part[0] else whole
+            if named(number, arm) == names[0]:  # inputs without any influence are one fault
+                yield self._finding(recording, number, tuple(names), *part)
 
     def _part(self, arm: Arm) -> tuple[str, float, float] | None:
         """(what is ignored, its share in percent, the limit); None where enough is read."""
@@ -62,39 +65,26 @@ class IgnoredInput(Check):
             if silent.any() and share < 1 and ((feature and not border) or share >= self.positions):
                 kind = ("channel" if axes >= 4 else "feature") if feature else "position"
                 limit = 0.0 if feature else 100 * self.positions
-                return _listed(kind, silent) + f" of dimension {axis}", 100 * float(share), limit
+                return listed(kind, silent) + f" of dimension {axis}", 100 * float(share), limit
         return None
 
-    def _finding(self, recording: Recording, number: int, arm: Arm, what: str, share: float, limit: float) -> Finding:
+    def _finding(
+        self, recording: Recording, number: int, names: tuple[str, ...], what: str, share: float, limit: float
+    ) -> Finding:
         facts = recording.inputs[number] if number < len(recording.inputs) else None
-        name = str(arm.facts.get("argument", "")) or f"input {number + 1}"
         at = SourceLine(facts.file, facts.line, facts.text) if facts is not None and facts.file else None
         grave = not what and harm(recording).state is State.HURT
-        subject = f"{what} of {name}" if what else name
+        subject = f"{what} of {names[0]}" if what else " and ".join(names)
         return Finding(
             self.name,
             f"the model ignores {subject}: taken from other samples, the loss stays the same",
             Severity.ERROR if grave else Severity.WARNING,
-            "Nothing that the loss is made of depends on it, in the model as it was trained.",
+            f"Nothing that the loss is made of depends on {'them' if len(names) > 1 else 'it'}, in the model as it was trained.",
             Location.at(at, step=0),
             (Evidence("share without influence", share, "=" if not what else "≥", limit, "%"),),
             (Fix("use-input", "Use it in forward, or do not pass it on.", "", Reach.MODEL),),
             Certainty.PROVEN,
             0,
-            places=(name,),
+            places=names,
             share=share / 100,
         )
-
-
-def _everything(arm: Arm) -> bool:
-    """Whether nothing of the input is read: then there is another fault, and it is not here."""
-    curves = [curve[np.isfinite(curve)] for curve in arm.curves.values()]
-    return bool(arm.facts.get("whole")) or any(curve.size > 0 and bool((curve == 1).all()) for curve in curves)
-
-
-def _listed(kind: str, silent: Array) -> str:
-    found = np.flatnonzero(silent)
-    if found.size == 1:
-        return f"{kind} {found[0]}"
-    run = found[-1] - found[0] + 1 == found.size
-    return f"{kind}s {found[0]} to {found[-1]}" if run else f"{found.size} {kind}s"

@@ -42,6 +42,23 @@ def test_silent_where_training_works_or_a_norm_comes_first() -> None:
     assert judged(reading(facts(table(0.01, 15.0)), before="batch_norm")) == []
 
 
+def test_columns_of_tiny_spread_around_one_value() -> None:
+    """As standardising with one mean and one deviation for all columns leaves them: alike in size, not in spread."""
+    narrow = table(0.0011, 1.0) + np.array([3.0, 0.0])
+    assert judged(reading(facts(narrow), loss=lambda step: 2.3)) == []
+    narrow = table(0.0009, 1.0) + np.array([3.0, 0.0])
+    (finding,) = judged(reading(facts(narrow)))
+    assert "column 1 is of 1, column 0 of 0.0009" in finding.title
+
+
+@pytest.mark.parametrize(("left", "fires"), [(0.19, True), (0.21, False)])
+def test_a_training_that_works_and_could_do_far_better(left: float, fires: bool) -> None:
+    build = reading(facts(table(0.01, 15.0)), loss=learned).arm("scaling/control", np.geomspace(2.3, 1.0, 60))
+    tail = float(np.median(np.geomspace(2.3, 1.0, 60)[-12:]))
+    found = judged(build.arm("scaling/input", [left * tail] * 60))
+    assert [f.certainty for f in found] == [Certainty.MEASURED] * fires
+
+
 def test_the_trial_proves_or_acquits() -> None:
     build = reading(facts(table(0.01, 15.0))).arm("scaling/control", [2.3] * 60)
     (finding,) = judged(build.arm("scaling/input", np.geomspace(2.3, 0.2, 60)))

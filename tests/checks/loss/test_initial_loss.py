@@ -9,8 +9,9 @@ from netdoctor.capture.data import column_facts
 from netdoctor.checks.loss.initial_loss import InitialLoss
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Finding
-from netdoctor.recording import Stat
+from netdoctor.recording import Kind, Stat
 from tests.checks.builders import Builder, Curve
+from tests.checks.data.facts import facts
 
 CHANCE = math.log(10)
 
@@ -97,3 +98,44 @@ def test_outputs_that_are_off_by_a_constant_get_another_bias() -> None:
     build = regression(400.0, mean=0.5).of_layer("out", Stat.MEAN, -20.0).of_layer("out", Stat.STD, 0.3)
     (finding,) = judged(build)
     assert finding.fixes[0].code == "torch.nn.init.constant_(model.out.bias, 0.5)"
+
+
+def products(guess: float = 3.5, embedding: float = 1.0, first: float = 25.0) -> Builder:
+    """Ratings around 3.5 with deviation 0.9, predicted by a product of embeddings and a mean that is known."""
+    build = Builder(steps=100)
+    rng = np.random.default_rng(0).standard_normal((400, 1))
+    target = 3.5 + 0.9 * (rng - rng.mean()) / rng.std()
+    for name in ("user", "item"):
+        build.layer(name, "Embedding", kind=Kind.EMBEDDING, weight=f"{name}.weight")
+        build.parameter(f"{name}.weight", (300, 24))
+        build.of_parameter(f"{name}.weight", Stat.RMS, embedding)
+    made = [
+        build.operation("embedding", build.value((32,), "int64"), build.weight(f"{name}.weight"), module=name)
+        for name in ("user", "item")
+    ]
+    product = build.operation("sum", build.operation("mul", *made), shape=(32,), out={"mean": guess})
+    wanted = build.value((32,), low=1.0, high=5.0)
+    build.backward(build.operation("mse_loss", product, wanted, shape=(), reduction="mean"))
+    build.facts(loss_family="mse", loss_lower_bound=0.0).loss(first).optimizer("Adam", lr=1e-3)
+    build.recording.targets = [facts(target, value=wanted)]
+    return build
+
+
+@pytest.mark.parametrize(
+    ("guess", "first", "fires"),
+    [
+        (3.5, 2.1, True),  # its mean is right: what is beyond the variance of the targets is the scatter of the outputs
+        (3.5, 2.0, False),
+        (0.0, 25.0, False),  # a zero prediction gets 13: twice that may be a start
+        (0.0, 33.0, True),
+    ],
+)
+def test_a_regression_is_held_against_the_constant_that_it_starts_at(guess: float, first: float, fires: bool) -> None:
+    assert bool(judged(products(guess, first=first))) is fires
+
+
+@pytest.mark.parametrize(("embedding", "told"), [(1.0, True), (0.49, False)])
+def test_large_embeddings_are_named_where_they_are_multiplied(embedding: float, told: bool) -> None:
+    (finding,) = judged(products(embedding=embedding))
+    lines = [f"torch.nn.init.normal_(model.{name}.weight, std=0.05)" for name in ("user", "item")]
+    assert [fix.code for fix in finding.fixes] == (["\n".join(lines)] if told else [])

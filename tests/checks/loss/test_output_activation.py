@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from netdoctor.checks.loss.output_activation import OutputActivation
 from netdoctor.finding import Severity
+from tests.checks.data.facts import facts
 from tests.checks.loss.steps import BATCH, CLASSES, Step, judged
 
 
@@ -31,6 +35,17 @@ def test_a_regression_must_reach_its_targets(activation, low, high, fires):
     found = judged(OutputActivation(), regression(activation, low, high))
     assert [f.severity for f in found] == ([Severity.ERROR] if fires else [])
     assert all(f.fixes[0].code == "return self.fc(x)" for f in found)
+
+
+@pytest.mark.parametrize(("highest", "fires"), [(1.24, False), (1.26, True), (7.0, True)])
+def test_a_target_may_grow_beyond_what_it_was_in_the_first_step(highest, fires):
+    step = regression("tanh", -0.5, 0.5)
+    target = step.graph.operations[-1].inputs[1]
+    values = np.array([[0.0], [0.0], [highest]])
+    step.recording.targets = [replace(facts(values, value=target), std=1.0)]
+    found = judged(OutputActivation(), step)
+    assert bool(found) is fires
+    assert all(f"against targets from -0.5 to {highest:.3g}" in one.explanation for one in found)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "softplus"])

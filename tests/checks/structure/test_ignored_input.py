@@ -73,6 +73,13 @@ def test_an_error_where_a_whole_input_is_lost_and_training_does_not_work():
     assert [grade for grade, _ in found(used(whole=True, failing=True))] == [Severity.ERROR]
 
 
+def test_two_inputs_without_influence_are_one_fault():
+    build = used(whole=True, failing=True).arm("usage/2", axes=2.0, whole=True, argument="z", curves={})
+    ((grade, title),) = found(build)
+    assert grade is Severity.ERROR
+    assert title == "the model ignores y and z: taken from other samples, the loss stays the same"
+
+
 def test_a_model_that_reads_nothing_has_another_fault():
     assert found(used(whole=True, other=False)) == []
 

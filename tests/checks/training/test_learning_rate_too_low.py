@@ -38,6 +38,14 @@ def test_weights_that_do_not_move_at_all_have_another_cause():
     assert judged(sick(0.0)) == []
 
 
+def test_the_rate_of_a_schedule_that_never_steps_is_judged_by_the_trials_alone():
+    assert judged(sick(1e-2)) == []
+    (found,) = judged(sick(1e-2).facts(scheduler_never_stepped=True))
+    assert all(evidence.quantity != "update ratio, median" for evidence in found.evidence)
+    assert found.places == ("body.0.weight", "body.2.weight")
+    assert judged(sick(1e-2).facts(scheduler_never_stepped=True).arm("trial/lr x100", flat())) == []
+
+
 def still(lr: float = 0.0, steps: int = 60, **scalars: float):
     build = network(0.0, steps, lr=lr, line="optimizer = SGD(model.parameters(), lr=64 // 256 * 0.1)").loss(
         flat(steps=steps)

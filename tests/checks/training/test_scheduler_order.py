@@ -56,3 +56,13 @@ def test_never_stepped(ended, fires):
     build.recording.header = Header(ended=ended)
     found = judged(build)
     assert [f.title for f in found] == ["a scheduler was built and never stepped"] * fires
+
+
+def test_where_the_one_was_built_that_is_never_stepped():
+    build = run("oooo").facts(scheduler_never_stepped=True)
+    build.recording.events.append(
+        Event(0, "scheduler built", source=SourceLine("t.py", 5, "self.sched = StepLR(opt, 10)"))
+    )
+    (found,) = judged(build)
+    assert found.location.line == 5
+    assert found.fixes[0].code == "optimizer.step()\nself.sched.step()"
