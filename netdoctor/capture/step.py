@@ -279,6 +279,9 @@ class TrainingStep:
     starts: dict[int, tuple[Tensor, Tensor]]
     lost: str = ""  # why nothing could be captured, "" when something was
     verified: bool = False  # the first loss came back on a copy
+    rule: tuple[float, float] | None = (
+        None  # learning rate and momentum of a loop without an optimizer, once they were found out
+    )
     pace: float | None = None  # seconds that a step takes, once an experiment measured it
     seconds: dict[int, Tensor] = field(
         default_factory=dict

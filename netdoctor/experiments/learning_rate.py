@@ -12,7 +12,7 @@ from netdoctor.checks.training.lr_trials import level
 from netdoctor.checks.training.slow_rate import LOWER, OWN
 from netdoctor.checks.training.update_ratios import medians
 from netdoctor.errors import CannotReplayError, why_it_failed
-from netdoctor.experiments.sandbox import Budget, Run, Sandbox, hand_written_lr, quiet, usual_rate
+from netdoctor.experiments.sandbox import Budget, Run, Sandbox, hand_written, quiet, usual_rate
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import judge
 
@@ -134,4 +134,4 @@ def _largest_lr(step: TrainingStep) -> float:
     seen = [lr for it in step.iterations for action in it.actions if action.kind == "step" for lr in action.lrs[:1]]
     if seen:
         return max(seen)
-    return float(step.optimizers[0].groups[0].get("lr", float("nan"))) if step.optimizers else hand_written_lr(step)
+    return float(step.optimizers[0].groups[0].get("lr", float("nan"))) if step.optimizers else hand_written(step)[0]

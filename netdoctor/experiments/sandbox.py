@@ -34,6 +34,11 @@ from netdoctor.errors import CannotReplayError
 Edit = Callable[[Entry, Any, Any], tuple[Any, Any]]
 
 
+# Momenta as they are written in practice, the plain rule first; losses that must come back: one for the learning rate, and some
+# in which a momentum shows; relative, as sums in another order differ by 1e-6 after a few steps, and a momentum by some percent.
+MOMENTA, TOLD, SAME = (0.0, 0.9, 0.95, 0.99, 0.8, 0.5), 6, 1e-3
+
+
 class Budget:
     """Seconds that experiments may take, and how many are left."""
 
@@ -83,6 +88,7 @@ class Sandbox:
     """Copies of models, loose weights and optimizers in the state from before the first step.
 
     `optimizer` replaces the user's optimizers by one over everything that they train; `lr_factor` scales the user's learning rates.
+    `rule` is that of a loop without an optimizer, where it is not to be found out: learning rate and momentum.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Sandbox:
         lr_factor: float = 1.0,
         optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
         edit: Edit | None = None,
+        rule: tuple[float, float] | None = None,
     ) -> None:
         self.step = step
         self.copies: Copies = step.copies()
@@ -106,7 +113,8 @@ class Sandbox:
         self.optimizers: list[Optimizer]
         if optimizer is None and not step.optimizers:
             self._by_hand = True
-            self.optimizers = [torch.optim.SGD(self.trainable(), lr=hand_written_lr(step) * lr_factor)]
+            lr, momentum = rule or hand_written(step)
+            self.optimizers = [torch.optim.SGD(self.trainable(), lr=lr * lr_factor, momentum=momentum)]
         elif optimizer is None:
             self.optimizers = [copied_optimizer(start, self.copies, lr_factor) for start in step.optimizers]
         else:
@@ -227,11 +235,33 @@ def usual_rate(step: TrainingStep) -> float | None:
     return 1e-3 if type(step.optimizers[0].optimizer) is torch.optim.SGD else 1e-4
 
 
-def hand_written_lr(step: TrainingStep) -> float:
-    """The learning rate of a loop that writes `w -= lr * gradient` itself, from how its first step moved the weights.
+def hand_written(step: TrainingStep) -> tuple[float, float]:
+    """Learning rate and momentum of a loop that writes `w -= lr * gradient`, or `v = m * v + gradient; w -= lr * v` itself.
 
-    Raises CannotReplayError when the move is not along the gradient (momentum, Adam by hand, clipping by hand).
+    Raises CannotReplayError where no such rule gives the losses of its first steps on a copy (Adam or clipping by hand).
     """
+    if step.rule is None:
+        lr = _first_rate(step)
+        step.rule = next(((lr, m) for m in MOMENTA if _gives_its_losses(step, (lr, m))), None)
+    if step.rule is None:
+        raise CannotReplayError("the loop updates its weights by a rule of its own, which could not be recognised")
+    return step.rule
+
+
+def _gives_its_losses(step: TrainingStep, rule: tuple[float, float]) -> bool:
+    sandbox = Sandbox(step, rule=rule)
+    for iteration in step.iterations[:TOLD]:
+        was = sum(backward.value for backward in iteration.backwards)
+        again = sandbox.iterate(iteration)
+        if not math.isfinite(was) or not math.isfinite(again):
+            return math.isfinite(was) == math.isfinite(again)
+        if abs(again - was) > SAME * max(abs(was), 1e-12):
+            return False
+    return True
+
+
+def _first_rate(step: TrainingStep) -> float:
+    """How far the first step moved the weights along their gradients. CannotReplayError where that is not all of the move."""
     copies = step.copies()
     replay = Replay(copies)
     for backward in step.iterations[0].backwards:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from netdoctor.capture.step import TrainingStep
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.batchnorm import bypass
 from netdoctor.experiments.overfit import overfit
-from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
+from netdoctor.experiments.sandbox import Budget, Sandbox, hand_written, quiet
 from tests.experiments.capturing import captured, fit
 
 
@@ -136,3 +137,44 @@ def test_a_batch_that_was_overwritten_is_refused():
     x.zero_()
     with pytest.raises(CannotReplayError, match="overwritten"), quiet():
         Sandbox(step).run(step.iterations, 1, Budget(20))
+
+
+def moved_by_hand(
+    momentum: float = 0.0, limit: float = math.inf, rate: float = 0.1
+) -> tuple[TrainingStep, list[float]]:
+    """A loop that writes its updates itself, and its losses."""
+    torch.manual_seed(0)
+    x, y = torch.randn(256, 6), torch.randint(0, 3, (256,))
+    model, losses = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)), []
+
+    def train() -> None:
+        held = list(model.parameters())
+        speeds = [torch.zeros_like(p) for p in held]
+        for number in range(8):
+            rows = slice(32 * number, 32 * number + 32)
+            model.zero_grad()
+            loss = F.cross_entropy(model(x[rows]), y[rows])
+            loss.backward()
+            with torch.no_grad():
+                for p, v in zip(held, speeds, strict=True):
+                    v.mul_(momentum).add_(p.grad.clamp(-limit, limit) if p.grad is not None else 0.0)
+                    p.sub_(rate * v)
+            losses.append(loss.item())
+
+    return captured(train), losses
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.5])
+def test_a_rule_written_by_hand_gives_the_losses_of_the_script(momentum: float) -> None:
+    step, losses = moved_by_hand(momentum)
+    with quiet():
+        assert hand_written(step) == (pytest.approx(0.1), momentum)
+        again = Sandbox(step).run(step.iterations, 8, Budget(60)).losses
+    assert again == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.7}, {"limit": 0.01}])
+def test_a_rule_that_is_not_known_is_no_experiment(options: dict[str, float]) -> None:
+    step, _ = moved_by_hand(**options)
+    with quiet(), pytest.raises(CannotReplayError, match="a rule of its own"):
+        Sandbox(step)

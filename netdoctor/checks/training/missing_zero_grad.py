@@ -31,7 +31,8 @@ class MissingZeroGrad(Check):
     name = "missing-zero-grad"
     explains = frozenset(
         {"learning-rate-too-high", "loss-diverging", "loss-not-decreasing", "unstable-loss", "exploding-gradients"}
-        | {"non-finite-parameter", "accumulation-scaling", "cannot-overfit-tiny-batch", "dead-relu"}
+        | {"non-finite-parameter", "non-finite-activation", "non-finite-gradient", "accumulation-scaling"}
+        | {"cannot-overfit-tiny-batch", "dead-relu", "saturated-activation", "constant-layer", "exploding-activations"}
     )
 
     steps: int = 3  # the first backward finds nothing, so two more show a habit
