@@ -139,7 +139,9 @@ class Sandbox:
         total, stepped = 0.0, False
         if not self._own:
             self._clear(self.trainable())
-        for action in iteration.actions:
+        # A loop without an optimizer moves its weights before the next zero_grad, which the captured step may end with.
+        moves = max((n for n, action in enumerate(iteration.actions) if action.kind != "zero"), default=-1)
+        for number, action in enumerate(iteration.actions):
             if action.backward is not None:
                 refuse_overwritten(action.backward)
                 if action.backward.fresh and self._own:
@@ -154,9 +156,11 @@ class Sandbox:
             else:
                 self._change_gradients(action)
             stepped = stepped or action.kind == "step"
-        if not self._own or self._by_hand:
+            if self._by_hand and number == moves:
+                self.optimizers[0].step()
+        if not self._own:
             self.optimizers[0].step()
-        elif not stepped:
+        elif not stepped and not self._by_hand:
             raise CannotReplayError("no optimizer step was seen in the captured iteration")
         return total
 
