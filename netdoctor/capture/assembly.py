@@ -65,6 +65,8 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.parameters = _parameters(observer, training, display, labels)
     _note_twins(observer, recording.parameters, display)
     rename(recording, display, labels)
+    for where, told in {"module flags": training.flags, "frozen norms": training.frozen_norms}.items():
+        recording.events += observer.containment.run(where, lambda told=told: list(told.events(display))) or []
     recording.histograms = training.histograms.histograms(display)
     recording.graphs = [_renamed(graph, display) for graph in observer.graphs]
     recording.graph = recording.graphs[0] if recording.graphs else None
