@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from netdoctor.capture.identity import ByIdentity
-from netdoctor.capture.naming import ModuleNames
+from netdoctor.capture.naming import SEPARATOR, ModuleNames
 from netdoctor.capture.recorder import Recorder
 from netdoctor.capture.source import is_user_file, source_line
 from netdoctor.recording import Event, SourceLine
@@ -31,7 +31,7 @@ class _Assignment:
     value: bool
     step: int
     source: SourceLine | None
-    parameters: list[weakref.ref[Tensor]]
+    parameters: list[weakref.ref[nn.Parameter]]
     key: str = ""  # of the module, once it is known to whom it belongs
     idle: bool = True  # the parameters are still not as they should be
 
@@ -72,12 +72,17 @@ class ModuleFlags:
         for item in self._found:
             module = item.module()
             if item.idle and item.key and not (module is not None and module in self._used):
-                path = display.get(item.key, item.key.rpartition("\x1f")[2])
+                path = display.get(item.key, item.key.rpartition(SEPARATOR)[2])
                 yield Event(item.step, KIND, path, float(item.value), item.source)
 
     def _assigned(self, module: nn.Module, value: Any) -> None:
         frame = _caller()
-        if not isinstance(value, bool) or frame is None or len(self._found) >= MOST or "_parameters" not in vars(module):
+        if (
+            not isinstance(value, bool)
+            or frame is None
+            or len(self._found) >= MOST
+            or "_parameters" not in vars(module)
+        ):
             return
         if any(item.module() is module and item.value is value for item in self._found):
             return
@@ -137,7 +142,9 @@ def _found(module: nn.Module | None, owner: type) -> Any:
     if module is not None and NAME in vars(module) and not hasattr(behind, "__set__"):
         return vars(module)[NAME]
     if behind is _MISSING:  # torch's own __getattr__ is asked next, and the user's
-        raise AttributeError(f"type object '{owner.__name__}' has no attribute '{NAME}'" if module is None else _says(module))
+        raise AttributeError(
+            f"type object '{owner.__name__}' has no attribute '{NAME}'" if module is None else _says(module)
+        )
     return behind.__get__(module, owner) if hasattr(behind, "__get__") else behind
 
 
@@ -148,10 +155,13 @@ def _says(module: nn.Module) -> str:
 def _caller() -> FrameType | None:
     """The user's frame that assigns or reads; None where a library does."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and (_ours(frame) or frame.f_code is nn.Module.__setattr__.__code__):
+    while frame is not None and _passes_on(frame):
         frame = frame.f_back
     return frame if frame is not None and is_user_file(frame.f_code.co_filename) else None
 
 
-def _ours(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").startswith("netdoctor.capture.")
+def _passes_on(frame: FrameType) -> bool:
+    """Whether it is ours, or a library module's own way to set an attribute, as those of recurrent layers have one."""
+    code = frame.f_code
+    ours = str(frame.f_globals.get("__name__", "")).startswith("netdoctor.capture.")
+    return ours or (code.co_name == "__setattr__" and not is_user_file(code.co_filename))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,9 +38,13 @@ class Frozen:
         return same and (self.bias is None or torch.equal(norm.bias.detach(), self.bias))
 
     def drift(self, norm: _BatchNorm) -> float:
-        """How far the running mean lies from where it was, in standard deviations: the median over channels."""
+        """By how much what the norm gives in evaluation mode has changed for values that have the mean and variance of then:
+        root mean square over values, in their standard deviations, the median over channels."""
         assert norm.running_mean is not None
-        return float(((norm.running_mean - self.mean).abs() / (self.variance + norm.eps).sqrt()).median())
+        assert norm.running_var is not None
+        before, now = ((v.double() + norm.eps).sqrt() for v in (self.variance, norm.running_var))
+        shift = (norm.running_mean.double() - self.mean.double()) / now
+        return float(((before / now - 1).square() + shift.square()).sqrt().median())
 
 
 class FrozenNorms:
@@ -78,20 +83,26 @@ class FrozenNorms:
             if frozen is not None and frozen.moving and not norm.weight.requires_grad and frozen.stays(norm):
                 yield norm, frozen
 
+    def kept(self) -> list[tuple[nn.Module, Frozen]]:
+        """The same, for experiments."""
+        return list(self.moved())
+
     def events(self, display: dict[str, str]) -> Iterator[Event]:
-        """Since when each of them is frozen, its path, and how far its running mean moved, in standard deviations."""
+        """Since when each of them is frozen, its path, and how far its statistics moved (`Frozen.drift`)."""
         for norm, frozen in self.moved():
             key = self._names.key_of(norm)
             path = display.get(key, key.rpartition(SEPARATOR)[2])
             yield Event(frozen.step, KIND, path, frozen.drift(norm))
 
-    def after_freezing(self, note: Callable[[], None]) -> Callable[[Any], Any]:
-        """What makes `Module.requires_grad_` call `note` after each call; it returns what torch's returns."""
+    def after_freezing(self, safely: Callable[[str, Any], Any]) -> Callable[[Any], Any]:
+        """What makes `Module.requires_grad_` look after each call; `safely` contains our own work."""
+        look = safely("frozen norms", self.look)
 
         def make(original: Any) -> Any:
+            @functools.wraps(original)
             def requires_grad_(module: nn.Module, requires_grad: bool = True) -> Any:
                 result = original(module, requires_grad)
-                note()
+                look()
                 return result
 
             return requires_grad_
@@ -104,9 +115,10 @@ class FrozenNorms:
         self._frozen, self._trained = ByIdentity(), ByIdentity()
 
     def _kept(self, norm: _BatchNorm) -> Frozen:
-        held = [None if t is None else t.detach().clone() for t in _state(norm)]
-        mean, variance, weight, bias = held
-        assert mean is not None and variance is not None and weight is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean, variance, weight = (t.detach().clone() for t in (norm.running_mean, norm.running_var, norm.weight))
+        bias = None if norm.bias is None else norm.bias.detach().clone()
         return Frozen(self._recorder.step, mean, variance, weight, bias)
 
     def _known(self) -> Iterator[_BatchNorm]:

@@ -53,7 +53,7 @@ class Taps:
         wrap(nn.Module, "__init__", self._module_init)
         wrap(nn.Module, "load_state_dict", self._noting("load_state"))
         wrap(nn.Module, "train", self._mode_change)
-        wrap(nn.Module, "requires_grad_", self.training.frozen_norms.after_freezing(self._safely("norms", self.training.look_at_norms)))
+        wrap(nn.Module, "requires_grad_", self.training.frozen_norms.after_freezing(self._safely))
         self._patches.add(nn.Module, "requires_grad", self.training.flags.watch(self._safely))
         wrap(Tensor, "backward", self._tensor_backward)
         wrap(torch.autograd, "backward", self._autograd_backward)

@@ -41,7 +41,9 @@ class FrozenByMistake(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         if zeros := [name for name in str(recording.facts.get("frozen_zeros", "")).split(",") if name]:
             yield self._of_zeros(recording, zeros)
-        yield from (unfreezes_nothing(self.name, recording, line) for line in lines(recording, value=True))
+        if told := lines(recording, value=True):
+            yield from (unfreezes_nothing(self.name, recording, line) for line in told)
+            return  # that is why so much is frozen
         if recording.facts.get("pretrained") or not outcome.hurt(judge(recording)):
             return
         alive = {p.model for p in recording.parameters.values() if p.requires_grad and p.module_type}

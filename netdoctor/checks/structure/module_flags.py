@@ -109,7 +109,11 @@ def freezes_nothing(check: str, recording: Recording, line: Line, trained: list[
         f"{ABOUT} What was to stay as it is goes on training.",
         Location.at(line.source, line.modules[0] or None, step=line.step),
         (Evidence("parameters that were to be frozen, and move", len(kept), ">", 0.0),),
-        (Fix("freeze-module", "Call the method, which sets it on all parameters of the module.", line.code, Reach.RUN),),
+        (
+            Fix(
+                "freeze-module", "Call the method, which sets it on all parameters of the module.", line.code, Reach.RUN
+            ),
+        ),
         first_step=line.step,
         places=kept,
         share=weights(trained) / max(1, weights(recording.parameters.values())),
