@@ -47,7 +47,9 @@ def events(observation: Observation) -> list[tuple[int, str, float]]:
 def test_a_second_phase(by_method: bool) -> None:
     def story(net: Net) -> None:
         fit(net, 0.0, 30)
-        net.body.requires_grad_(False) if by_method else [p.__setattr__("requires_grad", False) for p in net.body.parameters()]
+        net.body.requires_grad_(False) if by_method else [
+            p.__setattr__("requires_grad", False) for p in net.body.parameters()
+        ]
         fit(net, 3.0, 30)
 
     ((step, path, drift),) = told(story)

@@ -133,10 +133,11 @@ def test_a_parameter_or_buffer_of_that_name_is_torchs_own_affair() -> None:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")
 def test_scripted_modules() -> None:
-    with observing():
+    with observing(faultless=False) as observation:
         scripted = torch.jit.script(nn.Linear(2, 2))
         assert not hasattr(scripted, "requires_grad")
         assert scripted(torch.ones(1, 2)).shape == (1, 2)
+    assert "module flag" not in {fault.where for fault in observation.observer.containment.faults}
 
 
 def test_a_fault_of_ours_does_not_reach_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from netdoctor.trend import judge
 
 KIND = "module requires_grad"  # of the events; their value is 1 for True and 0 for False
 ABOUT = "A module has no `requires_grad` of its own: the line gives it a new attribute, which nothing reads."
-_ASSIGNMENT = re.compile(r"\.requires_grad\s*=(?!=)\s*(?P<value>[^#;]+?)\s*(?=$|[#;])")
+_ASSIGNMENT = re.compile(r"\.requires_grad\s*=(?!=)\s*(?P<value>[^#;]+?)(?=\s*(?:$|[#;]))")
 
 
 @dataclass(frozen=True, slots=True)
