@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from torch import nn
 
 from netdoctor.capture.identity import ByIdentity
 from netdoctor.capture.naming import SEPARATOR, ModuleNames
+from netdoctor.capture.patching import Patches
 from netdoctor.capture.recorder import Recorder
 from netdoctor.capture.source import is_user_file, source_line
 from netdoctor.recording import Event, SourceLine
@@ -56,10 +58,11 @@ class ModuleFlags:
         self._found: list[_Assignment] = []
         self._used: ByIdentity[nn.Module, bool] = ByIdentity()
 
-    def watch(self, safely: Callable[[str, Any], Any]) -> Callable[[Any], Any]:
-        """What makes the descriptor for torch's Module; `safely` contains our own work."""
+    def install(self, patches: Patches, safely: Callable[[str, Any], Any]) -> None:
+        """Give torch's Module a descriptor of this name, for as long as the patches last; `safely` contains our own work."""
         assigned, read = safely("module flag", self._assigned), safely("reading a module flag", self._read)
-        return lambda original: _Flag(original, assigned, read)
+        patches.wrap(nn.Module, "__dir__", _unlisted)
+        patches.add(nn.Module, NAME, lambda original: _Flag(original, assigned, read))
 
     def look(self) -> None:
         """Bring everything up to date: models may be gone when the run is over."""
@@ -128,6 +131,21 @@ class _Flag:
             del vars(module)[NAME]
         else:
             raise AttributeError(_says(module))
+
+
+def _unlisted(original: Any) -> Any:
+    """A `Module.__dir__` that does not list the descriptor: others ask modules for all that they list, as torch's compiler does."""
+
+    @functools.wraps(original)
+    def __dir__(module: nn.Module) -> Any:
+        names = original(module)
+        by_class = any(NAME in vars(kind) for kind in type(module).__mro__ if kind is not nn.Module)
+        held = [vars(module), *(vars(module).get(key, {}) for key in ("_parameters", "_modules", "_buffers"))]
+        for _ in range(names.count(NAME) - by_class - sum(NAME in place for place in held)):
+            names.remove(NAME)
+        return names
+
+    return __dir__
 
 
 def _behind(owner: type) -> Any:

@@ -54,7 +54,7 @@ class Taps:
         wrap(nn.Module, "load_state_dict", self._noting("load_state"))
         wrap(nn.Module, "train", self._mode_change)
         wrap(nn.Module, "requires_grad_", self.training.frozen_norms.after_freezing(self._safely))
-        self._patches.add(nn.Module, "requires_grad", self.training.flags.watch(self._safely))
+        self.training.flags.install(self._patches, self._safely)
         wrap(Tensor, "backward", self._tensor_backward)
         wrap(torch.autograd, "backward", self._autograd_backward)
         wrap(torch.autograd, "grad", by_hand(self, lambda: bool(self.training.optimizers.alive)))
