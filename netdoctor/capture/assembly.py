@@ -19,7 +19,7 @@ from netdoctor.capture.statistics import is_shard
 from netdoctor.capture.training import TrainingTaps
 from netdoctor.capture.twins import twins
 from netdoctor.graph import Operation, StepGraph
-from netdoctor.recording import Header, Parameter, Recording
+from netdoctor.recording import Event, Header, Parameter, Recording
 
 TOGETHER = 0.9  # of the steps: a skipped one, or one more backward in the first, is no habit
 _FAMILIES = {
@@ -65,6 +65,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.parameters = _parameters(observer, training, display, labels)
     _note_twins(observer, recording.parameters, display)
     rename(recording, display, labels)
+    recording.events += _late_events(observer, training, display)
     recording.histograms = training.histograms.histograms(display)
     recording.graphs = [_renamed(graph, display) for graph in observer.graphs]
     recording.graph = recording.graphs[0] if recording.graphs else None
@@ -87,6 +88,13 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
         if not changed:
             recording.steps = 0  # backward calls were counted as steps, in case the loop updates its weights itself
     return recording
+
+
+def _late_events(observer: Observer, training: TrainingTaps, display: dict[str, str]) -> list[Event]:
+    """Events of which only the end of the run tells whether they are any."""
+    flags = observer.containment.run("module flags", lambda: list(training.flags.events(display)))
+    norms = observer.containment.run("frozen norms", lambda: list(training.frozen_norms.events(display)))
+    return [*(flags or ()), *(norms or ())]
 
 
 def pulse(observer: Observer) -> Recording:

@@ -33,8 +33,14 @@ class Patches:
     def wrap(self, owner: object, name: str, make: Callable[[Any], Any]) -> None:
         """Replace `owner.name` by `make(original)`."""
         own = vars(owner) if hasattr(owner, "__dict__") else {}
-        defined_here = name in own
-        original = own[name] if defined_here else getattr(owner, name)
+        self._put(owner, name, own[name] if name in own else getattr(owner, name), make)
+
+    def add(self, owner: type, name: str, make: Callable[[Any], Any]) -> None:
+        """Give a class an attribute that it does not have: `make(None)`, or `make(original)` where another session gave it one."""
+        self._put(owner, name, vars(owner).get(name), make)
+
+    def _put(self, owner: object, name: str, original: Any, make: Callable[[Any], Any]) -> None:
+        defined_here = hasattr(owner, "__dict__") and name in vars(owner)
         replacement = make(original)
         setattr(owner, name, replacement)
         self._done.append((owner, name, original, replacement, defined_here))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from netdoctor.capture.frozen_norms import Frozen
 from netdoctor.capture.room import refuse_without_room
 from netdoctor.capture.tape import Backward, Constant, Context, Entry, Leaf, Slot, walk
 from netdoctor.capture.tree import tensors
@@ -290,6 +291,7 @@ class TrainingStep:
     held: dict[tuple[str, int], list[Backward]] = field(
         default_factory=dict
     )  # by (file, line): the script's own evaluations
+    norms: list[tuple[nn.Module, Frozen]] = field(default_factory=list)  # frozen on the way, whose statistics moved on
     late: TrainingStep | None = None  # the same of a later part, where the loop became another
 
     def parts(self) -> Iterator[TrainingStep]:

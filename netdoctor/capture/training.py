@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from netdoctor.capture import norms, statistics, unseen
 from netdoctor.capture.containment import Containment
+from netdoctor.capture.flags import ModuleFlags
+from netdoctor.capture.frozen_norms import FrozenNorms
 from netdoctor.capture.gradients import moving_line
 from netdoctor.capture.histograms import HistogramRecorder
 from netdoctor.capture.leftovers import Leftovers
@@ -56,6 +58,8 @@ class TrainingTaps:
         self._parameters = ParameterRecorder(observer.recorder, observer.names)
         self.histograms = HistogramRecorder(observer.names, observer.recorder.parts)
         self._stepped_on = StepWatch(observer.recorder, observer.names)
+        self.flags = ModuleFlags(observer.recorder, observer.names)
+        self.frozen_norms = FrozenNorms(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._retention = Retention(observer.recorder)
         self._leftovers = Leftovers(observer.recorder, self.optimizers)
@@ -163,6 +167,7 @@ class TrainingTaps:
 
     def mode_changed(self, training: bool) -> None:
         """The user's code switched a module between train and eval mode."""
+        self.look_at_norms()
         self._observer.recorder.count("mode", self._observer.step, "train" if training else "eval", source=user_line())
 
     def _keep_graph(self, loss: Tensor | None) -> None:
@@ -284,6 +289,11 @@ class TrainingTaps:
     def made(self, optimizer: Optimizer) -> None:
         """An optimizer was constructed."""
         self.optimizers.made(optimizer)
+        self.look_at_norms()
+
+    def look_at_norms(self, stepping: bool = False) -> None:
+        """See which BatchNorms are frozen by now."""
+        self._observer.containment.run("frozen norms", self.frozen_norms.look, stepping)
 
     def register_all(self, containment: Containment) -> None:
         """Bring the facts of all optimizers up to date, those that never stepped with them."""
@@ -294,6 +304,7 @@ class TrainingTaps:
         """An optimizer is about to step: the last look at gradients while the weights are untouched."""
         observer = self._observer
         observer.stepping, observer.over = True, False
+        self.look_at_norms(stepping=True)
         index = self.optimizers.index_of(optimizer)
         observer.mode.leave()
         if index in self._stepped:
@@ -337,6 +348,7 @@ class TrainingTaps:
         self.optimizers.count(index, self._observer.step)
         self._parameters.updates()
         self._stepped_on.after()
+        observer.containment.run("module flags", self.flags.look)
         if observer.watch_weights and not norms.finite_weights(optimizer):
             observer.trip([], "optimizer")
         if observer.light is None or observer.program.capturing:

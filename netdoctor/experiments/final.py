@@ -22,6 +22,7 @@ from netdoctor.recording import Arm, Recording
 BATCHES = 12  # of the captured ones, from all over: enough for a mean
 MAX_CLASSES = 1024
 USUAL = 0.02, 0.5  # momentum of BatchNorm: PyTorch's 0.1, TensorFlow's 0.01 is rare
+KEPT = "final/kept statistics"
 DEFAULT = (0.0, 1.0)  # running mean and variance of a new BatchNorm: nothing was loaded
 
 
@@ -33,8 +34,13 @@ def outcome(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
     the terms that compare with data leave of the loss of the best constant prediction (the worst of them). Facts of the
     second: "frozen_drift", the largest median (over channels) move of a frozen BatchNorm's running mean in standard
     deviations, and "frozen_module" its path, where it was loaded with statistics of its own; "usual_momentum".
+
+    Where BatchNorms were frozen after the captured steps, and their statistics moved on: "final/kept statistics", the
+    first of these with the statistics of the moment in which they were frozen.
     """
     modes = {"final/evaluation": False}
+    if step.norms and all(kept.step >= step.begins + len(step.iterations) for _, kept in step.norms):
+        modes[KEPT] = False
     if any(_trains(child) for module in step.modules for child in module.modules()):
         modes["final/batch statistics"] = True
     arms = {}
@@ -73,6 +79,8 @@ def _arm(name: str, step: TrainingStep, normed: bool, budget: Budget) -> Arm:
                     break
                 refuse_overwritten(backward)
                 copies = Copies(step.modules, step.leaves)  # as they are now, and afresh: running statistics move
+                if name == KEPT:
+                    _put_back(step, copies)
                 value, terms = watched_terms(copies, switched(backward, normed))
                 losses.append(value)
                 _count(terms, counts)
@@ -144,6 +152,15 @@ def classes_of(term: Term, prediction: Tensor, target: Tensor) -> tuple[Tensor, 
     return prediction.argmax(1).reshape(-1)[valid], kept[valid], classes
 
 
+def _put_back(step: TrainingStep, copies: Copies) -> None:
+    """The statistics that norms had when they were frozen."""
+    for norm, kept in step.norms:
+        copied = copies.of(norm)
+        if isinstance(copied, _BatchNorm) and copied.running_mean is not None and copied.running_var is not None:
+            copied.running_mean.copy_(kept.mean)
+            copied.running_var.copy_(kept.variance)
+
+
 def _frozen_drift(step: TrainingStep) -> dict[str, float | str | bool]:
     """How far running means of frozen BatchNorms in training mode moved since the start; nothing where there are none."""
     worst, where = 0.0, ""
@@ -163,6 +180,9 @@ def frozen_norms(step: TrainingStep) -> Iterator[tuple[str, _BatchNorm, Tensor, 
             starts = [step.starts.get(id(buffer)) for buffer in (norm.running_mean, norm.running_var)]
             if norm.weight.requires_grad or starts[0] is None or starts[1] is None:
                 continue
+            begun = step.starts.get(id(norm.weight))
+            if begun is not None and begun[1].requires_grad:
+                continue  # frozen on the way: the check frozen-parameter-moves knows its statistics of that moment
             mean, variance = starts[0][1], starts[1][1]
             if not (bool((mean == DEFAULT[0]).all()) and bool((variance == DEFAULT[1]).all())):
                 yield path, norm, mean, variance

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netdoctor.capture.frozen_norms import Frozen
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.step import TrainingStep
 from netdoctor.experiments import (
@@ -125,6 +126,32 @@ def test_a_frozen_norm_with_loaded_statistics_is_seen_to_move():
     arm = asked(final.outcome, fit(net, F.cross_entropy, X, Y))["final/batch statistics"]
     assert float(arm.facts["frozen_drift"]) > 0.5
     assert arm.facts["frozen_module"] == "1"
+
+
+def test_norms_that_were_frozen_on_the_way_with_their_statistics_of_then():
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    step = fit(net, F.cross_entropy, X, Y)
+    norm = net[1]
+    mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+    net.eval()
+    with torch.no_grad():
+        wanted = [F.cross_entropy(net(X[i : i + 32]), Y[i : i + 32]).item() for i in (0, 32, 64)]
+    net.train()
+    kept = Frozen(len(step.iterations), mean, variance, norm.weight.detach().clone(), None)
+    norm.running_mean.add_(3.0)
+    arms = asked(final.outcome, replace(step, norms=[(norm, kept)]))
+    assert arms["final/kept statistics"].losses.tolist() == pytest.approx(wanted)
+    assert arms["final/evaluation"].losses.mean() > 1.2 * np.mean(wanted)
+    early = replace(kept, step=1)  # some of the captured batches are those of the second part
+    assert "final/kept statistics" not in asked(final.outcome, replace(step, norms=[(norm, early)]))
+
+
+def test_a_norm_that_was_frozen_on_the_way_is_not_taken_for_a_loaded_one():
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    net[1].running_mean.fill_(4.0)
+    step = fit(net, F.cross_entropy, X, Y)
+    net[1].requires_grad_(False)
+    assert asked(final.outcome, step)["final/batch statistics"].facts["frozen_module"] == ""
 
 
 class Reader(nn.Module):

@@ -269,6 +269,21 @@ def test_unfreezing() -> None:
     assert [p.requires_grad for p in model.parameters()] == [False, True, False, True]
 
 
+@pytest.mark.parametrize("owned", [True, False])
+def test_unfreezing_a_module(owned: bool) -> None:
+    model = seeded()
+    model[2].requires_grad_(False)
+    step = step_of(model, make=lambda ps: SGD(list(ps) if owned else list(model[0].parameters())))
+    places = ("2.weight", "2.bias")
+    assert treated(step, "unfreeze-module", places=places) == pytest.approx(by_hand(seeded()))
+    assert not any(p.requires_grad for p in model[2].parameters())
+
+
+def test_a_module_that_was_not_frozen_in_the_captured_steps_is_not_unfrozen() -> None:
+    step = step_of(seeded())
+    assert treatment_of(case(step, Fix("unfreeze-module", ""), places=("2.weight",))) is None
+
+
 class Listed(nn.Module):
     """Keeps its layers in a plain list."""
 

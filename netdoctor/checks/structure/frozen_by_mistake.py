@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 from netdoctor.check import Check
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.checks.signal import outcome
 from netdoctor.checks.signal.initialisation import expression
 from netdoctor.checks.structure.gradients import listed
+from netdoctor.checks.structure.module_flags import lines, unfreezes_nothing, weights
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.recording import Parameter, Recording
+from netdoctor.recording import Recording
 from netdoctor.trend import judge
 
 
@@ -25,11 +25,12 @@ class FrozenByMistake(Check):
     Why it hurts: a random network that does not change has to be made up for by the few parameters that do.
     How it is decided: at least 90 % of the weights (by count) of a model with a trained parameter do not require a
     gradient, no weights were loaded before the first step, and the loss does not fall. Or a frozen weight matrix is all
-    zero (an adapter, a residual end): what it is multiplied with gives nothing, and nothing can change that.
+    zero (an adapter, a residual end): what it is multiplied with gives nothing, and nothing can change that. Or
+    `module.requires_grad = True` was set on a module with frozen parameters, which does nothing, and they stay frozen.
     When it stays silent: fine-tuning of loaded weights; a training that learns; a second model that serves as a fixed
-    function (a teacher, a perceptual loss).
-    Fix: set requires_grad for what should train, before the optimizer is made.
-    Sources: 37 reasons why your neural network is not working (frozen layers); advice E-T1.
+    function (a teacher, a perceptual loss); modules whose own code reads the attribute.
+    Fix: set requires_grad for what should train, before the optimizer is made; `module.requires_grad_(True)`.
+    Sources: 37 reasons why your neural network is not working (frozen layers); torch.nn.Module.requires_grad_; E-T1.
     """
 
     name = "frozen-by-mistake"
@@ -40,12 +41,15 @@ class FrozenByMistake(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         if zeros := [name for name in str(recording.facts.get("frozen_zeros", "")).split(",") if name]:
             yield self._of_zeros(recording, zeros)
+        if told := lines(recording, value=True):
+            yield from (unfreezes_nothing(self.name, recording, line) for line in told)
+            return  # that is why so much is frozen
         if recording.facts.get("pretrained") or not outcome.hurt(judge(recording)):
             return
         alive = {p.model for p in recording.parameters.values() if p.requires_grad and p.module_type}
         own = [p for p in recording.parameters.values() if p.model in alive and p.module_type]
         frozen = [p for p in own if not p.requires_grad]
-        share = _count(frozen) / max(1, _count(own))
+        share = weights(frozen) / max(1, weights(own))
         if share < self.share or not any(len(p.shape) > 1 for p in frozen):
             return
         free = [p.name for p in own if p.requires_grad]
@@ -91,7 +95,3 @@ class FrozenByMistake(Check):
             first_step=max(0, recording.steps - 1),  # what is known is how it ended
             places=tuple(names),
         )
-
-
-def _count(parameters: list[Parameter]) -> int:
-    return sum(prod(p.shape) for p in parameters)

@@ -141,6 +141,34 @@ def unfreeze(case: Case) -> Treatment | None:
     return _trained(case, lambda parameter: parameter.is_floating_point())
 
 
+def unfreeze_module(case: Case) -> Treatment | None:
+    """The parameters that the finding names train, in captured steps in which they are frozen."""
+    found = [p for path in case.finding.places if (p := _parameter(case, path)) is not None]
+    starts = {key: start for key, (_, start) in case.step.starts.items()}
+    if not found or not case.step.optimizers or any(id(p) not in starts or starts[id(p)].requires_grad for p in found):
+        return None
+    owned = {id(p) for start in case.step.optimizers for group in start.parameters for p in group}
+    missing = [p for p in found if id(p) not in owned]
+
+    def apply(bench: Bench) -> None:
+        copies = {id(p): c for p in found if isinstance(c := bench.sandbox.copies.of(p), Tensor)}
+        for parameter in copies.values():
+            parameter.requires_grad_()
+        new = [copies[id(p)] for p in missing if id(p) in copies]
+        optimizer = bench.sandbox.optimizers[0]
+        if new:
+            optimizer.add_param_group({**optimizer.param_groups[0], "params": new})
+        bench.iterations = [_clearing_too(iteration, missing) for iteration in bench.iterations]
+
+    return Treatment(apply)
+
+
+def _parameter(case: Case, name: str) -> Tensor | None:
+    path, _, last = name.rpartition(".")
+    module = case.places.module(path)
+    return None if module is None else module._parameters.get(last)
+
+
 def _trained(case: Case, wanted: Callable[[Tensor], bool]) -> Treatment | None:
     owned = {id(p) for start in case.step.optimizers for group in start.parameters for p in group}
     tops = case.places.tops
@@ -327,6 +355,7 @@ TREATMENTS: dict[str, Maker] = {
     "optimizer-after-model": give_parameters,
     "register": give_parameters,
     "unfreeze": unfreeze,
+    "unfreeze-module": unfreeze_module,
     "slower-decay": constant_rate,
     "clip-gradients": clip_gradients,
     "clip-gradient-norm": clip_gradients,
