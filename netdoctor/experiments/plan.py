@@ -25,6 +25,7 @@ from netdoctor.experiments import (
     questions,
     range_test,
     scaling,
+    sharpness,
     side_terms,
     width,
 )
@@ -100,6 +101,8 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
         _lower(recording, step, budget.share(seconds * 0.4), say)
     _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
     _add(recording, lambda: side_terms.look(recording, step, fifth()), say, "training with little of a side term")
+    most = budget.share(seconds * 0.4)
+    _add(recording, lambda: sharpness.look(recording, step, most), say, "training with smaller scores of a softmax")
     # A training that works is asked little else, and positions that are missing show only after some hundred steps.
     longest = budget.share(seconds * 0.6) if learning else fifth()
     _add(recording, lambda: positions.order(recording, step, longest), say, "permuting the positions")

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from netdoctor.check import Check
 from netdoctor.checks.signal import outcome
+from netdoctor.checks.units import sharp_softmax
 from netdoctor.checks.units.saturation import BOUNDS, Saturation, cause, examine, fixes
 from netdoctor.checks.units.window import STALLED, finite_until
 from netdoctor.finding import Abstention, Evidence, Finding, Location, Severity
@@ -51,6 +52,9 @@ class SaturatedActivation(Check):
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         """One finding about the first saturated layer, with all of them as its places."""
         trend = judge(recording)
+        sharp = sharp_softmax.finding(self.name, recording, trend)
+        if sharp is not None:
+            yield sharp
         if outcome.learns(trend) or recording.facts.get("moving_target"):
             return
         found = list(examine(recording, finite_until(recording, trend), self.min_steps, self.min_samples, self.samples))

@@ -1,0 +1,71 @@
+"""A softmax inside of the net that is nearly one-hot from the start: does the training do better with smaller scores?"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
+from netdoctor.checks.units.sharp_softmax import AS_IT_IS, LONG, SCALED, candidates
+from netdoctor.errors import CannotReplayError, why_it_failed
+from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
+from netdoctor.experiments.treatments.scores import Line, Temper, temper
+from netdoctor.experiments.treatments.treatment import Bench
+from netdoctor.recording import Arm, Recording
+
+STEPS = 180  # as for other slow starts: the first hundred steps may be a warm-up
+
+
+def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
+    """The arms "scores/as it is" and "scores/scaled", both from the start of the training, over as many steps.
+
+    Only where a softmax passes too little of the gradient in the first step, masked keys left out. Facts of the scaled arm, for
+    each such line of the user's: "std FILE:LINE", the scores' standard deviation along a row, and "passed FILE:LINE", the share
+    of an even softmax's gradient that passes; of several modules those of the sharpest.
+    """
+    lines = [(operation.file, operation.line) for operation in candidates(recording)]
+    if not lines or step.lost or step.begins or not step.iterations:
+        return {}
+    try:
+        sharp = _sharpest(step, lines)
+        if not sharp:
+            return {}
+        plain = _arm(AS_IT_IS, step, [], STEPS, budget.share(budget.left / 2))
+        steps = len(plain.losses)
+        if steps < LONG:
+            raise CannotReplayError(f"{steps} steps were done in the time for it, {LONG} are needed")
+        treated = _arm(SCALED, step, list(sharp), steps, budget)
+    except Exception as error:  # what fails on the copy is an answer, not a fault
+        return {AS_IT_IS: Arm(AS_IT_IS, np.empty(0), failure=why_it_failed(error))}
+    return {arm.name: arm for arm in (plain, replace(treated, facts={**treated.facts, **_facts(sharp)}))}
+
+
+def _facts(sharp: dict[Line, Temper]) -> dict[str, float]:
+    places = {f"{file}:{line}": found for (file, line), found in sharp.items()}
+    stds = {f"std {place}": found.std for place, found in places.items()}
+    return stds | {f"passed {place}": found.passed for place, found in places.items()}
+
+
+def _sharpest(step: TrainingStep, lines: list[Line]) -> dict[Line, Temper]:
+    """For each line with a sharp softmax, what the sharpest of its modules shows in the first step."""
+    with quiet(), ExitStack() as stack, torch.no_grad():
+        bench = Bench(Sandbox(step), step.iterations, stack)
+        looks = temper(bench, lines, only_looks=True)
+        replay = Replay(bench.sandbox.copies)
+        for backward in bench.iterations[0].backwards:
+            refuse_overwritten(backward)
+            replay.loss(backward)
+    sharp = sorted((look for look in looks if look.sharp), key=lambda look: look.passed)
+    return {found.line: found for found in reversed(sharp)}
+
+
+def _arm(name: str, step: TrainingStep, lines: list[Line], steps: int, budget: Budget) -> Arm:
+    with quiet(), ExitStack() as stack:
+        bench = Bench(Sandbox(step), step.iterations, stack)
+        if lines:
+            temper(bench, lines)
+        run = bench.sandbox.run(bench.iterations, steps, budget)
+    return Arm(name, np.asarray(run.losses), run.seconds, {"ended": run.ended})
