@@ -87,6 +87,8 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) 
         recording.arms["overfit/own"] = _no_time(overfit.LEAST_STEPS, pace)
     if not slow:
         _ask(recording, step, budget, seconds, say)
+    elif budget.left > pace:
+        _add(recording, lambda: sharpness.first_step(recording, step), say, "looking at the scores of a softmax")
     if not slow or budget.left > 3 * pace:  # a profile costs a step, and there is no short form of it
         _add(recording, lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
-from netdoctor.checks.units.sharp_softmax import AS_IT_IS, LONG, SCALED, candidates
+from netdoctor.checks.units.sharp_softmax import AS_IT_IS, FIRST, LONG, SCALED, candidates
 from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.treatments.scores import Line, Temper, temper
@@ -19,33 +19,49 @@ from netdoctor.recording import Arm, Recording
 STEPS = 180  # as for other slow starts: the first hundred steps may be a warm-up
 
 
-def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
-    """The arms "scores/as it is" and "scores/scaled", both from the start of the training, over as many steps.
+def first_step(recording: Recording, step: TrainingStep) -> dict[str, Arm]:
+    """The arm "scores/in the first step", where the graph shows a softmax that seems to pass too little of the gradient.
 
-    Only where a softmax passes too little of the gradient in the first step, masked keys left out. Facts of the scaled arm, for
-    each such line of the user's: "std FILE:LINE", the scores' standard deviation along a row, and "passed FILE:LINE", the share
-    of an even softmax's gradient that passes; of several modules those of the sharpest.
+    Facts, for each line of the user's with one that does, masked keys left out: "std FILE:LINE", the standard deviation of the
+    scores along a row, and "passed FILE:LINE", the share of an even softmax's gradient that passes; of several modules those of
+    the sharpest.
     """
     lines = [(operation.file, operation.line) for operation in candidates(recording)]
     if not lines or step.lost or step.begins or not step.iterations:
         return {}
     try:
-        sharp = _sharpest(step, lines)
-        if not sharp:
-            return {}
+        return {FIRST: Arm(FIRST, np.empty(0), facts=_facts(_sharpest(step, lines)))}
+    except Exception as error:  # what fails on the copy is an answer, not a fault
+        return {FIRST: Arm(FIRST, np.empty(0), failure=why_it_failed(error))}
+
+
+def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
+    """That arm and, where one is too sharp, "scores/as it is" and "scores/scaled": both from the start of the training, over as
+    many steps, as far as the time goes."""
+    arms = first_step(recording, step)
+    facts = arms[FIRST].facts if arms else {}
+    lines = [(o.file, o.line) for o in candidates(recording) if f"std {o.file}:{o.line}" in facts]
+    if not lines:
+        return arms
+    try:
         plain = _arm(AS_IT_IS, step, [], STEPS, budget.share(budget.left / 2))
         steps = len(plain.losses)
         if steps < LONG:
             raise CannotReplayError(f"{steps} steps were done in the time for it, {LONG} are needed")
-        treated = _arm(SCALED, step, list(sharp), steps, budget)
-    except Exception as error:  # what fails on the copy is an answer, not a fault
-        return {AS_IT_IS: Arm(AS_IT_IS, np.empty(0), failure=why_it_failed(error))}
-    return {arm.name: arm for arm in (plain, replace(treated, facts={**treated.facts, **_facts(sharp)}))}
+        return {arm.name: arm for arm in (arms[FIRST], plain, _arm(SCALED, step, lines, steps, budget))}
+    except Exception as error:
+        return arms | {AS_IT_IS: Arm(AS_IT_IS, np.empty(0), failure=why_it_failed(error))}
 
 
-def _facts(sharp: dict[Line, Temper]) -> dict[str, float]:
+def _facts(sharp: dict[Line, Temper]) -> dict[str, float | str | bool]:
     places = {f"{file}:{line}": found for (file, line), found in sharp.items()}
-    stds = {f"std {place}": found.std for place, found in places.items()}
+    least = min((found.passed for found in sharp.values()), default=math.nan)
+    says = (
+        f"{100 * least:.0f} % of an even softmax's gradient passes" if sharp else "masked keys explain what is one-hot"
+    )
+    stds: dict[str, float | str | bool] = {"says": says} | {
+        f"std {place}": found.std for place, found in places.items()
+    }
     return stds | {f"passed {place}": found.passed for place, found in places.items()}
 
 

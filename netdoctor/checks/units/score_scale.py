@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from netdoctor.checks.numerics.operations import canonical
 from netdoctor.graph import Operation, StepGraph
 
-_SHAPES = "view reshape unsqueeze squeeze expand expand_as transpose permute flatten unflatten getitem contiguous T mT repeat"
+_SHAPES = (
+    "view reshape unsqueeze squeeze expand expand_as transpose permute flatten unflatten getitem contiguous T mT repeat"
+)
 _CASTS = "float to half bfloat16 double type_as clone dropout neg clamp clamp_min clamp_max"
 _MASKS = frozenset({"masked_fill", "where", "tril", "triu"})
 _SUMS = frozenset({"add", "iadd", "radd", "sub", "isub", "rsub"})
 _FACTORS = frozenset({"mul", "rmul", "imul", "multiply", "div", "truediv", "idiv", "divide", "true_divide"})
 _THROUGH = frozenset(f"{_SHAPES} {_CASTS}".split()) | _MASKS | _SUMS | _FACTORS
 _PRODUCTS = frozenset({"matmul", "bmm", "mm", "einsum", "baddbmm"})
-_NOISE = frozenset("rand randn rand_like randn_like exponential uniform normal empty_like sample rsample".split())
+_NOISE = frozenset(
+    ["rand", "randn", "rand_like", "randn_like", "exponential", "uniform", "normal", "empty_like", "sample", "rsample"]
+)
 _OF_NOISE = frozenset({"log", "log1p", "neg", "clamp", "add", "mul", "sub", "clamp_min"})
 SAME = 0.02  # relative: a factor is sqrt(d), or 1/sqrt(d)
 LARGE = 1.1  # a factor that makes scores larger
@@ -104,7 +108,9 @@ def scores_of(graph: StepGraph, operation: Operation) -> Scores:
 
 def _factor(graph: StepGraph, operation: Operation) -> Factor | None:
     divides = canonical(operation.name) == "div"
-    numbers = [float(v) for v in operation.attributes.values() if isinstance(v, int | float) and not isinstance(v, bool)]
+    numbers = [
+        float(v) for v in operation.attributes.values() if isinstance(v, int | float) and not isinstance(v, bool)
+    ]
     for value in (graph.values[index] for index in operation.inputs[1:]):
         if math.prod(value.shape) == 1:
             numbers.append(value.mean)
@@ -122,7 +128,7 @@ def _random(graph: StepGraph, value: int) -> bool:
     """Whether a tensor is noise, as the Gumbel distribution's -log(-log(u)) is."""
     for _ in range(8):
         made = graph.producer(value)
-        if made is None or graph.values[value].trained:
+        if made is None:
             return False
         name = made.name.strip("_")
         if name in _NOISE:

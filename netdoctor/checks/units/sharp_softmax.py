@@ -11,17 +11,26 @@ from netdoctor.checks.training.lr_trials import level
 from netdoctor.checks.units.hidden import reaches_weights
 from netdoctor.checks.units.scaled_line import fix, line_of
 from netdoctor.checks.units.score_scale import scores_of
-from netdoctor.finding import Certainty, Evidence, Finding, Location, Measured, Severity, Trial, Verdict
+from netdoctor.finding import Certainty, Evidence, Finding, Location, Severity, Trial, Verdict
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Arm, Recording
 from netdoctor.trend import Trend
 
+FIRST = "scores/in the first step"  # measured on a copy, without masked keys
 AS_IT_IS, SCALED = "scores/as it is", "scores/scaled"  # both from the start of the training, on its batches
-PASSED = 0.5  # of the gradient that an even softmax passes, as of other saturated functions: scores of scale 1 pass 0.7 to 1
+PASSED = (
+    0.5  # of the gradient that an even softmax passes, as of other saturated functions: scores of scale 1 pass 0.7 to 1
+)
 LONG = 60  # steps: scores of the right size are far ahead by then, or it is not they that matter
-HALF, MUCH, TWICE = 0.5, 0.3, 2.0  # of the loss left; of it lost, and that this many times: what a cure reaches (verdict.py)
+HALF, MUCH, TWICE = (
+    0.5,
+    0.3,
+    2.0,
+)  # of the loss left; of it lost, and that this many times: what a cure reaches (verdict.py)
 BEHIND = 1.5  # times: the scaled arm is ahead of the whole run, which had more steps, by as much as this
-_CHOOSES = frozenset({"argmax", "argmin", "topk", "multinomial", "max", "sort"})  # experts, codes and samples: hard by intent
+_CHOOSES = frozenset(
+    {"argmax", "argmin", "topk", "multinomial", "max", "sort"}
+)  # experts, codes and samples: hard by intent
 
 
 def candidates(recording: Recording) -> list[Operation]:
@@ -46,39 +55,50 @@ def finding(check: str, recording: Recording, trend: Trend) -> Finding | None:
     """The finding that smaller scores train far better; without trials, that training is hurt where no mask explains it."""
     if recording.facts.get("moving_target") or recording.facts.get("several_optimizers"):
         return None
-    found, graph = candidates(recording), recording.graph
-    control, treated = recording.arms.get(AS_IT_IS), recording.arms.get(SCALED)
-    if not found or graph is None:
+    sharp = _sharp(recording)
+    arms = recording.arms.get(AS_IT_IS), recording.arms.get(SCALED)
+    if not sharp:
         return None
-    if control is None or treated is None or control.failure or treated.failure:
-        plain = [o for o in found if not scores_of(graph, o).masked]
-        hurt = outcome.hurt(trend) and plain and control is None
-        return _told(check, recording, trend, plain, None) if hurt else None
-    sharp = [o for o in found if f"std {o.file}:{o.line}" in treated.facts]
-    if not sharp or not _ahead(control, treated, trend, float(recording.facts.get("loss_lower_bound", 0.0))):
-        return None
-    return _told(check, recording, trend, sharp, (control, treated))
+    if arms[0] is None or arms[1] is None or min(len(arms[0].losses), len(arms[1].losses)) < LONG:
+        return _told(check, recording, trend, sharp, None) if outcome.hurt(trend) else None
+    ahead = _ahead(arms[0], arms[1], trend, float(recording.facts.get("loss_lower_bound", 0.0)))
+    return _told(check, recording, trend, sharp, (arms[0], arms[1])) if ahead else None
+
+
+def _sharp(recording: Recording) -> list[Operation]:
+    """The candidates that are sharp where masked keys are left out; without a copy, those of which no key is masked."""
+    found, graph, first = candidates(recording), recording.graph, recording.arms.get(FIRST)
+    if first is not None and not first.failure:
+        return [o for o in found if f"std {o.file}:{o.line}" in first.facts]
+    return [o for o in found if graph is not None and not scores_of(graph, o).masked]
 
 
 def _ahead(control: Arm, treated: Arm, trend: Trend, bound: float) -> bool:
-    """Whether the scaled arm is far ahead of the arm as it is, and of what the whole run came to."""
+    """Whether the scaled arm is far ahead of the arm as it is and, where the training works, of what the whole run came to."""
     floor = bound if math.isfinite(bound) else 0.0
     curves = control.losses[: len(treated.losses)] - floor, treated.losses - floor
-    if min(map(len, curves)) < LONG or not all(bool((c >= 0).all() and np.isfinite(c).all()) for c in curves):
+    if not all(bool((c >= 0).all() and np.isfinite(c).all()) for c in curves):
         return False
     start, end = float(curves[0][0]), trend.end - floor
     own, left = (level(Arm("", curve)) for curve in curves)
     if not start > 0:
         return False
-    lost, most = 1 - left / start, max(1 - own / start, 1 - end / start)  # NaN: no end is known, and the arms tell alone
+    lost, most = (
+        1 - left / start,
+        max(1 - own / start, 1 - end / start),
+    )  # NaN: no end is known, and the arms tell alone
     halved = left <= HALF * own and not left * BEHIND > end
-    return (halved and lost >= MUCH) or (lost >= MUCH and lost >= TWICE * (1 - own / start) and not lost < BEHIND * most)
+    far = lost >= TWICE * (1 - own / start)
+    if outcome.hurt(trend):
+        return far and lost >= outcome.LITTLE
+    return lost >= MUCH and (halved or (far and not lost < BEHIND * most))
 
 
 def _told(
     check: str, recording: Recording, trend: Trend, sharp: list[Operation], arms: tuple[Arm, Arm] | None
 ) -> Finding:
-    graph, facts = recording.graph, arms[1].facts if arms else {}
+    graph, measured = recording.graph, recording.arms.get(FIRST)
+    facts = {} if measured is None else measured.facts
     assert graph is not None
     stds = [(o, float(facts.get(f"std {o.file}:{o.line}", scores_of(graph, o).std))) for o in sharp]
     first, std = stds[0]
