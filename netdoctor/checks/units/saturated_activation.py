@@ -40,7 +40,7 @@ class SaturatedActivation(Check):
 
     Fix: by what makes the input large: scale of the input or scores, initialisation, or the learning rate; tanh to ReLU.
 
-    Sources: Glorot and Bengio 2010 (saturation while training); Vaswani et al. 2017 (scores over sqrt(d)); peers.md c10; A10, A30-2.
+    Sources: Glorot and Bengio 2010 (saturation in training); Vaswani et al. 2017 (scores over sqrt(d)); peers.md c10, A10, A30-2.
     """
 
     units: float = 0.5  # "most units": more than half of the layer
