@@ -111,11 +111,11 @@ def end(arm: Arm) -> float:
 
 def test_smaller_scores_learn_where_large_ones_do_not() -> None:
     torch.manual_seed(0)
-    arms = look(*trained(Recall(20.0)), Budget(120))
+    arms = look(*trained(Recall(60.0)), Budget(120))
     (std,) = (float(value) for name, value in arms[FIRST].facts.items() if name.startswith("std "))
     assert std > 4
     assert len(arms[SCALED].losses) == len(arms[AS_IT_IS].losses) >= LONG
-    assert end(arms[SCALED]) < 0.5 * end(arms[AS_IT_IS])
+    assert end(arms[SCALED]) < 0.7 * end(arms[AS_IT_IS])
 
 
 def test_nothing_is_done_for_scores_of_the_right_size() -> None:
@@ -129,5 +129,5 @@ def test_one_hot_because_of_a_mask_is_looked_at_and_left() -> None:
 
 
 def test_too_little_time_is_said() -> None:
-    arms = look(*trained(Recall(20.0)), Budget(0.05))
+    arms = look(*trained(Recall(60.0)), Budget(0.05))
     assert "steps were done in the time for it" in arms[AS_IT_IS].failure

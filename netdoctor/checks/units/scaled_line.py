@@ -29,7 +29,7 @@ def fix(graph: StepGraph, softmaxes: list[tuple[Operation, float]], trial: Trial
     kinds = {scores_of(graph, softmax).kind for softmax, _ in softmaxes}
     says = "Scale the scores, so that their standard deviation starts at about 1"
     if kinds == {"large"}:
-        says += "; or start the weights that make them smaller, or normalise queries and keys before their product"
+        says += "; or start with smaller weights behind them, or normalise queries and keys before their product"
     elif kinds & {"unscaled", "inverted"}:
         says += ": products of vectors of length d are divided by the square root of d"
     return Fix("scale-scores", f"{says}.", "\n".join(dict.fromkeys(lines.values())), Reach.MODEL, trial)
