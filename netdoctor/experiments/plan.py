@@ -25,6 +25,7 @@ from netdoctor.experiments import (
     questions,
     range_test,
     scaling,
+    sharpness,
     side_terms,
     width,
 )
@@ -86,6 +87,8 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) 
         recording.arms["overfit/own"] = _no_time(overfit.LEAST_STEPS, pace)
     if not slow:
         _ask(recording, step, budget, seconds, say)
+    elif budget.left > pace:
+        _add(recording, lambda: sharpness.first_step(recording, step), say, "looking at the scores of a softmax")
     if not slow or budget.left > 3 * pace:  # a profile costs a step, and there is no short form of it
         _add(recording, lambda: batchnorm.bypass(step, budget.share(seconds * 0.3)), say, "bypassing BatchNorm")
 
@@ -100,6 +103,8 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
         _lower(recording, step, budget.share(seconds * 0.4), say)
     _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
     _add(recording, lambda: side_terms.look(recording, step, fifth()), say, "training with little of a side term")
+    most = budget.share(seconds * 0.4)
+    _add(recording, lambda: sharpness.look(recording, step, most), say, "training with smaller scores of a softmax")
     # A training that works is asked little else, and positions that are missing show only after some hundred steps.
     longest = budget.share(seconds * 0.6) if learning else fifth()
     _add(recording, lambda: positions.order(recording, step, longest), say, "permuting the positions")

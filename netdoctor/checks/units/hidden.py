@@ -27,7 +27,7 @@ def is_hidden(recording: Recording, layer: Layer) -> bool:
     own = operation_of(recording, layer)
     if graph is None or own is None:
         return _GATES.search(layer.path) is None
-    return _reaches_weights(graph, own) and not _is_gate(graph, own)
+    return reaches_weights(graph, own) and not _is_gate(graph, own)
 
 
 def entering(recording: Recording, layer: Layer) -> tuple[float, float]:
@@ -70,7 +70,8 @@ def _tensors(graph: StepGraph, operation: Operation) -> int:
     return sum(1 for value in set(operation.inputs) if graph.values[value].shape)
 
 
-def _reaches_weights(graph: StepGraph, own: Operation) -> bool:
+def reaches_weights(graph: StepGraph, own: Operation) -> bool:
+    """Whether a weighted layer, or a product of matrices, depends on what an operation gives."""
     queue, seen = [own], {own.index}
     while queue:
         for value in queue.pop().outputs:

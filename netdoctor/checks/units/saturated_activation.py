@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from netdoctor.check import Check
 from netdoctor.checks.signal import outcome
+from netdoctor.checks.units import sharp_softmax
 from netdoctor.checks.units.saturation import BOUNDS, Saturation, cause, examine, fixes
 from netdoctor.checks.units.window import STALLED, finite_until
 from netdoctor.finding import Abstention, Evidence, Finding, Location, Severity
@@ -17,10 +18,11 @@ from netdoctor.trend import judge
 
 @dataclass(frozen=True)
 class SaturatedActivation(Check):
-    """A sigmoid or tanh inside the net that is stuck at its ends.
+    """A sigmoid or tanh inside the net that is stuck at its ends, or a softmax that is one-hot from the start.
 
     What it is: for most units nearly every sample lies where the function is flat: sigmoid outside of [0.018, 0.982]
-    (inputs beyond ±4), |tanh| beyond 0.999 (inputs beyond ±3.8).
+    (inputs beyond ±4), |tanh| beyond 0.999 (inputs beyond ±3.8). A softmax of attention: its scores are so large in the
+    first step (no 1/sqrt(d), a tiny temperature, large weights) that each row picks one entry.
 
     Why it hurts: the derivative is next to 0 there, so the layers before get no gradient, and what they pass on is
     little more than a sign.
@@ -28,14 +30,17 @@ class SaturatedActivation(Check):
     How it is decided: over the last third of the run (at least 4 sampled steps and 256 samples per unit), more than
     50 % of the units are saturated for more than 90 % of the samples in every sampled step, and (where both gradients
     were recorded for the same units) the gradient behind the function is under half of what its steepest slope passes.
-    An error where the loss does not fall, else a warning.
+    A softmax that a layer or product reads: it passes under half of an even one's gradient in the first step, masked keys
+    left out; on a copy, scores of standard deviation 1 leave at most half of the loss in as many steps (or lose twice as
+    much of it), and far less than the whole run. An error where the loss does not fall, else a warning.
 
     When it stays silent: gates (multiplied with another tensor), attention, the output that goes to the loss, the last
-    layer of a model; where the loss falls well; short runs.
+    layer of a model; where the loss falls well; short runs. A softmax that trains as well as it is, hard by intent (argmax,
+    top-k, Gumbel noise), one-hot by its mask, or inside of a fused attention, where scores cannot be read.
 
-    Fix: by what makes the input large: scale of the input, initialisation, or the learning rate; tanh to ReLU.
+    Fix: by what makes the input large: scale of the input or scores, initialisation, or the learning rate; tanh to ReLU.
 
-    Sources: Glorot and Bengio 2010 (saturation while training); peers.md c10; advice A10, A30-2.
+    Sources: Glorot and Bengio 2010 (saturation in training); Vaswani et al. 2017 (scores over sqrt(d)); peers.md c10, A10, A30-2.
     """
 
     units: float = 0.5  # "most units": more than half of the layer
@@ -51,6 +56,9 @@ class SaturatedActivation(Check):
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         """One finding about the first saturated layer, with all of them as its places."""
         trend = judge(recording)
+        sharp = sharp_softmax.finding(self.name, recording, trend)
+        if sharp is not None:
+            yield sharp
         if outcome.learns(trend) or recording.facts.get("moving_target"):
             return
         found = list(examine(recording, finite_until(recording, trend), self.min_steps, self.min_samples, self.samples))

@@ -19,6 +19,7 @@ from netdoctor.experiments.treatments import (
     readers,
     safe_operations,
     samples,
+    scores,
     targets,
     weights,
 )
@@ -42,6 +43,7 @@ TREATMENTS: dict[str, Maker] = {
     **loss_functions.TREATMENTS,
     **safe_operations.TREATMENTS,
     **samples.TREATMENTS,
+    **scores.TREATMENTS,
     **targets.TREATMENTS,
 }
 
