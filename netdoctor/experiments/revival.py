@@ -16,10 +16,12 @@ from netdoctor.checks.training.lr_decays_too_fast import LrDecaysTooFast
 from netdoctor.checks.training.revived import AS_IT_ENDED, FEWEST_STEPS, REVIVED
 from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.held_out import FEWEST, evaluating
+from netdoctor.experiments.pace import seconds_per_step
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm, Recording
 
 STEPS, EVERY = 120, 10  # training steps, and how often the held-out batches are asked
+ARMS = 2.7  # two arms, and a third of a step more for the evaluations: a forward pass of eight batches every ten steps
 SHARE = 1 / 3  # of the highest rate: alive, and no rate that trained once is too high at a third of it
 
 
@@ -39,7 +41,11 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
         return {}
     if len(step.iterations) < FEWEST:
         return {REVIVED: Arm(REVIVED, np.empty(0), failure=f"fewer than {FEWEST} batches were captured")}
-    revived = _arm(REVIVED, step, SHARE * found.top, STEPS, budget.share(budget.left / 2))
+    steps = min(STEPS, found.last - found.low, _affordable(step, budget))  # no more than the run had left
+    if steps < FEWEST_STEPS:
+        why = f"{FEWEST_STEPS} more steps, with and without, do not fit in the time that is left"
+        return {REVIVED: Arm(REVIVED, np.empty(0), failure=why)}
+    revived = _arm(REVIVED, step, SHARE * found.top, steps, budget.share(budget.left / 2))
     if revived.failure:
         return {REVIVED: revived}
     return {REVIVED: revived, AS_IT_ENDED: _arm(AS_IT_ENDED, step, None, revived.steps, budget)}
@@ -54,10 +60,18 @@ def _arm(name: str, step: TrainingStep, rate: float | None, steps: int, budget: 
     except Exception as error:  # what fails on the copy is an answer, not a fault
         return Arm(name, np.empty(0), failure=why_it_failed(error))
     taken = int(facts["steps"])
-    if taken < min(FEWEST_STEPS, steps):
+    if not np.isfinite(losses).all():
+        return Arm(name, np.empty(0), failure="the loss became NaN or Inf on the copy")
+    if taken < FEWEST_STEPS:
         return Arm(name, np.empty(0), failure=f"{taken} steps were all that there was time for")
     says = f"loss {losses[0]:.4g} → {losses[-1]:.4g} on held-out batches in {taken} more steps at {facts['lr']:.3g}"
     return Arm(name, np.asarray(losses), time.perf_counter() - began, {**facts, "says": says})
+
+
+def _affordable(step: TrainingStep, budget: Budget) -> int:
+    """How many steps each of the arms has time for: their rate must come to its end, however slow they are."""
+    pace = seconds_per_step(step)
+    return STEPS if pace <= 0 else int(budget.left / (ARMS * pace))
 
 
 def as_it_ended(step: TrainingStep) -> TrainingStep:
