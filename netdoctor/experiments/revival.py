@@ -16,12 +16,10 @@ from netdoctor.checks.training.lr_decays_too_fast import LrDecaysTooFast
 from netdoctor.checks.training.revived import AS_IT_ENDED, FEWEST_STEPS, REVIVED
 from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.held_out import FEWEST, evaluating
-from netdoctor.experiments.pace import seconds_per_step
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm, Recording
 
-STEPS, EVERY = 120, 10  # training steps, and how often the held-out batches are asked
-ARMS = 2.7  # two arms, and a third of a step more for the evaluations: a forward pass of eight batches every ten steps
+STEPS, EVERY = 240, 10  # training steps, and how often the held-out batches are asked
 SHARE = 1 / 3  # of the highest rate: alive, and no rate that trained once is too high at a third of it
 
 
@@ -41,10 +39,7 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
         return {}
     if len(step.iterations) < FEWEST:
         return {REVIVED: Arm(REVIVED, np.empty(0), failure=f"fewer than {FEWEST} batches were captured")}
-    steps = min(STEPS, found.last - found.low, _affordable(step, budget))  # no more than the run had left
-    if steps < FEWEST_STEPS:
-        why = f"{FEWEST_STEPS} more steps, with and without, do not fit in the time that is left"
-        return {REVIVED: Arm(REVIVED, np.empty(0), failure=why)}
+    steps = min(STEPS, found.last - found.low)  # no more than the run had left
     revived = _arm(REVIVED, step, SHARE * found.top, steps, budget.share(budget.left / 2))
     if revived.failure:
         return {REVIVED: revived}
@@ -68,12 +63,6 @@ def _arm(name: str, step: TrainingStep, rate: float | None, steps: int, budget: 
     return Arm(name, np.asarray(losses), time.perf_counter() - began, {**facts, "says": says})
 
 
-def _affordable(step: TrainingStep, budget: Budget) -> int:
-    """How many steps each of the arms has time for: their rate must come to its end, however slow they are."""
-    pace = seconds_per_step(step)
-    return STEPS if pace <= 0 else int(budget.left / (ARMS * pace))
-
-
 def as_it_ended(step: TrainingStep) -> TrainingStep:
     """The training as it is now: copies are of the trained weights, and optimizers remember what they had gathered."""
     starts = [replace(s, state={id(p): kept for p, kept in s.optimizer.state.items()}) for s in step.optimizers]
@@ -86,14 +75,15 @@ def _go_on(
     iterations = sandbox.step.iterations
     cut = len(iterations) - len(iterations) // 3
     train, held = iterations[:cut], [iteration.backwards[0] for iteration in iterations[cut:]]
-    rates = _rates(sandbox, rate)
+    rates, whole = _rates(sandbox, rate), budget.left
     before = _level(sandbox, _first(train))
     losses = [_level(sandbox, held)]
     done = 0
     for number in range(steps):
         if budget.left <= 0:
             break
-        _set(sandbox, rates, 1.0 if rate is None else min(1.0, 2 * (1 - number / steps)))
+        left = min(1 - number / steps, budget.left / whole)  # the rate comes to its end before the time does
+        _set(sandbox, rates, 1.0 if rate is None else min(1.0, 2 * left))
         if not math.isfinite(sandbox.iterate(train[number % len(train)], first_pass=False)):
             losses.append(math.inf)
             done = number + 1
