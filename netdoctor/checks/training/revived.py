@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from netdoctor.recording import Arm, Recording
 
 AS_IT_ENDED, REVIVED = "revival/as it ended", "revival/a third of the highest rate"
 FEWEST_STEPS = 40  # of the trial: fewer leave a rate no time to fall, and the noise that it made stays
-LAST = 3  # evaluations at the end of an arm: their median is where it ends
+TOGETHER = 3  # evaluations in a row: the lowest median of so many is how far an arm came
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Revival:
         steps, lr, before = self.treated.steps, float(self.treated.facts["lr"]), float(self.treated.losses[0])
         return (
             f"The trained model went on for {steps} steps on a copy: at {lr:.2g}, falling to nothing, the loss on other batches "
-            f"came from {before:.4g} to {_end(self.treated):.4g}; with the rate as it ended, to {_end(self.control):.4g}."
+            f"came from {before:.4g} to {_best(self.treated):.4g}; with the rate as it ended, to {_best(self.control):.4g}."
         )
 
     def evidence(self, limit: float) -> Evidence:
@@ -50,8 +49,8 @@ def revival(recording: Recording) -> Revival | None:
     control, treated = recording.arms.get(AS_IT_ENDED), recording.arms.get(REVIVED)
     if control is None or treated is None or not (_read(control) and _read(treated)):
         return None
-    end = _end(control)
-    return Revival(control, treated, 1 - _end(treated) / end) if end > 0 else None
+    best = _best(control)
+    return Revival(control, treated, 1 - _best(treated) / best) if best > 0 else None
 
 
 def why_not(recording: Recording) -> str:
@@ -62,8 +61,10 @@ def why_not(recording: Recording) -> str:
 
 
 def _read(arm: Arm) -> bool:
-    return not arm.failure and len(arm.losses) > LAST and bool(np.isfinite(arm.losses).all())
+    return not arm.failure and len(arm.losses) > TOGETHER and bool(np.isfinite(arm.losses).all())
 
 
-def _end(arm: Arm) -> float:
-    return float(np.median(arm.losses[-LAST:])) if arm.losses.size else math.nan
+def _best(arm: Arm) -> float:
+    """How low an arm came, before the few batches that it was trained on were known by heart."""
+    rows = np.lib.stride_tricks.sliding_window_view(arm.losses, TOGETHER)
+    return float(np.median(rows, axis=1).min())
