@@ -14,7 +14,7 @@ from torch import Tensor
 from netdoctor.capture.source import source_line
 from netdoctor.capture.step import Copies, Iteration, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, walk
-from netdoctor.checks.structure.copied_target import ARM
+from netdoctor.checks.structure.copied_target import COPIES
 from netdoctor.errors import why_it_failed
 from netdoctor.experiments.final import switched
 from netdoctor.experiments.loss_terms import CLASS_LOSSES, CLASSES, Term, watched_terms
@@ -81,9 +81,9 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
             found = _matches(step)
             facts = [_asked(step, match) for match in found if budget.left > 0]
     except Exception as error:  # what fails on the copy is an answer, not a fault
-        return {ARM: Arm(ARM, np.empty(0), failure=why_it_failed(error))}
+        return {COPIES: Arm(COPIES, np.empty(0), failure=why_it_failed(error))}
     worst = max(facts, key=lambda one: (bool(one["causal"]), float(one["follows"])), default=None)
-    return {} if worst is None else {ARM: Arm(ARM, np.empty(0), time.perf_counter() - began, worst)}
+    return {} if worst is None else {COPIES: Arm(COPIES, np.empty(0), time.perf_counter() - began, worst)}
 
 
 # --- which input is the target ---------------------------------------------------------------------------------------

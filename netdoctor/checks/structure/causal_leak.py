@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.structure.copied_target import ARM as COPIES
-from netdoctor.checks.structure.copied_target import copied_target
+from netdoctor.checks.structure.copied_target import COPIES, copied_target
 from netdoctor.checks.structure.cross_sample_leakage import ATTENTION, RECURRENT, changes, place
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Reach, Severity
 from netdoctor.recording import Arm, Recording
@@ -29,9 +28,8 @@ class CausalLeak(Check):
     writes nonsense.
     How it is decided: by experiment. Only where the targets of the first captured batches are one of the model's inputs
     shifted by one position. On a copy of the trained model in evaluation mode all elements after a position are
-    exchanged, for three positions: the outputs up to there must stay. Or where whole-number inputs equal the targets at
-    the same positions, and later ones change no earlier output: some are exchanged, and the predictions follow them,
-    while all other inputs may be those of other samples.
+    exchanged, for three positions: the outputs up to there must stay. Or where whole-number inputs equal the targets and
+    later ones change no earlier output: predictions follow some that are exchanged, and need no other input.
     When it stays silent: all other targets (masked language models, tagging, translation's encoder), autoencoders, whose
     outputs see later inputs on purpose; runs without experiments; outputs that cannot be matched with positions.
     Fix: a causal mask, one direction, or padding on the left; a decoder's input shifted by one.
@@ -52,8 +50,10 @@ class CausalLeak(Check):
         if copied is not None:
             yield copied
             return
-        arm = recording.arms.get(ARM)
-        if arm is None:
+        arm, tokens = recording.arms.get(ARM), recording.arms.get(COPIES)
+        if arm is None and tokens is not None and tokens.failure:
+            yield Abstention(self.name, tokens.failure)
+        elif arm is None:
             if ASKED not in recording.arms:
                 yield Abstention(self.name, "no experiment exchanged positions")
         elif arm.failure:

@@ -8,7 +8,7 @@ from netdoctor.checks.numerics.rewriting import rewrite_where, source_of
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Arm, Recording, SourceLine
 
-ARM = "leakage/copies"
+COPIES = "leakage/copies"
 _SHIFTED = "torch.cat([torch.full_like({0}[:, :1], BOS), {0}[:, :-1]], 1)"
 _ALONE = "logits, target = logits[:, :-1], tokens[:, 1:]"
 
@@ -16,7 +16,7 @@ _ALONE = "logits, target = logits[:, :-1], tokens[:, 1:]"
 def copied_target(check: str, recording: Recording, follows: float, lost: float) -> Finding | None:
     """The finding that the trained model copies its target from an input: `follows` of the exchanged tokens are predicted
     where they were put, and all other inputs taken from other samples cost no more than `lost` of the right predictions."""
-    arm = recording.arms.get(ARM)
+    arm = recording.arms.get(COPIES)
     if arm is None or arm.failure or not arm.facts["causal"] or arm.facts["shifted"]:
         return None
     right, followed = float(arm.facts["right"]), float(arm.facts["follows"])
