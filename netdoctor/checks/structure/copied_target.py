@@ -28,8 +28,12 @@ def copied_target(check: str, recording: Recording, follows: float, lost: float)
     name = _argument(arm, text) or "an input"
     says = "Each position is given the very token that it must predict there, so the model copies it and learns nothing: left "
     says += f"to go on by itself, it has nothing to copy. {100 * followed:.0f} % of other tokens that were put there are predicted"
-    beside = Evidence("right predictions with all other inputs from other samples", 100 * alone, "≥", 100 * (right - lost), "%")
-    copied = Evidence("exchanged tokens that are predicted where they were put", 100 * followed, "≥", 100 * follows, "%")
+    beside = Evidence(
+        "right predictions with all other inputs from other samples", 100 * alone, "≥", 100 * (right - lost), "%"
+    )
+    copied = Evidence(
+        "exchanged tokens that are predicted where they were put", 100 * followed, "≥", 100 * follows, "%"
+    )
     return Finding(
         check,
         f"the model is given its target: {name} holds at each position the token to be predicted there",
