@@ -54,9 +54,11 @@ def revival(recording: Recording) -> Revival | None:
 
 
 def why_not(recording: Recording) -> str:
-    """Why there is no trial to be read."""
+    """Why there is no trial that decides."""
     arms = [recording.arms[name] for name in (REVIVED, AS_IT_ENDED) if name in recording.arms]
     failed = next((arm.failure for arm in arms if arm.failure), "")
+    if revival(recording) is not None:
+        return "a copy learned nothing with a living learning rate either, as something else may hold it back"
     return failed or "no experiment went on with a living learning rate"
 
 

@@ -165,3 +165,13 @@ def test_without_a_trial_the_trend_decides_and_where_that_is_not_clear_nobody() 
 def test_a_loss_at_its_floor_or_still_falling_is_none_of_its_business() -> None:
     assert gone_on(0.5, frozen_from(100, slope=0.05)) == []
     assert gone_on(0.5, frozen_from(400, slope=0.004)) == []
+
+
+def test_where_nothing_was_learned_a_trial_without_gain_says_nothing() -> None:
+    """Another fault may hold it back there: the trend decides, and a rate that died within the first steps has none."""
+    build = Builder(steps=STEPS).linear("0").optimizer("SGD", lr=0.1).scalar("lr", exponential(0.5))
+    build.loss(frozen_from(3, slope=0.001)).facts(loss_family="mse", loss_lower_bound=0.0)
+    build.arm(AS_IT_ENDED, [1.0] * 9, lr=0.0).arm(REVIVED, [1.0] * 9, lr=0.033)
+    (finding,) = LrDecaysTooFast().judge(build.done())
+    assert isinstance(finding, Finding)
+    assert (finding.severity, finding.certainty, finding.fixes[0].trial) == (Severity.ERROR, Certainty.MEASURED, None)
