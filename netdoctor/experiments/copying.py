@@ -14,6 +14,7 @@ from torch import Tensor
 from netdoctor.capture.source import source_line
 from netdoctor.capture.step import Copies, Iteration, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, walk
+from netdoctor.checks.structure.causal_leak import CausalLeak
 from netdoctor.checks.structure.copied_target import COPIES
 from netdoctor.errors import why_it_failed
 from netdoctor.experiments.final import switched
@@ -183,6 +184,8 @@ def _asked(step: TrainingStep, match: _Match) -> Facts:
         strange = _rewritten(backward, lambda item: _rolled(item) if any(item is one for one in beside) else item)
         facts["alone"] = _share(_scores(copies, strange, match).argmax(-1) == tokens, counted)
     says = f"of the positions that were given another token, {100 * float(facts['follows']):.0f} % predict that one"
+    copies_it = facts["causal"] and not facts["shifted"] and float(facts["follows"]) >= CausalLeak.follows
+    facts["verdict"] = "failed" if copies_it else "passed"
     return {**facts, **_call(match.given), "says": says}
 
 

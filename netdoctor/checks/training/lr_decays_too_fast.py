@@ -24,9 +24,10 @@ class LrDecaysTooFast(Check):
     Why it hurts: from then on the weights stand still, and the rest of the run is wasted.
     How it is decided: the recorded rate falls under 1 % of its highest value for good, with at least 30 % of the run
     still to come; the loss is not at its floor and falls no more from there; and by experiment: the trained model goes
-    on over some captured batches at a third of its highest rate, which then falls to nothing, and as it ended. The living
-    rate must take 5 % off the loss on other captured batches. Where that could not run, or nothing was learned at all: while the rate was alive (above a
-    tenth) the loss fell so fast that the rest of the run would have lowered it by a fifth, or it was too short to tell.
+    on over some captured batches at a third of its highest rate, which then falls to nothing, and as it ended. The
+    living rate must take 5 % off the loss on other captured batches. Where that could not run, or nothing was learned at
+    all: while the rate was alive (above a tenth) the loss fell so fast that the rest of the run would have lowered it by
+    a fifth, or it was too short to tell.
     An error when the loss is no better than that of a constant prediction.
     When it stays silent: warm-up; cosine, one-cycle and linear schedules, which come to nothing at the end of the run;
     restarts; a loss that had settled before the rate was lowered.
