@@ -25,7 +25,7 @@ def copied_target(check: str, recording: Recording, follows: float, lost: float)
         return None
     text, others = str(arm.facts.get("text", "")), int(float(arm.facts["others"]))
     source = SourceLine(str(arm.facts["file"]), int(float(arm.facts["line"])), text) if text else None
-    name = _argument(arm, text) or "an input"
+    name = next((spoken for _, spoken in reversed(_nodes(arm, text))), "an input")
     says = "Each position is given the very token that it must predict there, so the model copies it and learns nothing: left "
     says += f"to go on by itself, it has nothing to copy. {100 * followed:.0f} % of other tokens that were put there are predicted"
     beside = Evidence(
@@ -65,32 +65,22 @@ def _fix(arm: Arm, name: str, text: str) -> Fix:
     return Fix("shift-target", says, f"{made}\n{line}" if line else made, Reach.MODEL)
 
 
-def _argument(arm: Arm, text: str) -> str:
-    """What the script's line calls the tokens; "" where that is not to be seen."""
-    found: list[str] = []
+def _nodes(arm: Arm, text: str) -> list[tuple[ast.expr, str]]:
+    """The arguments of the line's calls that may hold the tokens, each with its text; those of the innermost call last."""
+    found: list[tuple[ast.expr, str]] = []
 
-    def note(node: ast.expr, line: str) -> str | None:
+    def note(node: ast.expr, line: str) -> None:
         given = _node(arm, node)
-        if given is not None:
-            found.append(source_of(given, line))
-        return None
+        found.extend([] if given is None else [(given, source_of(given, line))])
 
     rewrite_where(text, note)
-    return found[-1] if found else ""
+    return found
 
 
 def _given(arm: Arm, text: str, name: str) -> str:
     """The line with another name in the place of the tokens."""
-    inner: list[ast.expr] = []
-
-    def note(node: ast.expr, line: str) -> str | None:
-        inner.extend([given] if (given := _node(arm, node)) is not None else [])
-        return None
-
-    rewrite_where(text, note)
-    last = None if not inner else (inner[-1].lineno, inner[-1].col_offset, inner[-1].end_col_offset)
-    put = rewrite_where(text, lambda n, _: name if (n.lineno, n.col_offset, n.end_col_offset) == last else None)
-    return put or ""
+    spans = [(node.lineno, node.col_offset, node.end_col_offset) for node, _ in _nodes(arm, text)][-1:]
+    return rewrite_where(text, lambda n, _: name if (n.lineno, n.col_offset, n.end_col_offset) in spans else None) or ""
 
 
 def _node(arm: Arm, node: ast.expr) -> ast.expr | None:
