@@ -24,6 +24,7 @@ from netdoctor.experiments import (
     positions,
     questions,
     range_test,
+    revival,
     scaling,
     sharpness,
     side_terms,
@@ -102,6 +103,12 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     elif learning_rate.hasty(recording) and rescue_on_few(recording, up=False) is not None:
         _lower(recording, step, budget.share(seconds * 0.4), say)
     _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
+    _add(
+        recording,
+        lambda: revival.look(recording, step, budget.share(seconds * 0.3)),
+        say,
+        "going on with a living learning rate",
+    )
     _add(recording, lambda: side_terms.look(recording, step, fifth()), say, "training with little of a side term")
     most = budget.share(seconds * 0.4)
     _add(recording, lambda: sharpness.look(recording, step, most), say, "training with smaller scores of a softmax")

@@ -8,6 +8,7 @@ from netdoctor.capture.step import TrainingStep
 from netdoctor.experiments import (
     along_time,
     conflicts,
+    copying,
     custom_backward,
     determinism,
     final,
@@ -28,6 +29,7 @@ QUESTIONS: dict[str, Look] = {
     "the model as trained, on the captured batches": final.outcome,
     "the same batch twice in evaluation mode": determinism.repeat,
     "the same sample in other company": leakage.leakage,
+    "inputs that are the target": copying.look,
     "gradients on their way back through time": along_time.look,
     "steps on their own batch": stability.look,
     "steps on one sample at a time": single_sample.look,

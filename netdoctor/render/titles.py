@@ -29,6 +29,7 @@ _GROUPS = {
     "positions": "positions permuted",
     "width": "a wider model",
     "classes": "numbers taken for classes",
+    "revival": "going on with a living learning rate",
     "scaling": "standardised data",
     "inputs": "inputs blanked",
     "noise": "gradients of several batches",

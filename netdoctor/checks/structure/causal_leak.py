@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
+from netdoctor.checks.structure.copied_target import COPIES, copied_target
 from netdoctor.checks.structure.cross_sample_leakage import ATTENTION, RECURRENT, changes, place
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Reach, Severity
 from netdoctor.recording import Arm, Recording
@@ -21,28 +22,38 @@ class CausalLeak(Check):
     """The model is trained to predict the next element of a sequence, and can see it.
 
     What it is: attention without a causal mask (or with one that is off by one, or turned round), a recurrent layer
-    that runs both ways, a convolution that reaches to both sides, a norm or a mean over the positions.
+    that runs both ways, a convolution that reaches to both sides, a norm or a mean over the positions. Or a decoder
+    that is given the target as it stands, and not shifted by one.
     Why it hurts: the loss becomes wonderfully small, for the model copies the answer; left to go on by itself, it
     writes nonsense.
     How it is decided: by experiment. Only where the targets of the first captured batches are one of the model's inputs
     shifted by one position. On a copy of the trained model in evaluation mode all elements after a position are
-    exchanged, for three positions: the outputs up to there must stay.
-    When it stays silent: all other targets (masked language models, tagging, translation's encoder); runs without
-    experiments; outputs that cannot be matched with positions.
-    Fix: a causal mask, one direction, or padding on the left.
+    exchanged, for three positions: the outputs up to there must stay. Or where whole-number inputs equal the targets and
+    later ones change no earlier output: predictions follow some that are exchanged, and need no other input.
+    When it stays silent: all other targets (masked language models, tagging, translation's encoder), autoencoders, whose
+    outputs see later inputs on purpose; runs without experiments; outputs that cannot be matched with positions.
+    Fix: a causal mask, one direction, or padding on the left; a decoder's input shifted by one.
     Sources: Vaswani et al. 2017, section 3.2.3; van den Oord et al. 2016 (causal convolution); Karpathy's recipe
     (use backprop to chart dependencies).
     """
 
     name = "causal-leak"
-    arms = frozenset({ARM, ASKED})
+    arms = frozenset({ARM, ASKED, COPIES})
     explains = frozenset({"overfitting", "loss-not-decreasing", "missing-positional-encoding", "train-eval-shift"})
 
     change: float = 1e-3  # of the largest output: as cross-sample-leakage, rounding stays under 1e-5
+    follows: float = 0.9  # of the exchanged tokens: a model that predicts follows none of them but by chance
+    lost: float = 0.05  # of the right predictions, without the other inputs: what a few tokens that it mistakes may do
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
-        arm = recording.arms.get(ARM)
-        if arm is None:
+        copied = copied_target(self.name, recording, self.follows, self.lost)
+        if copied is not None:
+            yield copied
+            return
+        arm, tokens = recording.arms.get(ARM), recording.arms.get(COPIES)
+        if arm is None and tokens is not None and tokens.failure:
+            yield Abstention(self.name, tokens.failure)
+        elif arm is None:
             if ASKED not in recording.arms:
                 yield Abstention(self.name, "no experiment exchanged positions")
         elif arm.failure:

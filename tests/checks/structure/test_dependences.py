@@ -149,3 +149,52 @@ def test_inputs_that_do_not_vary_cannot_tell() -> None:
     (said,) = InputIndependentOutput().judge(made)
     assert isinstance(said, Abstention)
     assert said.reason == "no input of a model varies"
+
+
+# --- a model that is given its target --------------------------------------------------------------------------------
+
+
+def copying(**facts: Any) -> Recording:
+    known = {"causal": True, "right": 1.0, "follows": 1.0, "others": 1.0, "alone": 1.0, "shifted": False}
+    call = {"keyword": "", "place": 1.0, "arguments": 2.0, "looped": False, "file": "train.py", "line": 12.0}
+    text = {"text": "loss = criterion(net(x, y), y)"}
+    return Recording(
+        arms={"leakage/copies": Arm("leakage/copies", np.empty(0), facts={**known, **call, **text, **facts})}
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "fires"),
+    [
+        ({}, True),
+        ({"follows": 0.9}, True),
+        ({"follows": 0.89}, False),
+        ({"right": 0.9, "alone": 0.9}, True),
+        ({"right": 0.89, "alone": 0.89}, False),
+        ({"alone": 0.95}, True),
+        ({"alone": 0.94}, False),
+        ({"causal": False}, False),
+        ({"shifted": True}, False),
+    ],
+)
+def test_a_target_that_is_copied_from_an_input(facts: dict[str, Any], fires: bool) -> None:
+    assert bool(findings(CausalLeak(), copying(**facts))) is fires
+
+
+def test_where_the_target_is_given_and_what_to_write() -> None:
+    (found,) = findings(CausalLeak(), copying())
+    assert (found.severity, found.certainty, found.location.line) == (Severity.ERROR, Certainty.PROVEN, 12)
+    assert found.places == ("y",)
+    made, line = found.fixes[0].code.splitlines()
+    assert made == "y_in = torch.cat([torch.full_like(y[:, :1], BOS), y[:, :-1]], 1)"
+    assert line == "loss = criterion(net(x, y_in), y)"
+    (found,) = findings(CausalLeak(), copying(text=""))
+    assert found.location.file is None
+    assert "decoder_input = " in found.fixes[0].code
+
+
+def test_tokens_that_could_not_be_exchanged_are_told() -> None:
+    failed = Recording(arms={"leakage/copies": Arm("leakage/copies", np.empty(0), failure="no copy")})
+    (said,) = CausalLeak().judge(failed)
+    assert isinstance(said, Abstention)
+    assert said.reason == "no copy"
