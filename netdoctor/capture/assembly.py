@@ -262,7 +262,8 @@ def _facts(recording: Recording) -> dict[str, float | str | bool]:
 def _each_for_itself(recording: Recording) -> bool:
     """Whether several optimizers follow losses of their own. Those that all step on one backward (of an encoder and a decoder, of
     sparse and dense weights) share one loss, as if they were one."""
-    stepped, counts = sum(o.steps > 0 for o in recording.optimizers), recording.counts
+    spans, counts = [o.span for o in recording.optimizers if o.steps > 0 and o.span], recording.counts
+    stepped = sum(span[1] >= max(spans)[0] for span in spans)  # those of the last phase: earlier ones are done
     own, shared = counts.get("step", 0), counts.get("step without backward", 0)
     together = shared >= TOGETHER * (stepped - 1) * own and TOGETHER * counts.get("backward", 0) <= own
     return stepped > 1 and not together

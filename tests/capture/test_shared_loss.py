@@ -59,3 +59,17 @@ def test_one_optimizer() -> None:
             model(torch.randn(6, 4)).square().mean().backward()
             optimizer.step()
     assert observation.recording.facts["several_optimizers"] is False
+
+
+def test_optimizers_that_follow_one_another_do_not_work_against_each_other() -> None:
+    seed()
+    x, y = torch.randn(8, 4), torch.randint(0, 3, (8,))
+    with observing() as observation:
+        for _ in range(2):  # a model, and then another one
+            model = nn.Linear(4, 3)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(4):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+    assert observation.recording.facts["several_optimizers"] is False

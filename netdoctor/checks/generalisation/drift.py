@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from netdoctor.data import Array, TensorFacts
+from netdoctor.data import Array, Evaluation, TensorFacts
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.recording import SourceLine
+from netdoctor.recording import Series, SourceLine
 
 STEPS = 12  # measured ones: a trend over fewer may be chance
 ENDS = 3  # measured steps that show how it began, and how it ended
@@ -49,6 +49,28 @@ def was_once(trained: TensorFacts, given: TensorFacts, apart: float) -> bool:
     several = spreads.max() >= apart * spreads.min() or np.ptp(means) >= apart * spreads.max()
     alike = (np.abs(np.log(spreads / given.std)) < math.log(APART)) & (np.abs(means - given.mean) < given.std)
     return bool(several and alike.sum() >= ENDS)
+
+
+def shift(trained: TensorFacts, given: TensorFacts, share: float) -> tuple[float, float]:
+    """(factor between the deviations, distance of the means in deviations), each reached by this share of the columns.
+
+    Of a single column (share 0) the deviation is that of the training; else the larger one, which asks for more.
+    """
+    one, other = trained.columns, given.columns
+    kept = (one.std > 0) & (other.std > 0)
+    if not kept.any():
+        return 1.0, 0.0
+    ratio = np.abs(np.log(other.std[kept] / one.std[kept]))
+    scale = np.maximum(one.std[kept], other.std[kept]) if share else one.std[kept]
+    moved = np.abs(other.mean[kept] - one.mean[kept]) / scale
+    return float(np.exp(np.quantile(ratio, 1 - share))), float(np.quantile(moved, 1 - share))
+
+
+def far_worse(evaluation: Evaluation, loss: Series | None, times: float) -> bool:
+    """Whether an evaluation's loss ends at so many times that of the training, over its last 16 steps."""
+    trained = np.empty(0) if loss is None else loss.values[-16:]
+    known = evaluation.losses.size > 0 and trained.size > 0 and bool(np.median(trained) > 0)
+    return known and bool(evaluation.losses[-1] >= times * np.median(trained))
 
 
 def tau(values: Array) -> float:

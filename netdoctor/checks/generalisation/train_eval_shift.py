@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from netdoctor.check import Check
 from netdoctor.checks.generalisation import drift
 from netdoctor.data import Evaluation, TensorFacts
@@ -23,7 +21,8 @@ class TrainEvalShift(Check):
     Why it hurts: the evaluation tells nothing about the training; a good model looks bad.
     How it is decided: the inputs of passes whose results the script compares, and that no loss is trained on, are set
     beside those of the training, column by column (channel by channel): at least half of the columns differ by a factor
-    of 3 or more in their standard deviation, or by 4 deviations or more in their mean.
+    of 3 or more in their standard deviation, or by 4 deviations or more in their mean; one, where the loss is 10 times
+    that of the training.
     When it stays silent: augmentation of moderate size; fewer than 64 rows; tokens; data that does not vary, or that an
     earlier part of the training was given; inputs of other shapes; acting and sampling, where nothing is compared.
     Fix: one function for the preprocessing, with the numbers of the training set, for both; none of it in place.
@@ -36,6 +35,7 @@ class TrainEvalShift(Check):
     rows: int = 64  # of each: the deviation of fewer is off by a tenth and more
     scale: float = 3.0  # between the standard deviations: augmentation changes them by a third at most
     mean: float = 4.0  # standard deviations: the later part of a series with a trend lies 2 to 3 away
+    worse: float = 10.0  # times the training's loss: no overfitting of a first hour looks like that
     columns: float = 0.5  # of them: one odd column may be drift in the data itself
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
@@ -45,13 +45,16 @@ class TrainEvalShift(Check):
             for place, given in enumerate(evaluation.inputs):
                 trained = self._counterpart(recording, place, given)
                 if trained is not None:
-                    found = drift.drifting(trained, given) or self._apart(evaluation, trained, given)
+                    found = drift.drifting(trained, given) or self._apart(recording, evaluation, trained, given)
                     if found is not None:
                         yield found
                         return
 
-    def _apart(self, evaluation: Evaluation, trained: TensorFacts, given: TensorFacts) -> Finding | None:
-        scale, mean = self._shift(trained, given)
+    def _apart(
+        self, recording: Recording, evaluation: Evaluation, trained: TensorFacts, given: TensorFacts
+    ) -> Finding | None:
+        alone = drift.far_worse(evaluation, recording.loss, self.worse)  # then one column is enough
+        scale, mean = drift.shift(trained, given, 0.0 if alone else self.columns)
         far = (scale >= self.scale or mean >= self.mean) and not drift.was_once(trained, given, self.scale)
         return self._finding(evaluation, trained, given, scale, mean) if far else None
 
@@ -64,17 +67,6 @@ class TrainEvalShift(Check):
         sound = min(trained.rows, given.rows) >= self.rows and len(trained.shape) == len(given.shape)
         tokens = trained.integral and given.integral and not trained.dtype.startswith("float")
         return trained if same and sound and not tokens else None
-
-    def _shift(self, trained: TensorFacts, given: TensorFacts) -> tuple[float, float]:
-        """(factor between the deviations, distance of the means in deviations), each reached by half of the columns."""
-        one, other = trained.columns, given.columns
-        kept = (one.std > 0) & (other.std > 0)
-        if not kept.any():
-            return 1.0, 0.0
-        ratio = np.abs(np.log(other.std[kept] / one.std[kept]))
-        moved = np.abs(other.mean[kept] - one.mean[kept]) / np.maximum(one.std[kept], other.std[kept])
-        level = 1 - self.columns
-        return float(np.exp(np.quantile(ratio, level))), float(np.quantile(moved, level))
 
     def _finding(
         self, evaluation: Evaluation, trained: TensorFacts, given: TensorFacts, scale: float, mean: float

@@ -38,3 +38,5 @@ NO_SIGNAL = frozenset(
 LEARNING_RATE = frozenset({"learning-rate-too-high", "learning-rate-too-low", "lr-decays-too-fast"})
 EXPLODING = frozenset({"exploding-activations", "exploding-gradients"})
 VANISHING = frozenset({"depth-without-shortcuts", "vanishing-activations", "vanishing-gradients"})
+# Units that stay one unit: the layer passes on next to nothing, or far too much of the same.
+OF_SYMMETRY = NON_FINITE | NO_TRAINING | NO_SIGNAL | LEARNING_RATE | EXPLODING | VANISHING | {"poor-initialization"}

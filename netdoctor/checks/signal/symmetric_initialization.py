@@ -9,7 +9,7 @@ import numpy as np
 
 from netdoctor.check import Check
 from netdoctor.checks.signal import consequences as c
-from netdoctor.checks.signal import initialisation
+from netdoctor.checks.signal import initialisation, stuck_zeros
 from netdoctor.finding import Evidence, Finding, Location, Severity
 from netdoctor.recording import Kind, Layer, Parameter, Recording, Role, Stat
 
@@ -26,7 +26,8 @@ class SymmetricInitialization(Check):
     What it is: constant (or zero) weights in a hidden layer: nothing tells its units apart.
     Why it hurts: the layer is as good as one unit wide; only rounding, noise or dropout slowly breaks the tie.
     How it is decided: at step 0 all rows of the weight are equal, and the rows of its first gradient that is not zero
-    are nearly all equal too (under half are distinct: rounding makes a few). Zeros that get no gradient count too.
+    are nearly all equal too (under half are distinct: rounding makes a few). Zeros that get no gradient count too; so
+    do two matrices of one module, in any part of the run, that stay zero with gradients of exactly zero.
     When it stays silent: zero biases; a zero-initialised last layer, residual end or LoRA-B, whose rows get different
     gradients; norms; single units; frozen weights; pretrained models.
     Fix: a random initialisation.
@@ -35,21 +36,15 @@ class SymmetricInitialization(Check):
 
     name = "symmetric-initialization"
     needs = frozenset({Stat.RMS, Stat.DISTINCT_ROWS})
-    explains = (
-        c.NON_FINITE
-        | c.NO_TRAINING
-        | c.NO_SIGNAL
-        | c.LEARNING_RATE
-        | c.EXPLODING
-        | c.VANISHING
-        | {"poor-initialization"}
-    )
+    explains = c.OF_SYMMETRY
 
     distinct: float = 0.5  # share of distinct gradient rows; measured 0.02 to 0.2 in constant hidden layers, 1 in heads
     samples: int = 3  # sampled steps without gradient before zeros count: a zero head delays it by one step
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        if recording.facts.get("pretrained"):
+        together = list(stuck_zeros.findings(self.name, recording, self.samples))
+        yield from together
+        if together or recording.facts.get("pretrained"):
             return
         layers = {x.weight: x for x in recording.of_kind(Kind.LINEAR, Kind.RECURRENT) if x.weight}
         found = [x for x in layers.values() if self._symmetric(recording, recording.parameters.get(x.weight))]

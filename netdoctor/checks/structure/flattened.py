@@ -36,6 +36,42 @@ def crossed(recording: Recording) -> Iterator[Crossed]:
             yield Crossed(one, given, target)
 
 
+def torn_classes(recording: Recording) -> Iterator[Crossed]:
+    """Every prediction (batch, classes, positions ...) laid out as rows of classes though the classes are not its last axis."""
+    for comparison in comparisons(recording):
+        made, aim = (comparison.graph.producer(v.index) for v in (comparison.prediction, comparison.target))
+        if made is None or made.name not in _FLATTENING or aim is None or aim.name not in _FLATTENING:
+            continue
+        given, rows = comparison.graph.values[made.inputs[0]].shape, comparison.prediction.shape
+        target = comparison.graph.values[aim.inputs[0]].shape
+        wide = len(given) > 2 and len(rows) == 2 and rows[1] == given[1] != given[-1]
+        if wide and target == (given[0], *given[2:]) and comparison.target.shape == rows[:1]:
+            yield Crossed(made, given, target)
+
+
+def torn(name: str, found: Crossed, recording: Recording) -> Finding:
+    """What is said of classes that are torn apart, as an error of the check of this name."""
+    source, last = line(recording, found.flattening), len(found.given) - 1
+    order = ", ".join(map(str, (0, *range(2, last + 1), 1)))
+    text = "" if source is None else source.text
+    code = _CALL.sub(rf"\1.permute({order}).reshape(", text, count=1)
+    return Finding(
+        name,
+        f"{found.flattening.name} makes rows of {found.given[1]} of {found.given}, whose classes are in dimension 1",
+        Severity.ERROR,
+        f"Each row then holds {found.given[1]} neighbours of one class, and not the scores of one position for all classes.",
+        Location.at(source, found.flattening.module or None, found.flattening.name, step=0),
+        (Evidence("size of the last dimension, which becomes the rows", found.given[-1], ">", float(found.given[1])),)
+        if found.given[-1] > found.given[1]
+        else (
+            Evidence("size of the last dimension, which becomes the rows", found.given[-1], "<", float(found.given[1])),
+        ),
+        (Fix("same-order", "Bring the classes to the end first.", code if code != text else "", Reach.MODEL),),
+        first_step=0,
+        share=1.0,
+    )
+
+
 def _merged(graph: StepGraph, value: int) -> Operation | None:
     """The view or reshape that merged the first two axes of what the loss is given; None where there is none."""
     made = graph.producer(value)

@@ -9,7 +9,7 @@ from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs, line
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.checks.structure.axes import RESHAPING, code, moved
-from netdoctor.checks.structure.flattened import crossed, finding
+from netdoctor.checks.structure.flattened import crossed, finding, torn, torn_classes
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Recording
@@ -27,7 +27,7 @@ class WrongReshape(Check):
     How it is decided: on the shapes of the captured step. An axis is lost in a view or reshape, and the result has one of
     the same size that reaches over the borders of the given axes; the loss depends on the result. Or a prediction
     (time, batch, ...) and its target (batch, time, ...) are both flattened, so that their lengths agree and their orders
-    do not.
+    do not; or one with its classes in dimension 1 is laid out as rows of classes.
     When it stays silent: flattening, splitting and merging neighbouring axes (heads, patches, groups), transpose and
     permute, axes of size 1.
     Fix: transpose or permute.
@@ -38,8 +38,10 @@ class WrongReshape(Check):
     explains = NO_LEARNING | NO_SIGNAL | {"cross-sample-leakage", "causal-leak", "label-input-mismatch"}
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        for found in crossed(recording):
-            yield finding(self.name, found, recording)
+        told = [finding(self.name, found, recording) for found in crossed(recording)]
+        told += [torn(self.name, found, recording) for found in torn_classes(recording)]
+        if told:
+            yield told[0]
             return
         seen: set[tuple[str, int]] = set()  # lines: a block that stands ten times in a net has one fault
         for graph in graphs(recording):

@@ -14,7 +14,7 @@ from torch import Tensor
 from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.tape import Entry
 from netdoctor.checks.structure.axes import moved as axes_moved
-from netdoctor.checks.structure.flattened import crossed
+from netdoctor.checks.structure.flattened import crossed, torn_classes
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
 from netdoctor.experiments.treatments.answers import squashed_twice
 from netdoctor.experiments.treatments.operations import Exchange, exchange_on_line, exchange_operations, passing
@@ -120,14 +120,16 @@ def transpose(case: Case) -> Treatment | None:
 
 def same_order(case: Case) -> Treatment | None:
     """The axes of the prediction in the order of its target's, before both are flattened."""
-    found = next(crossed(case.recording), None)
+    torn = next(torn_classes(case.recording), None)
+    found = next(crossed(case.recording), torn)
     if found is None or not found.flattening.file:
         return None
 
     def change(call: Any, args: Any, kwargs: Any) -> Any:
         given, made = first_argument(args, kwargs), call(*args, **kwargs)
-        turned = given.requires_grad and given.dim() == len(found.given)
-        return given.transpose(0, 1).reshape(made.shape) if turned else made
+        if not (given.requires_grad and given.dim() == len(found.given)):
+            return made
+        return (given.movedim(1, -1) if found is torn else given.transpose(0, 1)).reshape(made.shape)
 
     line = found.flattening.file, found.flattening.line
     return Treatment(lambda bench: exchange_on_line(bench, _RESHAPES | {"flatten"}, change, line))

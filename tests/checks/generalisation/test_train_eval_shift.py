@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,4 +127,21 @@ def test_data_that_a_part_of_the_training_was_given(stds, expected):
     build = both(rows(), rows(std=4.0))
     scales = np.array([[0.0] * len(stds), stds]).T
     build.recording.inputs = [facts(rows(), batches=tuple(range(len(stds))), scales=scales)]
+    assert fires(build) is expected
+
+
+@pytest.mark.parametrize(
+    ("move", "loss", "expected"), [(4.1, 10.1, True), (3.9, 10.1, False), (4.1, 9.9, False), (4.1, None, False)]
+)
+def test_one_column_is_enough_where_the_evaluation_is_far_worse(move, loss, expected):
+    given = rows(columns=4)
+    given[:, 1] = given[:, 1] / given[:, 1].std() * 1.8
+    trained = rows(columns=4)
+    build = both(
+        trained, given + np.array([0.0, move * trained[:, 1].std() + (trained - given)[:, 1].mean(), 0.0, 0.0])
+    )
+    build.loss(1.0)
+    seen = build.recording.evaluations[0]
+    losses = np.empty(0) if loss is None else np.array([2.0, loss])
+    build.recording.evaluations = [replace(seen, losses=losses)]
     assert fires(build) is expected

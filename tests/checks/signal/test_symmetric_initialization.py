@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from netdoctor.checks.signal.symmetric_initialization import SymmetricInitialization
 from netdoctor.finding import Severity
-from netdoctor.recording import Kind, Role, Stat
+from netdoctor.recording import Kind, Role, Stat, Track
 from tests.checks.builders import Builder, Curve
 from tests.checks.signal.chains import findings
 
@@ -67,3 +68,33 @@ def test_the_gates_of_an_lstm_may_differ(rows: float, fires: bool) -> None:
 )
 def test_it_stays_silent(build: Builder) -> None:
     assert not findings(CHECK, build.done())
+
+
+def adapter(
+    weights: tuple[float, float] = (0.0, 0.0), gradients: tuple[float, float] = (0.0, 0.0), sampled: int = 3
+) -> Builder:
+    """Two factors of a product in one module, with their sizes and gradients in so many sampled steps."""
+    build = Builder(steps=60).facts(pretrained=True)
+    for name, weight, gradient in zip(("down", "up"), weights, gradients, strict=True):
+        build.parameter(f"head.{name}", (6, 64), module="head", module_type="LowRank")
+        site = build.recording.parameters[f"head.{name}"].site
+        for role, value in ((Role.WEIGHT, weight), (Role.WEIGHT_GRADIENT, gradient)):
+            values = np.full(sampled, value)
+            build.recording.tracks[site(role), Stat.RMS] = Track(np.arange(sampled), values)
+    return build.optimizer("AdamW")
+
+
+@pytest.mark.parametrize(
+    ("build", "fires"),
+    [
+        (adapter(), True),
+        (adapter(sampled=2), False),
+        (adapter(weights=(0.1, 0.0), gradients=(0.0, 1e-3)), False),  # as an adapter starts
+        (adapter(gradients=(0.0, 1e-9)), False),
+        (adapter(weights=(0.1, 0.0)), False),
+    ],
+)
+def test_two_factors_at_zero_hold_each_other_there(build: Builder, fires: bool) -> None:
+    found = findings(SymmetricInitialization(), build.done())
+    assert [f.title for f in found] == ["head.down and head.up all start at zero and never move"] * fires
+    assert all(f.fixes[0].code == "torch.nn.init.kaiming_uniform_(model.head.down, a=5**0.5)" for f in found)

@@ -60,3 +60,27 @@ def test_what_only_changes_the_layout_may_stand_between():
     assert judged(WrongReshape(), compared((14, 60, 6), (60, 14), then="float"))
     assert judged(WrongReshape(), compared((14, 60, 6), (60, 14), then="index_select")) == []
     assert judged(WrongReshape(), compared((14, 60, 6), (60, 14), name="matmul")) == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "fires"),
+    [
+        ((16, 3, 24, 24), (16, 24, 24), True),
+        ((16, 3, 50), (16, 50), True),
+        ((16, 24, 24, 3), (16, 24, 24), False),  # the classes are at the end
+        ((16, 3, 3, 3), (16, 3, 3), False),  # nothing tells
+        ((16, 3, 24, 24), (9216,), False),
+    ],
+)
+def test_classes_that_are_not_at_the_end(scores, labels, fires):
+    build, count = Model().layers("body").stepping(), 1
+    for size in labels:
+        count *= size
+    out = build.run(build.value((*scores[:-1], 16)), "body", shape=scores)
+    flat = build.operation("reshape", out, shape=(count, 3), line=20, text="flat = logits.reshape(-1, 3)")
+    target = build.operation("reshape", build.value(labels, "int64", high=2.0, integral=True), shape=(count,), line=21)
+    build.backward(build.operation("cross_entropy", flat, target, shape=(), reduction="mean", line=22))
+    found = judged(WrongReshape(), build)
+    assert [f.severity for f in found] == [Severity.ERROR] * fires
+    order = "0, 2, 3, 1" if len(scores) == 4 else "0, 2, 1"
+    assert all(f.fixes[0].code == f"flat = logits.permute({order}).reshape(-1, 3)" for f in found)
