@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from netdoctor.capture.identity import ByIdentity
 from netdoctor.capture.naming import SEPARATOR, ModuleNames
+from netdoctor.capture.patching import Patches
 from netdoctor.capture.recorder import Recorder
 from netdoctor.capture.statistics import is_shard
 from netdoctor.recording import Event
@@ -94,8 +95,8 @@ class FrozenNorms:
             path = display.get(key, key.rpartition(SEPARATOR)[2])
             yield Event(frozen.step, KIND, path, frozen.drift(norm))
 
-    def after_freezing(self, safely: Callable[[str, Any], Any]) -> Callable[[Any], Any]:
-        """What makes `Module.requires_grad_` look after each call; `safely` contains our own work."""
+    def install(self, patches: Patches, safely: Callable[[str, Any], Any]) -> None:
+        """Have `Module.requires_grad_` look after each call; `safely` contains our own work."""
         look = safely("frozen norms", self.look)
 
         def make(original: Any) -> Any:
@@ -107,7 +108,7 @@ class FrozenNorms:
 
             return requires_grad_
 
-        return make
+        patches.wrap(nn.Module, "requires_grad_", make)
 
     def release(self) -> None:
         """Let go of everything."""

@@ -13,6 +13,8 @@ from netdoctor import journal
 from netdoctor.capture import (
     data,
     evaluation,
+    flags,
+    frozen_norms,
     loading,
     origin,
     parts,
@@ -37,7 +39,7 @@ from tests.capture.test_containment import Broken, methods, train
 OWNERS: list[Any] = [
     *(data.DataRecorder, evaluation.EvaluationRecorder, stepped.StepWatch, retention.Retention, ranks.Ranks, Journal),
     *(recorder.SeriesRecorder, step.Copies, step.Replay, step.TrainingStep, origin._Search, Watch),
-    *(loading.LoaderClock, sharded.Shards, parts.Parts),
+    *(loading.LoaderClock, sharded.Shards, parts.Parts, flags.ModuleFlags, frozen_norms.FrozenNorms),
 ]
 BARE = {"Ranks._contained"}  # the containment itself
 METHODS = [(o, name) for o in OWNERS for name in methods(o) if f"{o.__name__}.{name}" not in BARE]
