@@ -20,6 +20,7 @@ from netdoctor.capture.training import TrainingTaps
 from netdoctor.capture.twins import twins
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Event, Header, Parameter, Recording
+from netdoctor.trend import phase
 
 TOGETHER = 0.9  # of the steps: a skipped one, or one more backward in the first, is no habit
 _FAMILIES = {
@@ -262,8 +263,8 @@ def _facts(recording: Recording) -> dict[str, float | str | bool]:
 def _each_for_itself(recording: Recording) -> bool:
     """Whether several optimizers follow losses of their own. Those that all step on one backward (of an encoder and a decoder, of
     sparse and dense weights) share one loss, as if they were one."""
-    spans, counts = [o.span for o in recording.optimizers if o.steps > 0 and o.span], recording.counts
-    stepped = sum(span[1] >= max(spans)[0] for span in spans)  # those of the last phase: earlier ones are done
+    begins, counts = phase(recording), recording.counts
+    stepped = sum(o.steps > 0 and o.span[-1:] >= (begins,) for o in recording.optimizers)  # those of the last phase
     own, shared = counts.get("step", 0), counts.get("step without backward", 0)
     together = shared >= TOGETHER * (stepped - 1) * own and TOGETHER * counts.get("backward", 0) <= own
     return stepped > 1 and not together
