@@ -38,6 +38,7 @@ class FrozenParameterMoves(Check):
     """
 
     name = "frozen-parameter-moves"
+    explains = frozenset({"batchnorm-drift"})  # statistics of the new data do not fit the batches of before
     needs = frozenset({Stat.FROZEN_UPDATE, Stat.RMS})
 
     arms = frozenset({"final/evaluation", frozen_norms.KEPT})
