@@ -6,6 +6,8 @@ import functools
 import threading
 from typing import Any
 
+import torch
+
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.patching import torch_apply
 
@@ -23,14 +25,16 @@ def watched_apply(observer: Observer, original: Any) -> Any:
         if library or hidden or not observer.mode.on:
             return inner(cls, *args, **kwargs)
         name, call = f"{cls.__name__}.apply", functools.partial(_applied, cls)
-        noted = observer.containment.run("custom function", observer.before_operation, name, call, args, kwargs)
+        with torch._C.DisableTorchFunction():  # what is measured of its tensors is no operation of the user's
+            noted = observer.containment.run("custom function", observer.before_operation, name, call, args, kwargs)
         observer.suspended += 1
         try:
             result = inner(cls, *args, **kwargs)
         finally:
             observer.suspended -= 1
         if noted is not None:
-            observer.containment.run("custom function", observer.after_operation, noted, name, args, kwargs, result)
+            with torch._C.DisableTorchFunction():
+                observer.containment.run("custom function", observer.after_operation, noted, name, args, kwargs, result)
         return result
 
     return classmethod(apply)
