@@ -61,11 +61,7 @@ def torn(name: str, found: Crossed, recording: Recording) -> Finding:
         Severity.ERROR,
         f"Each row then holds {found.given[1]} neighbours of one class, and not the scores of one position for all classes.",
         Location.at(source, found.flattening.module or None, found.flattening.name, step=0),
-        (Evidence("size of the last dimension, which becomes the rows", found.given[-1], ">", float(found.given[1])),)
-        if found.given[-1] > found.given[1]
-        else (
-            Evidence("size of the last dimension, which becomes the rows", found.given[-1], "<", float(found.given[1])),
-        ),
+        (Evidence("size of dimension 1, and of each row", found.given[1], "=", found.given[1]),),
         (Fix("same-order", "Bring the classes to the end first.", code if code != text else "", Reach.MODEL),),
         first_step=0,
         share=1.0,
