@@ -10,9 +10,8 @@ from torch import Tensor
 
 Groups = list[dict[str, Any]]
 
-LARGE = (
-    30_000  # entries of a weight from which a look at one of its rows and columns costs less than one at all of them
-)
+LARGE = 4_096  # entries of a weight from which a look at one row and one column costs less than one at all of them
+MANY = 12  # vectors from which gathering them first costs less than a call for each
 
 
 def device_norm(groups: Groups) -> Tensor | None:
@@ -55,8 +54,8 @@ class Gradients:
         small = _gradients(self._vectors)
         small += [gradient.select(0, 0) for gradient in _gradients(self._products)]
         small += [gradient.select(1, 0) for gradient in _gradients(self._without_bias)]
-        sums = [gradient.sum().item() for gradient in _gradients(self._others)]
-        return float(sum(sums, torch.cat(small).sum().item() if small else 0.0))
+        pieces = [torch.cat(small)] if len(small) >= MANY else small
+        return float(sum(piece.sum().item() for piece in (*pieces, *_gradients(self._others))))
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
