@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 Scalar = float | int | str | bool
 
@@ -64,13 +65,15 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Who reads each value, and what is behind the loss, of so many operations of a list."""
+    """Who reads each value, what is behind the loss, and what has which name, of so many operations of a list."""
 
     operations: list[Operation]
     count: int
     loss: int | None
     readers: dict[int, list[Operation]]
     behind: tuple[Operation, ...]
+    named: dict[str, list[Operation]]
+    reached: dict[bool, frozenset[int]]  # see values_behind
 
 
 @dataclass
@@ -83,7 +86,7 @@ class StepGraph:
     step: int = 0  # of the training, in which it was captured
 
     def __post_init__(self) -> None:
-        self._index = _Index([], 0, None, {}, ())
+        self._index = _Index([], 0, None, {}, (), {}, {})
 
     def holds(self, file: str | None, line: int | None) -> bool:
         """Whether one of the operations stands on this line of the user's."""
@@ -104,11 +107,13 @@ class StepGraph:
         if old.operations is self.operations and old.count == len(self.operations) and old.loss == self.loss:
             return old
         readers: dict[int, list[Operation]] = {}
+        named: dict[str, list[Operation]] = {}
         for operation in self.operations:
+            named.setdefault(operation.name, []).append(operation)
             for value in dict.fromkeys(operation.inputs):
                 readers.setdefault(value, []).append(operation)
         behind = () if self.loss is None else tuple(self.ancestors(self.loss))
-        self._index = _Index(self.operations, len(self.operations), self.loss, readers, behind)
+        self._index = _Index(self.operations, len(self.operations), self.loss, readers, behind, named, {})
         return self._index
 
     def ancestors(self, value: int) -> Iterator[Operation]:
@@ -126,6 +131,33 @@ class StepGraph:
     def loss_operations(self) -> list[Operation]:
         """The operations behind the loss, nearest first; empty when the loss is not in the graph."""
         return list(self._indexed().behind)
+
+    def named(self, names: Iterable[str]) -> list[Operation]:
+        """The operations of these names, in order of execution."""
+        known = self._indexed().named
+        found = [known[name] for name in names if name in known]
+        return list(found[0]) if len(found) == 1 else sorted(chain.from_iterable(found), key=lambda o: o.index)
+
+    def values_behind(self, by_gradient: bool) -> frozenset[int]:
+        """The values that the loss depends on; with `by_gradient` only along values that require a gradient."""
+        reached = self._indexed().reached
+        if by_gradient not in reached:
+            seen: set[int] = set()
+            queue = [] if self.loss is None else [self.loss]
+            while queue:
+                value = queue.pop()
+                if value in seen or (by_gradient and not self.values[value].requires_grad):
+                    continue
+                seen.add(value)
+                producer = self.producer(value)
+                queue.extend(() if producer is None else producer.inputs)
+            reached[by_gradient] = frozenset(seen)
+        return reached[by_gradient]
+
+    def named_behind(self, names: Iterable[str]) -> list[Operation]:
+        """Those of them whose results the loss depends on."""
+        behind = self.values_behind(by_gradient=False)
+        return [operation for operation in self.named(names) if not behind.isdisjoint(operation.outputs)]
 
     def follow(
         self, operation: Operation, wanted: Callable[[Operation], bool], through: frozenset[str]

@@ -20,6 +20,7 @@ movedim moveaxis narrow select chunk split unbind clone to float double half bfl
 expand_as view_as reshape_as alias index_select gather take_along_dim ravel type_as
 """
 RESHAPES = frozenset(_RESHAPES.split())
+_DISTANCES = frozenset({"square", "abs", "norm", "pow"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ def comparisons(recording: Recording) -> Iterator[Comparison]:
     """Every call of a known loss function behind a `backward`, each once, in order of execution."""
     seen: set[tuple[int, str, str, int]] = set()
     for graph in graphs(recording):
-        for operation in sorted(graph.loss_operations(), key=lambda o: o.index):
-            if operation.name in LOSSES and operation.identity not in seen and len(operation.inputs) > 1:
+        for operation in graph.named_behind(LOSSES):
+            if operation.identity not in seen and len(operation.inputs) > 1:
                 seen.add(operation.identity)
                 first, second = (graph.values[i] for i in operation.inputs[:2])
                 swapped = operation.name in REGRESSION and second.requires_grad and not first.requires_grad
@@ -101,11 +102,9 @@ def differences(recording: Recording) -> Iterator[Comparison]:
     """Squared or absolute differences written by hand outside of modules, as comparisons."""
     seen: set[tuple[int, str, str, int]] = set()
     for graph in graphs(recording):
-        for operation in graph.loss_operations():
+        for operation in reversed(graph.named_behind(_DISTANCES)):
             before = graph.producer(operation.inputs[0]) if operation.inputs else None
-            squared = operation.name in {"square", "abs", "norm"} or (
-                operation.name == "pow" and operation.attributes.get("1") == 2
-            )
+            squared = operation.name != "pow" or operation.attributes.get("1") == 2
             if not squared or before is None or before.name not in {"sub", "rsub"} or before.inside:
                 continue
             if len(before.inputs) == 2 and before.identity not in seen:

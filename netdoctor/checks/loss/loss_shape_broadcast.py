@@ -40,7 +40,7 @@ class LossShapeBroadcast(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         seen: set[tuple[int, str, str, int]] = set()
         for graph in graphs(recording):
-            for operation in sorted(graph.loss_operations(), key=lambda o: o.index):
+            for operation in graph.named_behind(DIFFERENCES | LOSSES):
                 pair = _pair(graph, operation)
                 if pair is not None and operation.identity not in seen:
                     seen.add(operation.identity)
@@ -71,7 +71,7 @@ class LossShapeBroadcast(Check):
 def _pair(graph: StepGraph, operation: Operation) -> tuple[Value, Value] | None:
     """The prediction and the other side, when they broadcast to more than either holds."""
     by_hand = operation.name in DIFFERENCES and len(operation.inputs) == 2
-    if not (by_hand or operation.name in LOSSES) or len(operation.inputs) < 2 or not operation.outputs:
+    if (not by_hand and operation.name not in LOSSES) or len(operation.inputs) < 2 or not operation.outputs:
         return None
     one, two = (graph.values[i] for i in operation.inputs[:2])
     if two.requires_grad and not one.requires_grad:

@@ -49,8 +49,8 @@ class SoftmaxThenLog(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         seen: set[tuple[int, str, str, int]] = set()
         for graph in graphs(recording):
-            for operation in graph.loss_operations():
-                first = maker(graph, operation.inputs[0]) if operation.name == "log" and operation.inputs else None
+            for operation in graph.named_behind({"log"}):
+                first = maker(graph, operation.inputs[0]) if operation.inputs else None
                 if first is None or first.name not in FUSED or operation.identity in seen:
                     continue
                 seen.add(operation.identity)

@@ -39,7 +39,7 @@ class WrongDimSoftmax(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         seen: set[tuple[int, str, str, int]] = set()
         for graph in graphs(recording):
-            for operation in graph.loss_operations():
+            for operation in graph.named_behind(SOFTMAXES):
                 if operation.identity not in seen and _at_fault(graph, operation):
                     seen.add(operation.identity)
                     yield self._finding(recording, graph, operation)
@@ -66,7 +66,7 @@ class WrongDimSoftmax(Check):
 
 def _at_fault(graph: StepGraph, softmax: Operation) -> bool:
     """Whether this is a softmax over the samples whose result goes into the loss without another layer in between."""
-    if softmax.name not in SOFTMAXES or not softmax.inputs or not graph.values[softmax.inputs[0]].requires_grad:
+    if not softmax.inputs or not graph.values[softmax.inputs[0]].requires_grad:
         return False
     shape = graph.values[softmax.inputs[0]].shape
     dim = dimension(softmax, 0 if len(shape) in (0, 1, 3) else 1)  # torch's own choice where none is given

@@ -48,15 +48,13 @@ class HalfPrecisionOverflow(Check):
                 yield self._overflowed(recording.origin)
             return
         for graph in graphs(recording):
-            for operation in graph.loss_operations()[::-1]:
+            for operation in graph.named_behind(GROWING):
                 value = self._too_near(graph, operation)
                 if value is not None:
                     yield self._near(recording, operation, value)
                     return
 
     def _too_near(self, graph: StepGraph, operation: Operation) -> Value | None:
-        if operation.name not in GROWING:
-            return None
         inputs = [graph.values[i] for i in operation.inputs]
         made = [graph.values[i] for i in operation.outputs if graph.values[i].dtype in LARGEST]
         beyond = [v for v in made if _size(v) >= self.near * LARGEST[v.dtype]]

@@ -7,6 +7,7 @@ does not hold the operation, gives None, and the caller shows the general form i
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -167,9 +168,11 @@ def _use(node: ast.expr, operation: str, built: bool) -> Use | None:
     return Use(node, called[1], called[2])
 
 
-def _expressions(line: str) -> list[ast.expr]:
+@functools.lru_cache(16)
+def _expressions(line: str) -> tuple[ast.expr, ...]:  # read, never changed
     tree = _parsed(line)
-    return [] if tree is None else [node for node in ast.walk(tree) if isinstance(node, ast.expr) and node.lineno == 1]
+    nodes = () if tree is None else ast.walk(tree)
+    return tuple(node for node in nodes if isinstance(node, ast.expr) and node.lineno == 1)
 
 
 def _parsed(line: str) -> ast.Module | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from netdoctor.recording import Array, Layer, Recording, Series, Stat, median
+from netdoctor.recording import Array, Layer, Recording, Series, Stat, median, middle
 
 SAMPLES = 8  # one value in each eighth of the window
 BEFORE = 3  # steps in the running median, at least; a divergence may be over after ten
@@ -38,8 +39,8 @@ def over_steps(recording: Recording, layer: Layer) -> float:
 def grows(values: Array) -> bool:
     """Whether the median of each eighth in the last half lies above that of the eighth before."""
     eighth = max(1, values.size // 8)
-    levels = np.median(values[-4 * eighth :].reshape(4, eighth), axis=1)
-    return bool(np.all(np.diff(levels) > 0))
+    levels = [middle(part) for part in values[-4 * eighth :].reshape(4, eighth).tolist()]
+    return all(one < other for one, other in pairwise(levels))
 
 
 def jump(series: Series, limit: float, ends: bool) -> Jump | None:
@@ -52,11 +53,11 @@ def jump(series: Series, limit: float, ends: bool) -> Jump | None:
     earlier = sorted(sizes[:BEFORE])  # in order, so that the running median is at hand
     for index in range(BEFORE, len(sizes) - (0 if ends else AFTER - 1)):
         half = index // 2
-        middle = earlier[half] if index % 2 else (earlier[half - 1] + earlier[half]) / 2
-        if 0 < limit * middle < min(sizes[index], last):
+        usual = earlier[half] if index % 2 else (earlier[half - 1] + earlier[half]) / 2
+        if 0 < limit * usual < min(sizes[index], last):
             level = median(values[index:])
-            if level > limit * middle and last >= level / 2:
-                return Jump(int(series.steps[index]), middle, level)
+            if level > limit * usual and last >= level / 2:
+                return Jump(int(series.steps[index]), usual, level)
         bisect.insort(earlier, sizes[index])
     return None
 

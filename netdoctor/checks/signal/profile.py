@@ -7,12 +7,14 @@ minority of odd layers (a zero-initialised residual end, a small head) cannot mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from netdoctor.recording import Array, Kind, Layer, Recording, Role, Stat, Track, median, shared
+from netdoctor.recording import Array, Kind, Layer, Recording, Role, Stat, Track, median, middle, shared
 
 FLOOR = 1e-30  # stands for zero in a logarithm; float32's smallest normal number is 1.2e-38
 ROUNDING = 1e-9  # a variation under 1e-9 of the scale is rounding (float32 resolves 1.2e-7, averaged over many entries)
@@ -23,20 +25,20 @@ SIGMOIDS = frozenset({"sigmoid", "hardsigmoid", "softmax", "logsigmoid"})
 SQUASHING = SIGMOIDS | {"tanh", "hardtanh", "softsign"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Profile:
     """Decades (log10 of a scale) of at least two layers, in order of execution."""
 
     layers: tuple[Layer, ...]
     decades: Array
 
-    @property
+    @cached_property
     def slope(self) -> float:
         """Decades per layer: the median of all pairwise slopes."""
         rows, columns = np.triu_indices(self.decades.size, 1)
         return float(np.median((self.decades[columns] - self.decades[rows]) / (columns - rows)))
 
-    @property
+    @cached_property
     def total(self) -> float:
         """Decades from the first to the last layer on the fitted line; 0 where the ends or the neighbours deny it."""
         slope, third = self.slope, max(1, self.decades.size // 3)
@@ -108,12 +110,12 @@ def gradient_ratio(recording: Recording, layer: Layer, early: bool = True) -> fl
     gradient = recording.of_parameter(layer.weight, Stat.RMS, Role.WEIGHT_GRADIENT)
     if parameter is None or weight is None or gradient is None or not parameter.requires_grad:
         return None
-    _, *values = shared(weight, gradient)
-    scales, gradients = (found[:8] if early else found[-8:] for found in values)
-    usable = (scales > 1e-8) & np.isfinite(gradients)
-    if weight.values[0] <= 1e-8 or not usable.any():
+    if weight.values[0] <= 1e-8:
         return None
-    return median(gradients[usable] / scales[usable])
+    _, *values = shared(weight, gradient)
+    scales, gradients = ((found[:8] if early else found[-8:]).tolist() for found in values)
+    ratios = [g / s for s, g in zip(scales, gradients, strict=True) if s > 1e-8 and math.isfinite(g)]
+    return middle(ratios) if ratios else None
 
 
 def gradients(recording: Recording, shortest: int, early: bool = True) -> Iterator[Profile]:

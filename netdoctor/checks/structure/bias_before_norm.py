@@ -35,7 +35,7 @@ class BiasBeforeNorm(Check):
     least: int = 1  # layers: one is worth a line of advice
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
-        found = {o.module: o for graph in graphs(recording)[:1] for o in graph.operations if _wasted(graph, o)}
+        found = {o.module: o for graph in graphs(recording)[:1] for o in graph.named(LINEAR) if _wasted(graph, o)}
         if len(found) < self.least:
             return
         layers = [layer for path in found if (layer := recording.layer_at(path)) is not None]
@@ -55,7 +55,7 @@ class BiasBeforeNorm(Check):
 
 def _wasted(graph: StepGraph, operation: Operation) -> bool:
     """Whether an operation adds a trained vector to each channel, and a norm over the batch alone reads the result."""
-    if operation.name not in LINEAR or not operation.outputs or not operation.module:
+    if not operation.outputs or not operation.module:
         return False
     values = [graph.values[i] for i in operation.inputs]
     if not any(v.origin == "parameter" and v.requires_grad and len(v.shape) == 1 for v in values):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from netdoctor.checks.structure.gradients import users, values_behind
+from netdoctor.checks.structure.gradients import users
 from netdoctor.graph import Operation, StepGraph
 
 LEAVING = frozenset({"item", "numpy", "tolist", "__array__", "__float__", "float", "__int__", "data", "detach"})
@@ -34,7 +34,7 @@ def find(graph: StepGraph, names: Iterable[str]) -> Cut | None:
     """The first operation at which the gradient towards these parameters is lost; None where their values do not lead to
     the loss, or nothing cuts them off."""
     wanted = set(names)
-    behind = values_behind(graph, by_gradient=False)
+    behind = graph.values_behind(by_gradient=False)
     linked = {graph.values[i].name for i in behind} & wanted
     remade = graph.loss is None or any(_made_of_numbers(graph, i) for i in behind)
     if linked:
@@ -42,14 +42,14 @@ def find(graph: StepGraph, names: Iterable[str]) -> Cut | None:
     return _first(graph, wanted, None) if remade else None
 
 
-def _first(graph: StepGraph, names: set[str], behind: set[int] | None) -> Cut | None:
+def _first(graph: StepGraph, names: set[str], behind: frozenset[int] | None) -> Cut | None:
     """The first cut downstream of the parameters; with `behind` only on the way to these values."""
     seeds = users(graph, names)
     if not seeds:
         return None
     depends = {i for i, value in enumerate(graph.values) if value.name in names}
     for operation in graph.operations[seeds[0].index :]:
-        if not depends.intersection(operation.inputs):
+        if depends.isdisjoint(operation.inputs):
             continue
         depends.update(operation.outputs)
         if _loses(graph, operation) and (

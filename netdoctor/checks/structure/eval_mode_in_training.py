@@ -77,7 +77,7 @@ def _layers(recording: Recording) -> list[Operation]:
     reach = reached_anywhere(recording)
     if not any(owned(recording, p) and p.name in reach for p in recording.parameters.values()):
         return []
-    return [o for graph in graphs(recording)[:1] for o in graph.loss_operations() if _matters(graph, o)]
+    return [o for graph in graphs(recording)[:1] for o in graph.named_behind(NORMS | DROPOUTS) if _matters(graph, o)]
 
 
 def _matters(graph: StepGraph, operation: Operation) -> bool:

@@ -11,26 +11,12 @@ from netdoctor.recording import Parameter, Recording, Role, Stat
 
 def reached(graph: StepGraph) -> set[str]:
     """Names of the parameters that get a gradient from this graph's loss."""
-    return {graph.values[i].name for i in values_behind(graph, by_gradient=True) if graph.values[i].name}
+    return {graph.values[i].name for i in graph.values_behind(by_gradient=True) if graph.values[i].name}
 
 
 def reached_anywhere(recording: Recording) -> set[str]:
     """Names of the parameters that get a gradient from any captured loss."""
     return set().union(*(reached(graph) for graph in graphs(recording)))
-
-
-def values_behind(graph: StepGraph, by_gradient: bool) -> set[int]:
-    """The values that the loss depends on; with `by_gradient` only along values that require a gradient."""
-    seen: set[int] = set()
-    queue = [] if graph.loss is None else [graph.loss]
-    while queue:
-        value = queue.pop()
-        if value in seen or (by_gradient and not graph.values[value].requires_grad):
-            continue
-        seen.add(value)
-        producer = graph.producer(value)
-        queue.extend(() if producer is None else producer.inputs)
-    return seen
 
 
 def owned(recording: Recording, parameter: Parameter) -> bool:
@@ -54,15 +40,13 @@ def users(graph: StepGraph, names: Iterable[str]) -> list[Operation]:
 def loose_end(graph: StepGraph, names: Iterable[str]) -> Operation | None:
     """The last operation made of the named parameters whose result nothing reads; None where they were not used."""
     depends: set[int] = set()
-    found: list[Operation] = []
-    wanted = {operation.index for operation in users(graph, names)}
-    for operation in graph.operations:
-        if operation.index in wanted or depends.intersection(operation.inputs):
+    first, end = users(graph, names), None
+    wanted = {operation.index for operation in first}
+    for operation in graph.operations[first[0].index :] if first else ():
+        if operation.index in wanted or not depends.isdisjoint(operation.inputs):
             depends.update(operation.outputs)
-            found.append(operation)
-    read = {value for operation in found for value in operation.inputs}
-    ends = [operation for operation in found if not read.intersection(operation.outputs)]
-    return ends[-1] if ends else None
+            end = operation if not any(map(graph.consumers, operation.outputs)) else end
+    return end
 
 
 def modules(recording: Recording, names: Iterable[str]) -> list[str]:

@@ -37,7 +37,10 @@ class MissingBias(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         held = {
-            o.module: _bare(graph, o) for graph in graphs(recording)[:1] for o in graph.operations if _active(graph, o)
+            o.module: _bare(graph, o)
+            for graph in graphs(recording)[:1]
+            for o in graph.named(LINEAR)
+            if _active(graph, o)
         }
         found = [path for path, bare in held.items() if bare]
         if not found or len(found) < self.share * len(held):
@@ -58,7 +61,7 @@ class MissingBias(Check):
 
 def _active(graph: StepGraph, operation: Operation) -> bool:
     """Whether an operation is a layer of weights whose result goes into an activation alone, which nothing gates."""
-    if operation.name not in LINEAR or not operation.outputs or not operation.module:
+    if not operation.outputs or not operation.module:
         return False
     readers = graph.consumers(operation.outputs[0])
     if len(readers) != 1 or readers[0].name not in ACTIVATIONS or not readers[0].outputs:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs, line
 from netdoctor.checks.signal import outcome
-from netdoctor.checks.structure.linear_pairs import Pair, all_linear, following
+from netdoctor.checks.structure.linear_pairs import LINEAR, Pair, all_linear, following
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import StepGraph
 from netdoctor.recording import Recording, spoken
@@ -40,7 +40,7 @@ class MissingNonlinearity(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         for graph in graphs(recording)[:1]:
-            pairs = [pair for operation in graph.operations if (pair := following(graph, operation)) is not None]
+            pairs = [pair for operation in graph.named(LINEAR) if (pair := following(graph, operation)) is not None]
             if pairs:
                 yield self._finding(recording, graph, pairs)
 

@@ -33,7 +33,7 @@ class RecurrentDropout(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         seen: set[str] = set()
         for graph in graphs(recording)[:1]:
-            for operation in (o for o in graph.operations if o.name in RECURRENT):
+            for operation in graph.named(RECURRENT):
                 layers, p = _options(operation)
                 if p > 0 and 0 < layers < self.layers and operation.module not in seen:
                     seen.add(operation.module)

@@ -51,7 +51,7 @@ class TrainModeInEval(Check):
         """Layers in training mode; functional dropouts of the captured step too, which follow `self.training`."""
         if evaluation.layers or recording.graph is None:
             return evaluation.layers
-        found = [o for o in recording.graph.operations if o.name in DROPOUTS and o.attributes.get("training", True)]
+        found = [o for o in recording.graph.named(DROPOUTS) if o.attributes.get("training", True)]
         return tuple(dict.fromkeys(o.module or o.name for o in found if o.inside and o.attributes.get("p", 0.5) != 0))
 
     def _finding(self, evaluation: Evaluation, layers: tuple[str, ...]) -> Finding:

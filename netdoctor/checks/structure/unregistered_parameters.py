@@ -10,7 +10,7 @@ from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs, line
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.checks.structure.forgotten import forgotten
-from netdoctor.checks.structure.gradients import listed, modules, values_behind
+from netdoctor.checks.structure.gradients import listed, modules
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import Operation
 from netdoctor.recording import Recording, SourceLine
@@ -74,7 +74,7 @@ def _loose(recording: Recording) -> list[Operation]:
     """The first operation inside of a model on each parameter with gradient that nobody owns, in their order."""
     found: dict[int, Operation] = {}
     for graph in graphs(recording):
-        reach = values_behind(graph, by_gradient=True)
+        reach = graph.values_behind(by_gradient=True)
         for value in (graph.values[i] for i in reach):
             if value.origin == "parameter" and not value.name and value.requires_grad:
                 for operation in graph.consumers(value.index):

@@ -45,7 +45,7 @@ class WrongReshape(Check):
             return
         seen: set[tuple[str, int]] = set()  # lines: a block that stands ten times in a net has one fault
         for graph in graphs(recording):
-            for operation in sorted(graph.loss_operations(), key=lambda o: o.index):
+            for operation in graph.named_behind(RESHAPING):
                 axes, place = _torn(graph, operation), (operation.file, operation.line)
                 if axes is not None and place not in seen:
                     seen.add(place)
@@ -72,6 +72,6 @@ class WrongReshape(Check):
 
 def _torn(graph: StepGraph, operation: Operation) -> tuple[int, int] | None:
     """The axis that a view or reshape tears apart, and the axis of the result that has its size; None for any other."""
-    if operation.name not in RESHAPING or not operation.inputs or not operation.outputs:
+    if not operation.inputs or not operation.outputs:
         return None
     return moved(graph.values[operation.inputs[0]].shape, graph.values[operation.outputs[0]].shape)

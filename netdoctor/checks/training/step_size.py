@@ -5,11 +5,17 @@ from __future__ import annotations
 from netdoctor.graph import StepGraph
 from netdoctor.recording import Recording
 
+_DIVIDE = ("div", "div_", "idiv", "itruediv", "divide", "divide_", "true_divide", "true_divide_")
+_SCALING = frozenset((*_DIVIDE, "mul", "mul_", "imul", "multiply", "multiply_"))
+
 
 def scaled_down(graph: StepGraph) -> bool:
     """Whether something outside of the model scales the loss down."""
-    trained = {value.index for value in graph.values if value.requires_grad}
-    made = [o for o in graph.loss_operations() if not o.inside and trained.intersection(o.outputs)]
+    made = [
+        o
+        for o in graph.named_behind(_SCALING)
+        if not o.inside and any(graph.values[i].requires_grad for i in o.outputs)
+    ]
     numbers = [(o.name, o.attributes.get("1", o.attributes.get("0"))) for o in made]
     known = [(name, x) for name, x in numbers if isinstance(x, int | float) and not isinstance(x, bool)]
     return any((x >= 2 if "div" in name else 0 < x <= 0.5 if "mul" in name else False) for name, x in known)

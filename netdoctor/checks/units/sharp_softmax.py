@@ -41,7 +41,7 @@ def candidates(recording: Recording) -> list[Operation]:
     graph = recording.graph
     if graph is None or graph.step > 0 or recording.origin is not None:
         return []
-    found = {(o.module, o.file, o.line): o for o in reversed(graph.operations) if _suspect(graph, o)}
+    found = {(o.module, o.file, o.line): o for o in reversed(graph.named({"softmax"})) if _suspect(graph, o)}
     return sorted(found.values(), key=lambda operation: operation.index)
 
 
@@ -134,7 +134,7 @@ def _trial(control: Arm, treated: Arm) -> Trial:
 
 
 def _suspect(graph: StepGraph, operation: Operation) -> bool:
-    if operation.name != "softmax" or not (operation.inputs and operation.outputs and operation.file):
+    if not (operation.inputs and operation.outputs and operation.file):
         return False
     out = graph.values[operation.outputs[0]]
     inside = out.trained and out.requires_grad and reaches_weights(graph, operation)

@@ -45,11 +45,8 @@ def late_start(steps: NDArray[np.int64], samples: NDArray[np.float64], fewest: i
     if len(steps) < fewest:
         return None
     start = min(int(np.searchsorted(steps, LATE * steps[-1])), len(steps) - fewest)
-    while samples[start:].sum() < enough:
-        if start == 0:
-            return None
-        start -= 1
-    return start
+    seen = np.flatnonzero(samples[::-1].cumsum()[::-1] >= enough)  # where a window with enough of them may begin
+    return min(start, int(seen[-1])) if len(seen) else None
 
 
 def before(track: Track, end: int) -> Track:
