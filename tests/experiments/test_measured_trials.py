@@ -248,6 +248,16 @@ def test_frozen_parameters(to_none: bool, tried_at_all: bool) -> None:
         assert before > 0
 
 
+@pytest.mark.parametrize("named", [("0.weight", "0.bias"), ("0",), ()])
+def test_a_module_that_a_flag_did_not_freeze(named: tuple[str, ...]) -> None:
+    trial = tried(fit(network(), F.cross_entropy, X, Y), Fix("freeze-module", ""), places=named)
+    assert (trial is not None) is ("0.weight" in named)
+    if trial is not None:
+        verdict, before, after = measured(trial)
+        assert (verdict, after) == (Verdict.CURED, 0.0)
+        assert before > 0
+
+
 def test_kept_histories() -> None:
     verdict, control, treated = measured(tried(fit(network(), F.cross_entropy, X, Y), Fix("detach-history", "")))
     assert (verdict, control, treated) == (Verdict.CURED, 16.0, 0.0)

@@ -101,13 +101,34 @@ def drop_frozen(case: Case) -> Treatment | None:
             if isinstance(copied, Tensor):
                 copied.grad = None
 
+    return Treatment(drop, as_it_ended, both=keep, control=as_it_ended, measure=_moving(frozen))
+
+
+def freeze_module(case: Case) -> Treatment | None:
+    """No gradient for the parameters that the finding names; both arms go on from the trained weights."""
+    meant = [p for name in case.finding.places if (p := case.places.parameter(name)) is not None and p.requires_grad]
+    if not meant:
+        return None
+
+    def freeze(bench: Bench) -> None:
+        for parameter in meant:
+            copied = bench.sandbox.copies.of(parameter)
+            if isinstance(copied, Tensor):
+                copied.requires_grad_(False).grad = None
+
+    measure = replace(_moving(meant), witness=False)  # what may train less can lower the loss less
+    return Treatment(freeze, as_it_ended, control=as_it_ended, measure=measure)
+
+
+def _moving(parameters: list[Tensor]) -> Measure:
+    """How far a copy moves parameters that are to stay as the training left them."""
+
     def moved(bench: Bench) -> float:
-        pairs = [(p.detach().double(), bench.sandbox.copies.of(p)) for p in frozen]
+        pairs = [(p.detach().double(), bench.sandbox.copies.of(p)) for p in parameters]
         shares = [(c.detach().double() - p).norm() / p.norm().clamp_min(1e-12) for p, c in pairs if c is not None]
         return 100 * float(max(shares)) if shares else float("nan")
 
-    measure = Measure("frozen parameters moved, of their size, by", moved, 0.0, "%")
-    return Treatment(drop, as_it_ended, both=keep, control=as_it_ended, measure=measure)
+    return Measure("frozen parameters moved, of their size, by", moved, 0.0, "%")
 
 
 def as_it_ended(step: TrainingStep) -> Sandbox:
@@ -174,5 +195,6 @@ TREATMENTS: dict[str, Maker] = {
     "less-decay": less_decay,
     "less-penalty": less_penalty,
     "drop-frozen": drop_frozen,
+    "freeze-module": freeze_module,
     "detach-history": detach_history,
 }

@@ -143,7 +143,7 @@ def unfreeze(case: Case) -> Treatment | None:
 
 def unfreeze_module(case: Case) -> Treatment | None:
     """The parameters that the finding names train, in captured steps in which they are frozen."""
-    found = [p for path in case.finding.places if (p := _parameter(case, path)) is not None]
+    found = [p for path in case.finding.places if (p := case.places.parameter(path)) is not None]
     starts = {key: start for key, (_, start) in case.step.starts.items()}
     if not found or not case.step.optimizers or any(id(p) not in starts or starts[id(p)].requires_grad for p in found):
         return None
@@ -161,12 +161,6 @@ def unfreeze_module(case: Case) -> Treatment | None:
         bench.iterations = [_clearing_too(iteration, missing) for iteration in bench.iterations]
 
     return Treatment(apply)
-
-
-def _parameter(case: Case, name: str) -> Tensor | None:
-    path, _, last = name.rpartition(".")
-    module = case.places.module(path)
-    return None if module is None else module._parameters.get(last)
 
 
 def _trained(case: Case, wanted: Callable[[Tensor], bool]) -> Treatment | None:

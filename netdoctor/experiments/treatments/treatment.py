@@ -42,6 +42,12 @@ class Places:
         """The module of a layer's name, which may end in " (relu)" or " [call 2]"; None when there is none."""
         return self._modules.get(name.partition(" ")[0])
 
+    def parameter(self, name: str) -> Tensor | None:
+        """The parameter of this name, "body.0.weight"; None when there is none."""
+        path, _, last = name.rpartition(".")
+        module = self.module(path)
+        return None if module is None else module._parameters.get(last)
+
 
 @dataclass(slots=True)
 class Bench:
