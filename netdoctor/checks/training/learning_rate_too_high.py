@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.training import slow_rate
+from netdoctor.checks.training import lr_trials, slow_rate
 from netdoctor.checks.training.lr_trials import Rescue, fell_until_broken, ran, rescue, rescue_on_few, why_not, works
 from netdoctor.checks.training.optimizer_line import setting, with_lr
 from netdoctor.checks.training.update_ratios import medians
@@ -30,8 +30,9 @@ class LearningRateTooHigh(Check):
     Why it hurts: the loss oscillates, grows or becomes NaN; ReLU units die and sigmoids saturate on the way.
     How it is decided: by trial. From the same start on the same batches, on a copy, a learning rate 10 or 100 times
     lower loses at least 30 % of the loss where the script's own loses less than 10 %; or, in three times as many steps,
-    60 % and four times what the script's own does. A warning where training works, but a tenth of the rate leaves half
-    of the loss that its own leaves in as many steps, and less than the whole run. Without the trials only a flagrant
+    60 % and four times what the script's own does; or brings it down where the script's own multiplies it by ten first,
+    as in its run, which never came below its start again. A warning where training works, but a tenth of the rate leaves
+    half of the loss that its own leaves in as many steps, and less than the whole run. Without the trials only a flagrant
     case is reported: half of the weight matrices change by over a tenth per step while the loss does not fall.
     When it stays silent: the training learns, or did until an operation broke (a lower rate would only break it later);
     lower rates train no better; biases, norms, embeddings and zero-initialised matrices; Adam's and a warm-up's start.
@@ -58,6 +59,7 @@ class LearningRateTooHigh(Check):
             yield from () if slow is None else (slow,)
             return
         found = rescue(recording, FACTORS, self.gain, self.stuck, self.times)
+        found = found or lr_trials.overshoot(recording, FACTORS, self.gain)
         if found is None and trend.failing and not _came_broken(recording):
             found = rescue_on_few(recording, up=False)
         if found is not None:
@@ -72,14 +74,11 @@ class LearningRateTooHigh(Check):
 
     def _proven(self, found: Rescue, recording: Recording) -> Finding:
         title = f"the learning rate {found.old:g} is too high: at {found.lr:g} it trains from the same start"
-        what = "fits a tiny batch" if found.few else "brings the loss down"
-        says = f"On a copy, from the same weights on the same batches, only the lower learning rate {what}."
+        says = f"On a copy, from the same weights on the same batches, only the lower learning rate {found.what}."
         fixes = (found.fix(recording, "lower-learning-rate"),)
         evidence = found.evidence(self.gain, self.stuck)
-        at = Location.at(setting(recording))
-        return Finding(
-            self.name, title, Severity.ERROR, says, at, evidence, fixes, found.certainty, first_step=1, share=1.0
-        )
+        at, sure = Location.at(setting(recording)), found.certainty
+        return Finding(self.name, title, Severity.ERROR, says, at, evidence, fixes, sure, first_step=1, share=1.0)
 
     def _flagrant(self, high: dict[str, float], share: float, recording: Recording) -> Finding:
         optimizer = recording.optimizers[0]

@@ -10,12 +10,13 @@ import numpy as np
 
 from netdoctor.checks.training.optimizer_line import rewritten
 from netdoctor.finding import Certainty, Evidence, Fix, Reach, Trial, Verdict
-from netdoctor.recording import Arm, Recording
+from netdoctor.recording import Arm, Array, Recording
 from netdoctor.trend import Trend, judge_series
 
 ON_FEW, ADAM_ON_FEW = "overfit/own lr x", "overfit/adam "
 DECADE = 10.0  # between two rates of Adam: nearer ones train alike
 STEPS = 8  # an arm with fewer losses has no trend
+BLOWN, CALM = 10.0, 2.0  # times the first loss: no noise of a minibatch, and what such noise may do
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +36,28 @@ class Rescue:
     furthest: bool = False  # no rate further from the script's own was tried
     few: bool = False  # both arms repeat a tiny batch
     slow: float = 0.0  # what the control may lose, where it did more than stand still
+    blown: float = 0.0  # times its first loss: what the control came to on its way, where that is what tells
 
     @property
     def certainty(self) -> Certainty:
         """Proven on the script's own batches; what holds on a tiny batch is measured there."""
         return Certainty.MEASURED if self.few else Certainty.PROVEN
 
+    @property
+    def what(self) -> str:
+        """What only the lower rate does."""
+        if self.blown:
+            return "brings the loss down without driving it up first"
+        return "fits a tiny batch" if self.few else "brings the loss down"
+
     def evidence(self, gain: float, stuck: float) -> tuple[Evidence, ...]:
-        """Both fractions beside their limits."""
+        """Both fractions beside their limits, or how far up both losses went."""
+        if self.blown:
+            times = [peak(arm.losses) for arm in (self.control, self.treated)]
+            return (
+                Evidence(f"largest loss over the first at lr {self.old:g}", times[0], "≥", BLOWN),
+                Evidence(f"largest loss over the first at lr {self.lr:g}", times[1], "≤", CALM),
+            )
         if self.few:
             name = f"fall of the loss on a tiny batch at lr {self.lr:g}, that at {self.old:g} as the limit"
             return (Evidence(name, 100 * self.lost, ">", 100 * self.control_lost, "%"),)
@@ -58,6 +73,11 @@ class Rescue:
         steps, start = len(self.treated.losses), float(self.treated.losses[0])
         ends = f"{start:.3g} → {level(self.treated):.3g} at {self.lr:g}, {level(self.control):.3g} at {self.old:g}"
         says = f"loss on a copy after {steps} steps: {ends}"
+        if self.blown:
+            tops = [max(map(float, arm.losses)) for arm in (self.treated, self.control)]
+            says = (
+                f"largest loss on a copy in {steps} steps: {tops[0]:.3g} at {self.lr:g}, {tops[1]:.3g} at {self.old:g}"
+            )
         seconds = self.control.seconds + self.treated.seconds
         curves = tuple(map(float, self.control.losses)), tuple(map(float, self.treated.losses))
         trial = Trial(Verdict.CURED, *curves, steps=steps, seconds=seconds, says=says)
@@ -94,6 +114,35 @@ def rescue(
     lr, furthest = float(best.facts.get("lr", old * float(factor))), factor == factors[-1]
     known = math.isfinite(lr)  # that of a loop without an optimizer is found out by the trials, or not at all
     return Rescue(lr, old, lost, control_lost, control, best, furthest, slow=slow) if known else None
+
+
+def overshoot(recording: Recording, factors: Sequence[str], gain: float) -> Rescue | None:
+    """The nearest learning rate that brings the loss down at once, where the script's own multiplies it first.
+
+    For trials on a few samples again and again, which any rate may learn by heart in the end: there the script's own
+    training must have been driven up as well, and must not have come below its start again.
+    """
+    control, series = ran(recording, "trial/control"), recording.loss
+    if control is None or series is None or len(series.values) < STEPS or not peak(control.losses) >= BLOWN:
+        return None
+    late = series.values[-max(2, len(series.values) // 5) :]
+    if not peak(series.values) >= BLOWN or float(np.median(late)) < series.values[0]:
+        return None
+    for factor in factors:
+        arm = ran(recording, f"trial/lr x{factor}")
+        if arm is not None and peak(arm.losses) <= CALM and level(arm) <= (1 - gain) * float(arm.losses[0]):
+            lr, old = (float(one.facts.get("lr", math.nan)) for one in (arm, control))
+            lost, own = (1 - level(one) / float(one.losses[0]) for one in (arm, control))
+            found = Rescue(lr, old, lost, own, control, arm, blown=peak(control.losses))
+            return found if math.isfinite(lr) and math.isfinite(old) else None
+    return None
+
+
+def peak(losses: Array) -> float:
+    """The largest loss over the first one; infinite where one is NaN or Inf, 0 where the first is not above zero."""
+    if not np.isfinite(losses).all():
+        return math.inf
+    return float(losses.max() / losses[0]) if losses[0] > 0 else 0.0
 
 
 def rescue_on_few(recording: Recording, up: bool) -> Rescue | None:

@@ -54,6 +54,33 @@ def test_the_best_of_the_lower_rates_is_prescribed():
     assert "lr=0.0123" in found.fixes[0].code
 
 
+def blown(top: float, steps: int = 12) -> np.ndarray:
+    """A few samples that are learned by heart in the end, whatever the loss came to on the way."""
+    return np.concatenate([[2.3, 2.3 * top], np.geomspace(2.0, 0.02, steps - 2)])
+
+
+@pytest.mark.parametrize(
+    ("own", "control", "treated", "end", "fires"),
+    [
+        (44.0, 170.0, 1.0, 2.4, True),
+        (44.0, 9.9, 1.0, 2.4, False),  # the copy is not driven up tenfold
+        (44.0, 10.0, 2.0, 2.4, True),
+        (44.0, 170.0, 2.1, 2.4, False),  # at the lower rate the loss jumps as well
+        (9.9, 170.0, 1.0, 2.4, False),  # the script itself was not
+        (44.0, 170.0, 1.0, 2.2, False),  # it came below its start again
+    ],
+)
+def test_a_control_that_is_driven_up_first(own, control, treated, end, fires):
+    losses = [2.3, 2.3 * own, *np.full(58, end)]
+    build = network(0.3, line=LINE).loss(losses).arm("trial/control", blown(control), lr=1.0)
+    found = judged(build.arm("trial/lr x0.1", blown(170.0), lr=0.1).arm("trial/lr x0.01", blown(treated), lr=0.01))
+    assert [f.fixes[0].code for f in found if isinstance(f, Finding)] == [
+        LINE.replace("float(cfg['lr'])", "0.01")
+    ] * fires
+    if fires:
+        assert [e.measured for e in found[0].evidence] == pytest.approx([control, treated])
+
+
 @pytest.mark.parametrize(("left", "fires"), [(0.71, False), (0.69, True)])
 def test_what_a_lower_rate_must_gain(left, fires):
     build = network(0.3).loss(flat(steps=60)).arm("trial/control", flat()).arm("trial/lr x0.1", falls(2.3 * left))
