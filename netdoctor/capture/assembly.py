@@ -53,7 +53,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording = Recording(header=_header(observer, target, version, ended), steps=observer.step)
     observer.recorder.write(recording)
     recording.layers = list(observer.layers.layers.values())
-    display, labels = _names(observer, recording)
+    display, labels = _names(observer, training, recording)
     recording.optimizers = [
         replace(
             o,
@@ -81,6 +81,8 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.faults = observer.containment.faults
     recording.facts = {**_facts(recording), **observer.facts, **_variable(observer, recording)}
     recording.facts["unused_inputs"] = observer.data.handed.unused(recording.inputs)
+    recording.facts["first_of_batches"] = observer.data.handed.first_again(recording.inputs)
+    recording.facts["inputs_made_anew"] = observer.data.made_anew()
     recording.facts["frozen_zeros"] = ",".join(_frozen_zeros(observer, display))
     recording.facts["scheduler_never_stepped"] = training.schedulers > 0 and not recording.counts.get("scheduler")
     if not recording.counts.get("step"):
@@ -122,9 +124,10 @@ def _header(observer: Observer, target: str, version: str, ended: str) -> Header
     )
 
 
-def _names(observer: Observer, recording: Recording) -> tuple[dict[str, str], dict[str, str]]:
-    """Internal key → name for the reader, and internal key → model label; labels only where several models train."""
-    used = {layer.path.split(SEPARATOR)[0] for layer in recording.layers if SEPARATOR in layer.path}
+def _names(observer: Observer, training: TrainingTaps, recording: Recording) -> tuple[dict[str, str], dict[str, str]]:
+    """Internal key → name for the reader, and internal key → model label; labels only where several models train, or should."""
+    held = (name for facts in training.optimizers.facts for name in facts.parameters)
+    used = {key.split(SEPARATOR)[0] for key in (*(x.path for x in recording.layers), *held) if SEPARATOR in key}
     several = len(used) > 1
     display: dict[str, str] = {}
     labels: dict[str, str] = {}

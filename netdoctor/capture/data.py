@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from netdoctor.capture.handed import HandedOut
 from netdoctor.capture.source import variable_name
@@ -52,6 +53,8 @@ class _Kept:
     ordered: list[float] = field(default_factory=list)
     within: list[float] = field(default_factory=list)
     numbers: int = 0
+    storage: StorageWeakRef | None = None  # of the first step
+    anew: int = 0  # later steps in which it was a tensor of its own
 
 
 class DataRecorder:
@@ -107,8 +110,8 @@ class DataRecorder:
         _add(kept, target, step)
         _add_order(kept, target, step, name, kwargs)
 
-    def see_batch(self, step: int, batch: Any) -> None:
-        """A loader has handed out a batch."""
+    def see_batch(self, step: int, batch: Any, first_of: int = 0) -> None:
+        """A loader has handed out a batch; of `first_of` batches where it began anew with it."""
         if not self.handed.wants(step, MAX_STEPS):
             return
         codes: dict[tuple[int, ...], list[int]] = {}
@@ -116,7 +119,7 @@ class DataRecorder:
             kept = _begin(tensor, "", ("", 0), None)
             if kept is not None:
                 codes.setdefault(kept.shape, []).append(_hash(sample_rows(tensor, kept.stride)))
-        self.handed.add(step, codes)
+        self.handed.add(step, codes, first_of)
 
     def _subtracted(self, name: str, args: Any) -> Tensor | None:
         """The constant operand of a difference between a prediction and something of its size."""
@@ -129,6 +132,10 @@ class DataRecorder:
 
     def _full(self, table: dict[Any, _Kept], key: Any) -> bool:
         return len(table[key].steps) >= MAX_STEPS if key in table else len(table) >= MAX_TENSORS
+
+    def made_anew(self) -> int:
+        """In how many measured steps after the first every input was a tensor of its own, not the first step's or a part of it."""
+        return min((kept.anew for kept in self._inputs.values() if kept.steps), default=0)
 
     def inputs(self) -> list[TensorFacts]:
         """What the models were given."""
@@ -168,10 +175,10 @@ def sample_rows(tensor: Tensor, stride: int) -> Array:
         taken = taken.movedim(1, -1)
     taken = taken[..., ::stride]
     inner = range(1, taken.dim() - 1)
-    excess = taken.numel() / STEP_NUMBERS
-    for dim in inner if excess > 1 else ():
-        by = min(taken.shape[dim], math.ceil(excess ** (1 / len(inner))))
-        taken = taken[(slice(None),) * dim + (slice(None, None, by),)]
+    while (excess := taken.numel() / STEP_NUMBERS) > 1 and any(taken.shape[dim] > 1 for dim in inner):
+        for dim in inner:  # a second time where the rounding of the first left a few too many
+            by = min(taken.shape[dim], math.ceil(excess ** (1 / len(inner))))
+            taken = taken[(slice(None),) * dim + (slice(None, None, by),)]
     taken = taken[:: max(1, math.ceil(taken.numel() / STEP_NUMBERS))]
     rows: Array = taken.reshape(-1, taken.shape[-1]).to("cpu", torch.float64).numpy()
     return rows
@@ -186,6 +193,9 @@ def _add(kept: _Kept, tensor: Tensor, step: int) -> None:
     if not kept.steps or kept.steps[-1] != step:  # of several calls in one step the first tells batches apart
         kept.steps.append(step)
         kept.hashes.append(code)
+        storage = StorageWeakRef(tensor.untyped_storage())
+        kept.storage = kept.storage or storage
+        kept.anew += kept.storage.expired() or kept.storage != storage
         with np.errstate(invalid="ignore", over="ignore"):  # infinities among them
             kept.scales.append((float(rows.mean()), float(rows.std())))
     fits = not kept.blocks or kept.blocks[0].shape[1] == rows.shape[1]

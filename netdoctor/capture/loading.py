@@ -80,7 +80,9 @@ class LoaderClock:
             batch = original(loader)
             observer.containment.run("data loading", self._got, loader, began, clock())
             if observer.detailed:
-                observer.containment.run("data loading", observer.data.see_batch, observer.step, batch)
+                observer.containment.run(
+                    "data loading", lambda: observer.data.see_batch(observer.step, batch, _begun(loader))
+                )
             return batch
 
         return __next__
@@ -113,3 +115,13 @@ class LoaderClock:
         if kind[0] >= max(other[0] for other in self._kinds.values()):
             names = ("loader_steps", "loader_wall_s", "loader_waited_s")
             self._observer.facts.update(zip(names, kind, strict=True))
+
+
+def _begun(iterator: Any) -> int:
+    """Of how many batches an iterator has just handed out the first; 0 where it was a later one, or their number is not known."""
+    if iterator._num_yielded != 1:
+        return 0
+    try:
+        return len(iterator)
+    except TypeError:  # an iterable dataset
+        return 0

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from netdoctor.checks.structure.cuts import find
 from netdoctor.data import Evaluation
 from tests.capture.observing import observing, seed
 
@@ -152,3 +153,30 @@ def test_a_training_in_evaluation_mode_is_no_evaluation():
             F.cross_entropy(net(X), Y).backward()
             optimizer.step()
     assert observation.recording.evaluations == []
+
+
+def test_a_model_of_an_optimizer_that_only_ran_without_gradient_has_parameters_of_its_own() -> None:
+    """Its layers are named as those of the other model: neither may stand for both."""
+    torch.manual_seed(0)
+    with observing() as observation:
+        maker, judge = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(3, 1))
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (maker, judge)]
+        for _ in range(3):
+            with torch.no_grad():
+                made = maker(torch.randn(4, 2))
+            loss = judge(made).square().mean()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    parameters = observation.recording.parameters
+    assert {p.name: (p.optimizer, p.shape) for p in parameters.values()} == {
+        "maker.0.weight": (0, (3, 2)),
+        "maker.0.bias": (0, (3,)),
+        "judge.0.weight": (1, (1, 3)),
+        "judge.0.bias": (1, (1,)),
+    }
+    cut = find(observation.recording.graphs[0], ["maker.0.weight", "maker.0.bias"])
+    assert cut is not None
+    assert (cut.operation.module, cut.names) == ("maker.0", ("maker.0.weight", "maker.0.bias"))

@@ -60,3 +60,37 @@ def test_an_evaluation_that_begins_with_the_same_batch_each_time_is_no_loss() ->
     same = [(X[:8], Y[:8])] * 12
     held = DataLoader(TensorDataset(X[8:], Y[8:]), batch_size=8)
     assert unused(loader=same, beside=held) <= 1
+
+
+def repeated(loader: Any, seeded: bool = False, anew: bool = True) -> tuple[object, object]:
+    """(first_of_batches, inputs_made_anew) of a training of 10 steps that begins its loader anew in each."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kept = X[:8].clone()
+    with watch(model, options=Options(experiments=False)) as session:
+        for step in range(10):
+            if loader is not None:
+                x, y = next(iter(loader))
+            else:
+                rows = torch.arange(8) if seeded else torch.arange(step, step + 8)
+                x, y = X[rows] if anew else kept[:6], Y[:8] if anew else Y[:6]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    facts = session.recording.facts
+    return facts["first_of_batches"], facts["inputs_made_anew"]
+
+
+def test_a_loader_that_is_begun_anew_in_each_step_gives_its_first_batch() -> None:
+    plain = DataLoader(TensorDataset(X, Y), batch_size=8)
+    assert repeated(plain)[0] == 12
+    assert repeated(DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True))[0] == 0
+    assert repeated(DataLoader(TensorDataset(X, Y), batch_size=96))[0] == 1  # the whole of it
+
+
+def test_a_batch_that_is_put_together_anew_is_told_from_a_kept_one() -> None:
+    first_of, anew = repeated(None, seeded=True)
+    assert first_of == 0
+    assert anew >= 7  # all but one or two steps are measured
+    assert repeated(None, anew=False) == (0, 0)  # views of one tensor

@@ -8,6 +8,7 @@ import numpy as np
 
 from netdoctor.checks.data.mixing import Mixing
 from netdoctor.checks.data.scale_trial import location
+from netdoctor.checks.generalisation.curves import curves, far_worse
 from netdoctor.data import TensorFacts
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
@@ -16,6 +17,7 @@ CODE = (
     "loader = DataLoader(dataset, batch_size=batch_size, shuffle=True)\n# or, by hand: order = torch.randperm(len(X))"
 )
 _WHOLE = re.compile(r"\bDataLoader\((?!.*\bsampler\b|.*\bbatch_sampler\b).*\)$")
+DRAW = "rng = np.random.default_rng(seed)  # once, before the loop"
 LOOP = "for x, y in loader:\n    loss = criterion(model(x), y)  # the loop's own names, not those of an earlier batch"
 
 
@@ -48,6 +50,35 @@ def unused(recording: Recording, steps: int) -> Finding:
     evidence = Evidence("different batches that the loader gave", float(recording.facts["unused_inputs"]), "≥", steps)
     fix = Fix("loop-batch", "Give the model the batch that the loop takes from the loader.", LOOP, Reach.RUN)
     return _finding(location(facts), title, Severity.ERROR, says, evidence, fix)
+
+
+def again(recording: Recording, steps: int) -> Finding | None:
+    """The same batch in each of at least `steps` measured steps, though it was taken anew each time; None otherwise."""
+    facts = recording.inputs[0] if recording.inputs else None
+    same = all(len(set(given.batches)) == 1 and len(given.batches) >= steps for given in recording.inputs)
+    batches, anew = (int(recording.facts.get(name, 0)) for name in ("first_of_batches", "inputs_made_anew"))
+    worse = any(far_worse(curve, recording) for curve in curves(recording))
+    if facts is None or not same or not (batches > 1 or (batches == 0 and anew >= steps - 1 and worse)):
+        return None
+    says = f"The model was given the same {facts.shape[0]} samples in each of the {len(facts.steps)} measured steps"
+    if batches > 1:
+        title = f"every step trains on the first batch: the loader of {batches} is begun anew each time"
+        says += ": `next(iter(loader))` in the loop begins with the first batch again."
+        evidence = Evidence("batches of the loader, of which only the first is taken", batches, ">", 1.0)
+        fix = Fix(
+            "next-batch", "Go through the loader.", "for epoch in range(epochs):\n    for x, y in loader:", Reach.RUN
+        )
+    else:
+        title = "every step trains on the same batch, though it is put together anew each time"
+        says += (
+            ". What draws them draws the same ones again: a generator that is seeded in each call, or a fixed index."
+        )
+        evidence = Evidence("measured steps with the same batch, made anew", anew + 1, "≥", steps)
+        says += " The loss on held-out data gets worse meanwhile."
+        fix = Fix(
+            "draw-anew", "Make the generator once, outside of the function that draws the batch.", DRAW, Reach.RUN
+        )
+    return _finding(location(facts), title, Severity.ERROR if worse else Severity.WARNING, says, evidence, fix)
 
 
 def _built(recording: Recording) -> Location | None:

@@ -27,7 +27,8 @@ class UnshuffledData(Check):
     batches of its size from all labels seen. Under 60 % of it, by 6 standard errors, with labels in order or mostly of
     one class, is a warning; under 30 %, or when training is hurt, an error. Of a regression: targets that ascend in
     every batch with less than half of the spread of all, or batches with less than 30 % of it while training is hurt.
-    An error too: one batch again and again, while a loader hands out others of its shape that nobody uses.
+    Also one batch again and again: while a loader hands out others of its shape that nobody uses; the first of a loader
+    that is begun anew in each step; or one put together anew in each step, while the held-out loss gets far worse.
     When it stays silent: well mixed batches, shuffled or not; full-batch training; one class only; batches of under 4;
     GAN, RL, several optimizers; labels per token or pixel; regressions on sequences.
     Fix: `shuffle=True`, or a random permutation per epoch; the loop's own batch.
@@ -53,6 +54,9 @@ class UnshuffledData(Check):
             return
         if float(recording.facts.get("unused_inputs", 0)) >= self.steps:
             yield order.unused(recording, self.steps)
+            return
+        if (same := order.again(recording, self.steps)) is not None:
+            yield same
             return
         for facts in recording.targets:
             if mixing.distinct(facts, recording) < self.steps or not mixing.per_sample(facts, recording):

@@ -46,6 +46,15 @@ def curves(recording: Recording) -> Iterator[Curve]:
             yield Curve(series.steps, series.values)
 
 
+def far_worse(curve: Curve, recording: Recording) -> bool:
+    """Whether the held-out loss ends a fifth above its best and at twice the training loss, or more."""
+    training = recording.loss
+    if training is None or len(curve.losses) < 3 or not np.isfinite(curve.losses).all():
+        return False
+    end, trained = median(curve.losses[-2:]), median(training.values[-max(2, len(training.values) // 10) :])
+    return bool(trained >= 0 and end >= 1.2 * float(curve.losses.min()) and end >= 2 * trained)
+
+
 def rising(losses: Array) -> Turn | None:
     """The turn of a series that rises significantly after its best; None where it does not.
 

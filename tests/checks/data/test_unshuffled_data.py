@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from netdoctor.checks.data.mixing import mixing
 from netdoctor.checks.data.order import CODE
 from netdoctor.checks.data.unshuffled_data import UnshuffledData
-from netdoctor.data import TensorFacts
+from netdoctor.data import Evaluation, TensorFacts
 from netdoctor.finding import Finding, Severity
 from netdoctor.recording import Event, SourceLine
 from tests.checks.builders import Builder
@@ -109,6 +109,31 @@ def test_one_batch_again_and_again_while_the_loader_gives_others(unused: int, fi
         assert found[0].severity is Severity.ERROR
         assert "same 32 samples in each of the 8 measured steps" in found[0].explanation
         assert found[0].location.line == 9
+
+
+@pytest.mark.parametrize(
+    ("batches", "anew", "held_out", "steps", "grade"),
+    [
+        (12, 7, (2.0, 1.0, 1.0), 8, Severity.WARNING),
+        (12, 7, (2.0, 1.0, 1.2, 1.2), 8, Severity.ERROR),
+        (12, 4, (), 5, None),  # steps: no habit yet
+        (2, 0, (), 8, Severity.WARNING),
+        (1, 7, (2.0, 1.0, 1.2, 1.2), 8, None),  # full batches of a loader
+        (0, 7, (2.0, 1.0, 1.2, 1.2), 8, Severity.ERROR),
+        (0, 7, (2.0, 1.0, 1.19, 1.19), 8, None),  # nothing tells that there are other samples
+        (0, 4, (2.0, 1.0, 1.2, 1.2), 8, None),  # the same tensor in some steps: what is kept is meant
+    ],
+)
+def test_one_batch_that_is_taken_anew_each_time(
+    batches: int, anew: int, held_out: tuple[float, ...], steps: int, grade: Severity | None
+) -> None:
+    build = Builder(steps=60).loss(lambda step: 2.3 * 0.9**step)
+    build.facts(first_of_batches=batches, inputs_made_anew=anew)
+    build.recording.inputs = [facts(np.zeros((32, 4)), batches=(7,) * steps)]
+    curve = np.asarray(held_out)
+    build.recording.evaluations = [Evaluation(np.arange(len(curve)) * 20, curve)] if held_out else []
+    found = list(UnshuffledData().judge(build.done()))
+    assert [f.severity for f in found] == ([grade] if grade else [])
 
 
 @pytest.mark.parametrize(("steps", "fires"), [(5, False), (6, True)])
