@@ -53,7 +53,7 @@ class Stat(str, Enum):
     UNIT_ACTIVE = "units active"  # 1 where the unit gave a non-zero value for any sample or position
     UNIT_SATURATED = "units saturated"  # share of saturated values, per unit
     UNIT_ZERO_GRADIENT = "units without gradient"  # 1 where a weight's row got exactly zero gradient
-    DISTINCT_ROWS = "share of distinct rows"  # 1/units when all units are identical
+    DISTINCT_ROWS = "share of distinct rows"  # 1/units when all units are identical; of an embedding its columns
     SAMPLES = "samples seen"  # values per unit that went into the statistics of this step (batch x positions)
     FROZEN_UPDATE = "update while frozen"  # rms change by the optimizer of a parameter that does not require a gradient
     ROUNDED_AWAY = "share of updates rounded away"  # of a half-precision parameter's entries with a gradient: unchanged

@@ -43,6 +43,12 @@ def _is_vector(values: Tensor) -> bool:
     return values.dim() == 1 and values.dtype is torch.float32 and values.is_cpu and values.numel() <= many.SMALL
 
 
+def _distinct(probe: _Probe, values: Tensor) -> Tensor:
+    """The share of units that differ: the units of a table are its columns."""
+    table = probe.weight_site.layer in ("Embedding", "EmbeddingBag") and values.dim() == 2
+    return statistics.distinct_rows(values.t() if table else values)
+
+
 class ParameterRecorder:
     """Measures parameters around an optimizer's step, under the names that they have by then."""
 
@@ -88,7 +94,7 @@ class ParameterRecorder:
             recorder.put_scales([(probe.gradient, values) for probe, values in weights])
             for probe, values in weights:
                 if not probe.told_apart:
-                    recorder.put(probe.gradient_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
+                    recorder.put(probe.gradient_site, Stat.DISTINCT_ROWS, _distinct(probe, values))
                     last = probe.gradient[-1][1] if probe.gradient else None
                     probe.told_apart = last is not None and last.squares > 0
         if same:
@@ -116,7 +122,7 @@ class ParameterRecorder:
             else:
                 found.append((probe.weight, values))
                 if recorder.step == 0:  # which rows start alike
-                    recorder.put(probe.weight_site, Stat.DISTINCT_ROWS, statistics.distinct_rows(values))
+                    recorder.put(probe.weight_site, Stat.DISTINCT_ROWS, _distinct(probe, values))
             if parameter.grad is not None:
                 self._moving.append((probe, parameter))
         if small:

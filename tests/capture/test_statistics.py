@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from netdoctor.capture import many, statistics
-from netdoctor.recording import Stat
+from netdoctor.recording import Role, Stat
+from tests.capture.observing import observing
 
 SHAPES = st.lists(st.integers(1, 6), min_size=0, max_size=4).map(tuple)
 SCALES = st.sampled_from([1e-30, 1e-20, 1e-12, 1e-3, 1.0, 1e4, 1e15, 1e25, 1e37])
@@ -348,3 +350,24 @@ def test_odd_tensors(values):
     assert not held.requires_grad
     plain = torch.view_as_real(values.detach().resolve_conj()) if values.is_complex() else values
     assert statistics.moments(held).stats()[Stat.RMS] == pytest.approx(reference(plain)[Stat.RMS], rel=1e-5)
+
+
+def test_the_units_of_an_embedding_are_told_apart_by_column() -> None:
+    """Constant tables whose rows are multiplied: every column gets the gradient of the others."""
+
+    torch.manual_seed(0)
+    with observing() as observation:
+        tables = nn.ModuleList([nn.Embedding(20, 4), nn.Embedding(30, 4)])
+        for table in tables:
+            nn.init.constant_(table.weight, 0.5)
+        optimizer = torch.optim.SGD(tables.parameters(), lr=0.1)
+        for _ in range(3):
+            rows = torch.randint(0, 20, (16,))
+            (tables[0](rows) * tables[1](rows)).sum(1).sub(torch.randn(16)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    recording = observation.recording
+    for role in (Role.WEIGHT, Role.WEIGHT_GRADIENT):
+        track = recording.of_parameter("0.weight", Stat.DISTINCT_ROWS, role)
+        assert track is not None
+        assert track.values[0] == 0.25

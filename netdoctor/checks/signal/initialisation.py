@@ -103,7 +103,8 @@ def fix(recording: Recording, layers: Sequence[Layer]) -> Fix:
     """The torch.nn.init calls for exactly these layers, by the activation behind each."""
     calls: dict[str, list[str]] = {}
     for layer in dict.fromkeys(layers):
-        call = _call(activation_after(recording, layer))
+        table = layer.kind is Kind.EMBEDDING
+        call = "torch.nn.init.normal_({}, std=0.1)" if table else _call(activation_after(recording, layer))
         name = layer.weight or f"{layer.path}.weight"
         parameter = recording.parameters.get(name)
         loose = parameter is not None and not parameter.module_type  # a tensor of the script's own, under its own name

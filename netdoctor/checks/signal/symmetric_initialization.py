@@ -13,10 +13,8 @@ from netdoctor.checks.signal import initialisation, stuck_zeros
 from netdoctor.finding import Evidence, Finding, Location, Severity
 from netdoctor.recording import Kind, Layer, Parameter, Recording, Role, Stat
 
-_GATES = {
-    "LSTM": 4,
-    "GRU": 3,
-}  # the gates of one cell get different gradients: as many distinct rows are symmetric still
+# The gates of one cell get different gradients: as many distinct rows are symmetric still.
+_GATES = {"LSTM": 4, "GRU": 3}
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,9 @@ class SymmetricInitialization(Check):
 
     What it is: constant (or zero) weights in a hidden layer: nothing tells its units apart.
     Why it hurts: the layer is as good as one unit wide; only rounding, noise or dropout slowly breaks the tie.
-    How it is decided: at step 0 all rows of the weight are equal, and the rows of its first gradient that is not zero
-    are nearly all equal too (under half are distinct: rounding makes a few). Zeros that get no gradient count too; so
-    do two matrices of one module, in any part of the run, that stay zero with gradients of exactly zero.
+    How it is decided: at step 0 all rows of the weight (of an embedding its columns) are equal, and those of its first
+    gradient that is not zero are nearly all equal too (under half are distinct: rounding makes a few). Zeros that get no
+    gradient count too; so do two matrices of one module, in any part of the run, that stay zero with gradients of zero.
     When it stays silent: zero biases; a zero-initialised last layer, residual end or LoRA-B, whose rows get different
     gradients; norms; single units; frozen weights; pretrained models.
     Fix: a random initialisation.
@@ -46,7 +44,7 @@ class SymmetricInitialization(Check):
         yield from together
         if together or recording.facts.get("pretrained"):
             return
-        layers = {x.weight: x for x in recording.of_kind(Kind.LINEAR, Kind.RECURRENT) if x.weight}
+        layers = {x.weight: x for x in recording.of_kind(Kind.LINEAR, Kind.RECURRENT, Kind.EMBEDDING) if x.weight}
         found = [x for x in layers.values() if self._symmetric(recording, recording.parameters.get(x.weight))]
         if found:
             yield self._finding(recording, found, len(found) / len(layers))
@@ -54,7 +52,7 @@ class SymmetricInitialization(Check):
     def _symmetric(self, recording: Recording, parameter: Parameter | None) -> bool:
         if parameter is None or not parameter.requires_grad or len(parameter.shape) < 2:
             return False
-        rows, units = recording.of_parameter(parameter.name, Stat.DISTINCT_ROWS), parameter.shape[0]
+        rows, units = recording.of_parameter(parameter.name, Stat.DISTINCT_ROWS), parameter.shape[_axis(parameter)]
         gates = _GATES.get(parameter.module_type, 1)
         if rows is None or rows.steps[0] != 0 or units <= gates or rows.values[0] * units > gates + 0.5:
             return False
@@ -73,19 +71,20 @@ class SymmetricInitialization(Check):
 
     def _finding(self, recording: Recording, layers: list[Layer], share: float) -> Finding:
         first, parameter = layers[0], recording.parameters[layers[0].weight]
-        units, site = parameter.shape[0], parameter.site(Role.WEIGHT)
+        units, site = parameter.shape[_axis(parameter)], parameter.site(Role.WEIGHT)
+        rows = "columns" if _axis(parameter) else "rows"
         limit, measured = _GATES.get(parameter.module_type, 1) / units, recording.tracks[site, Stat.DISTINCT_ROWS].first
-        more = f" (and those of {len(layers) - 1} more layers)" if len(layers) > 1 else ""
+        more = f" (and those of {len(layers) - 1} more layer{'s' * (len(layers) > 2)})" if len(layers) > 1 else ""
         return Finding(
             check=self.name,
             title=f"all {units} units of {first.spoken} start identical{more}",
             severity=Severity.ERROR,
-            explanation=f"The rows of {first.weight} are equal at step 0 and so are their gradients: the {units} units "
+            explanation=f"The {rows} of {first.weight} are equal at step 0 and so are their gradients: the {units} units "
             "compute one and the same thing. Only random weights tell units apart.",
             location=Location.at(first.source, first.path, step=0),
             evidence=(
                 Evidence(
-                    f"share of distinct rows of {first.weight}", measured, "≤", limit, "", site, Stat.DISTINCT_ROWS
+                    f"share of distinct {rows} of {first.weight}", measured, "≤", limit, "", site, Stat.DISTINCT_ROWS
                 ),
             ),
             fixes=(initialisation.fix(recording, layers),),
@@ -93,3 +92,8 @@ class SymmetricInitialization(Check):
             places=tuple(layer.name for layer in layers),
             share=share,
         )
+
+
+def _axis(parameter: Parameter) -> int:
+    """Along which axis of a weight its units lie: the features of a table of embeddings are its columns."""
+    return int(parameter.module_type in ("Embedding", "EmbeddingBag"))

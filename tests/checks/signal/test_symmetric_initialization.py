@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,3 +99,20 @@ def test_two_factors_at_zero_hold_each_other_there(build: Builder, fires: bool) 
     found = findings(SymmetricInitialization(), build.done())
     assert [f.title for f in found] == ["head.down and head.up all start at zero and never move"] * fires
     assert all(f.fixes[0].code == "torch.nn.init.kaiming_uniform_(model.head.down, a=5**0.5)" for f in found)
+
+
+@pytest.mark.parametrize(
+    ("columns", "gradient", "fires"), [(1 / 8, 1 / 8, True), (2 / 8, 1 / 8, False), (1 / 8, 1.0, False)]
+)
+def test_the_units_of_a_table_are_its_columns(columns: float, gradient: float, fires: bool) -> None:
+    build = layer(columns, gradient).done()
+    parameter = replace(build.parameters["hidden.weight"], module_type="Embedding", shape=(300, 8))
+    build.parameters["hidden.weight"] = parameter
+    build.layers = [replace(one, kind=Kind.EMBEDDING, type="Embedding") for one in build.layers]
+    build.tracks = {(replace(site, layer="Embedding"), stat): track for (site, stat), track in build.tracks.items()}
+    found = findings(CHECK, build)
+    assert bool(found) is fires
+    if fires:
+        assert "all 8 units of hidden" in found[0].title
+        assert found[0].evidence[0].quantity == "share of distinct columns of hidden.weight"
+        assert found[0].fixes[0].code == "torch.nn.init.normal_(model.hidden.weight, std=0.1)"
