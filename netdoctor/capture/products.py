@@ -34,6 +34,11 @@ def products(loss: Tensor) -> tuple[dict[int, int | None], set[int]]:
     return found, {id(node.variable) for node in leaves}
 
 
+def leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that a backward of this loss gives a gradient to; none for a very large graph."""
+    return [node.variable for node in _uses(loss) if node.name() == _LEAF]
+
+
 def _bias(product: Any) -> int | None:
     node = product.next_functions[0][0]
     plain = node is not None and node.name() == _LEAF and node.variable.dim() == 1 and not node.variable._backward_hooks

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor.capture import norms, statistics, unseen
+from netdoctor.capture import norms, statistics, strangers, unseen
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.flags import ModuleFlags
 from netdoctor.capture.frozen_norms import FrozenNorms
@@ -141,8 +141,10 @@ class TrainingTaps:
             if observer.detailed and captured.entries[0].module is None:
                 # Weights are used before any module runs: the watch must be on by then.
                 observer.program.functional = True
-        elif observer.program.capturing and not observer.program.iterations:
-            observer.program.lost = "the operations between the model and the loss could not be followed"
+        else:
+            strangers.note(observer.facts, observer.step, true_losses, self.optimizers.alive)
+            if observer.program.capturing and not observer.program.iterations:
+                observer.program.lost = "the operations between the model and the loss could not be followed"
         observer.recorder.loss(_label(position), observer.step, value)
         observer.recorder.count("backward", observer.step, value=value, source=source_line(*position))
         self._keep_graph(true_losses[0] if true_losses else None)

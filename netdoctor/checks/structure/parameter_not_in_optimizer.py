@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from netdoctor.check import Check
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
+from netdoctor.checks.structure.elsewhere import trained_elsewhere
 from netdoctor.checks.structure.forgotten import Forgotten, forgotten
 from netdoctor.checks.structure.gradients import listed, modules
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Location, Reach, Severity
@@ -22,7 +23,8 @@ class ParameterNotInOptimizer(Check):
     replaced or the model was made anew, it got the parameters of a part, or a second module was forgotten.
     Why it hurts: these layers stay what they were at initialisation, and the rest trains around them.
     How it is decided: on the captured step. The parameter requires a gradient and the loss's gradient reaches it, no
-    optimizer that steps holds it, and others are held by one.
+    optimizer that steps holds it, and others are held by one. Where the step's operations could not be followed: the
+    loss's gradient goes to tensors that no optimizer holds, and in no step to any that one does.
     When it stays silent: frozen parameters; parameters of another optimizer; a whole model that serves as a fixed
     function (a pretrained or evaluated one, a copy of another, one through which only an input is optimised).
     A part that was left out of the optimizer after weights were loaded, in a training that learns, is advice: freeze it.
@@ -36,6 +38,9 @@ class ParameterNotInOptimizer(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         found = forgotten(recording)
+        other = trained_elsewhere(self.name, recording) if found is None else None
+        if other is not None:
+            yield other
         if found is None or found.unregistered:
             return
         count, total = len(found.names), len(found.names) + len(found.trained)
