@@ -12,6 +12,8 @@ from collections.abc import MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from torch.utils.data.dataloader import _DatasetKind
+
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.patching import Patches
 from netdoctor.capture.source import user_line
@@ -91,7 +93,8 @@ class LoaderClock:
         observer = self._observer
         if observer.step and not self._told:  # the first loader that is read once the training goes on feeds it
             self._told = True
-            observer.recorder.count("loader built", observer.step, source=self._lines.get(loader))
+            kind = "stream" if loader._dataset_kind == _DatasetKind.Iterable else ""
+            observer.recorder.count("loader built", observer.step, kind, source=self._lines.get(loader))
         if observer.step != self._step:
             self._close_step(loader, began)
             self._step, self._began, self._waited, self._batches, self._plain = observer.step, began, 0.0, 0, True

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from netdoctor.capture.loading import LoaderClock
@@ -143,3 +143,12 @@ def test_what_a_dataset_raises_comes_through() -> None:
             next(iter(DataLoader(Broken(), batch_size=10)))
     finally:
         clock.close()
+
+
+def test_a_stream_is_told_from_a_list(observer: Observer) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return (torch.full((2,), float(number)) for number in range(400))
+
+    train(observer, DataLoader(Stream(), batch_size=40))
+    assert [event.detail for event in observer.recorder.events if event.kind == "loader built"] == ["stream"]

@@ -14,6 +14,7 @@ from netdoctor.recording import Recording
 DRAWS = 64  # random batches per step; the mean of their entropies is then known to a few percent
 SMALL = 16  # numbers per sample: more are an image or a sequence, which is no label
 STAYS = 0.5  # of the batches are mostly of the class that the one before was of
+FAR, PAIRS = 10, 5  # steps apart, after which a shuffle buffer holds other samples; pairs of batches for a mean
 FEWEST = 4  # samples in a batch: fewer have hardly any mixture
 
 
@@ -21,7 +22,8 @@ FEWEST = 4  # samples in a batch: fewer have hardly any mixture
 class Mixing:
     """Mean entropies in nats over `steps` batches, and `z`, by how many standard errors they differ.
 
-    `majority` is the mean share of a batch's commonest class, `ordered` of neighbours that do not descend.
+    `majority` is the mean share of a batch's commonest class, `ordered` of neighbours that do not descend. `lasting` is by
+    how much batches of steps that follow each other are more alike in their classes than distant ones, as a share of a batch.
     """
 
     entropy: float
@@ -31,6 +33,7 @@ class Mixing:
     ordered: float
     steps: int
     classes: int
+    lasting: float = 0.0
 
     @property
     def share(self) -> float:
@@ -61,7 +64,17 @@ def mixing(target: TensorFacts) -> Mixing | None:
         float(np.nanmean(ordered)) if np.isfinite(ordered).any() else 0.0,
         len(counts),
         int((pooled > 0).sum()),
+        _lasting(counts, target.steps[kept]),
     )
+
+
+def _lasting(counts: Array, steps: Array) -> float:
+    """Mean overlap of the class shares of batches one step apart, less that of batches at least `FAR` steps apart."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    gaps = np.abs(np.subtract.outer(steps, steps))
+    overlaps = np.minimum(shares[:, None, :], shares[None, :, :]).sum(axis=2)
+    near, far = overlaps[gaps == 1], overlaps[gaps >= FAR]
+    return float(near.mean() - far.mean()) if len(near) >= 2 * PAIRS and len(far) >= 2 * PAIRS else 0.0
 
 
 def _random(shares: Array, sizes: Array) -> tuple[Array, Array]:

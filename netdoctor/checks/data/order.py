@@ -28,7 +28,7 @@ def classes(recording: Recording, facts: TensorFacts, mixed: Mixing, poor: float
     title = f"the data is not shuffled: {np.exp(mixed.entropy):.2g} of {mixed.classes} classes in a batch (mean)"
     evidence = Evidence("entropy of the labels in a batch", mixed.entropy, "<", poor * mixed.expected, "nats")
     at = _built(recording)
-    return _finding(at or location(facts), title, grade, says, evidence, _shuffle(at))
+    return _finding(at or location(facts), title, grade, says, evidence, _shuffle(at, recording))
 
 
 def values(recording: Recording, facts: TensorFacts, spread: float) -> Finding:
@@ -38,7 +38,7 @@ def values(recording: Recording, facts: TensorFacts, spread: float) -> Finding:
     title = f"the data is not shuffled: a batch has {100 * within / facts.std:.0f} % of the targets' spread"
     evidence = Evidence("standard deviation of the target in a batch", within, "<", spread * facts.std)
     at = _built(recording)
-    return _finding(at or location(facts), title, Severity.WARNING, says, evidence, _shuffle(at))
+    return _finding(at or location(facts), title, Severity.WARNING, says, evidence, _shuffle(at, recording))
 
 
 def unused(recording: Recording, steps: int) -> Finding:
@@ -87,8 +87,11 @@ def _built(recording: Recording) -> Location | None:
     return None if made is None else Location.at(made)
 
 
-def _shuffle(at: Location | None) -> Fix:
+def _shuffle(at: Location | None, recording: Recording) -> Fix:
     """The fix, in the line that builds the loader where that holds the whole call."""
+    if any(event.kind == "loader built" and event.detail == "stream" for event in recording.events):
+        says = "Mix what the stream reads: take its parts in turn, or draw from a buffer that holds most of the data."
+        return Fix("shuffle", says, "", Reach.RUN)
     text = at.text if at is not None and at.text else ""
     code = CODE
     if "shuffle=False" in text:

@@ -24,11 +24,12 @@ class UnshuffledData(Check):
     Why it hurts: each update teaches one class and unteaches the others; the loss falls within a class and jumps at
     the next one, and batch statistics describe a single class.
     How it is decided: over at least 6 sampled steps the entropy of a batch's labels is compared with that of random
-    batches of its size from all labels seen. Under 60 % of it, by 6 standard errors, with labels in order or mostly of
-    one class, is a warning; under 30 %, or when training is hurt, an error. Of a regression: targets that ascend in
-    every batch with less than half of the spread of all, or batches with less than 30 % of it while training is hurt.
-    Also one batch again and again: while a loader hands out others of its shape that nobody uses; the first of a loader
-    that is begun anew in each step; or one put together anew in each step, while the held-out loss gets far worse.
+    batches of its size from all labels seen. Under 60 % of it, by 6 standard errors, with labels in order, mostly of one
+    class or of those of the batch before, is a warning; under 30 %, or when training is hurt, an error. Of a regression:
+    targets that ascend in every batch with less than half of the spread of all, or batches with less than 30 % of it
+    while training is hurt. Also one batch again and again: while a loader hands out others of its shape that nobody
+    uses; the first of a loader that is begun anew in each step; or one put together anew in each step, while the
+    held-out loss gets far worse.
     When it stays silent: well mixed batches, shuffled or not; full-batch training; one class only; batches of under 4;
     GAN, RL, several optimizers; labels per token or pixel; regressions on sequences.
     Fix: `shuffle=True`, or a random permutation per epoch; the loop's own batch.
@@ -45,6 +46,7 @@ class UnshuffledData(Check):
     errors: float = 6.0  # standard errors: chance is out of the question
     ordered: float = 0.99  # of neighbours: grouped samplers give groups in any order
     majority: float = 0.8  # of a batch: then order within it says nothing
+    lasting: float = 0.2  # of a batch: drawn anew, batches that follow each other are as alike as any others
     spread: float = 0.5  # of a regression's targets, when they ascend: sorted ones lie within a narrow band
     narrow: float = 0.3  # of the same, in any order: sorted by an input
 
@@ -72,7 +74,7 @@ class UnshuffledData(Check):
 
     def _poor(self, mixed: mixing.Mixing) -> bool:
         enough = mixed.steps >= self.steps and mixed.expected >= self.expected
-        in_order = mixed.ordered >= self.ordered or mixed.majority >= self.majority
+        in_order = mixed.ordered >= self.ordered or mixed.majority >= self.majority or mixed.lasting >= self.lasting
         return enough and mixed.share < self.poor and mixed.z > self.errors and in_order
 
     def _sorted(self, facts: TensorFacts, state: State, recording: Recording) -> bool:

@@ -10,10 +10,15 @@ from netdoctor.finding import Evidence
 from netdoctor.graph import Value
 from netdoctor.recording import Recording
 
+# Lowest values of activations that go on below zero and come back. Scores may go through them, regressions may not.
+DIPS = {
+    "silu": -0.2785, "gelu": -0.17, "mish": -0.3088, "hardswish": -0.375, "elu": -1.0, "celu": -1.0, "selu": -1.7581,
+}  # fmt: skip
 RANGES = {
     "relu": (0.0, math.inf), "softplus": (0.0, math.inf), "relu6": (0.0, 6.0), "sigmoid": (0.0, 1.0),
     "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0),
     "softsign": (-1.0, 1.0), "logsigmoid": (-math.inf, 0.0), "log_softmax": (-math.inf, 0.0),
+    **{name: (low, math.inf) for name, low in DIPS.items()},
 }  # fmt: skip
 OTHERS_SAY = {
     CROSS_ENTROPY: {"softmax", "log_softmax"},
@@ -40,6 +45,8 @@ def conflict(comparison: Comparison, target: Value, outside: float) -> tuple[str
     if maker is None or maker.name not in RANGES or maker.name in OTHERS_SAY.get(loss.name, ()):
         return None
     low, high = RANGES[maker.name]
+    if maker.name in DIPS and (loss.name in OTHERS_SAY or maker.attributes.get("alpha", 1.0) != 1.0):
+        return None
     if maker.name == "softmax" and _over_one(comparison):
         return "is over a single unit, so it is always 1", Evidence("units of the softmax", 1.0, "<", 2.0)
     if loss.name in OTHERS_SAY:

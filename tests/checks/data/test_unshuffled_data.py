@@ -165,3 +165,42 @@ def test_regression_targets_in_ascending_order(ordered: float, within: float, fi
     steps = {"ordered": np.full(8, ordered), "within": np.full(8, within), "shape": (32, 1)}
     target = facts(values[:, None], "mse_loss", **steps)
     assert bool(judged(target)) is fires
+
+
+def buffered(size: int) -> np.ndarray:
+    """Sorted classes through a shuffle buffer of this size."""
+    rng, pool, out = np.random.default_rng(0), [], []
+    for one in np.sort(mixed()):
+        if len(pool) < size:
+            pool.append(one)
+            continue
+        drawn = rng.integers(size)
+        out.append(pool[drawn])
+        pool[drawn] = one
+    return np.array(out)
+
+
+def grouped(classes: int) -> np.ndarray:
+    """Batches of 32 from a few classes each, drawn anew for every batch and in any order, as metric learning has them."""
+    rng = np.random.default_rng(0)
+    return np.concatenate([rng.permutation(np.repeat(rng.permutation(10)[:classes], 32 // classes)) for _ in range(20)])
+
+
+@pytest.mark.parametrize(("order", "fires"), [(buffered(64), True), (grouped(2), False)])
+def test_a_batch_is_like_the_one_before_where_a_buffer_is_too_small(order: np.ndarray, fires: bool) -> None:
+    target = labels(order)
+    mixed_ = mixing(target)
+    assert mixed_ is not None
+    assert mixed_.share < UnshuffledData.poor
+    assert max(mixed_.ordered, mixed_.majority) < UnshuffledData.majority
+    assert bool(judged(target)) is fires
+
+
+def test_a_stream_cannot_be_shuffled_by_its_loader() -> None:
+    build = Builder(steps=60).loss(lambda step: 2.3 * 0.95**step)
+    at = SourceLine("train.py", 4, "loader = DataLoader(stream, batch_size=8)")
+    build.recording.events.append(Event(1, "loader built", "stream", source=at))
+    build.recording.targets = [labels(np.sort(mixed()))]
+    (finding,) = UnshuffledData().judge(build.done())
+    assert finding.fixes[0].code == ""
+    assert "buffer" in finding.fixes[0].says

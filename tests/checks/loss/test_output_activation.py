@@ -27,7 +27,10 @@ def regression(activation: str, low: float, high: float, std: float = 1.0) -> St
         ("sigmoid", 0.0, 1.0, False),
         ("tanh", -1.0, 1.0, False),
         ("tanh", -2.0, 2.0, True),
-        ("gelu", -2.0, 2.0, False),
+        ("gelu", -0.41, 2.0, False),
+        ("gelu", -0.43, 2.0, True),
+        ("silu", -2.0, 2.0, True),
+        ("elu", -1.2, 2.0, False),
         ("leaky_relu", -2.0, 2.0, False),
     ],
 )
