@@ -115,6 +115,8 @@ def fix(recording: Recording, layers: Sequence[Layer]) -> Fix:
             calls[call].append(written)
     lines = [line for call, names in calls.items() for line in _lines(call, names)]
     says = "Initialise these weights for their fan and the activation behind them, before the optimizer is made."
+    if all(layer.kind is Kind.EMBEDDING for layer in layers):
+        says = "Start these tables at random, before the optimizer is made."
     return Fix("variance-scaling-init", says, "\n".join(lines), Reach.MODEL)
 
 

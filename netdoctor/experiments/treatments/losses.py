@@ -22,7 +22,9 @@ from netdoctor.experiments.treatments.optimization import scale_losses
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, first_argument
 from netdoctor.graph import Operation
 
-_OUTPUTS = frozenset({"softmax", "log_softmax", "sigmoid", "tanh", "relu", "logsigmoid", "softplus"})
+_OUTPUTS = frozenset(
+    "softmax log_softmax sigmoid tanh relu logsigmoid softplus silu gelu mish hardswish elu celu selu".split()
+)
 _RESHAPES = frozenset({"view", "reshape"})
 _CUTS = frozenset({"detach", "detach_", "data"})
 _COMPARING = DIFFERENCES | BINARY_LOSSES | {"sub"}
