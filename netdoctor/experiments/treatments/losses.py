@@ -13,6 +13,7 @@ from torch import Tensor
 
 from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.tape import Entry
+from netdoctor.checks.loss.output_ranges import RANGES
 from netdoctor.checks.structure.axes import moved as axes_moved
 from netdoctor.checks.structure.flattened import crossed, torn_classes
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
@@ -22,9 +23,7 @@ from netdoctor.experiments.treatments.optimization import scale_losses
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, first_argument
 from netdoctor.graph import Operation
 
-_OUTPUTS = frozenset(
-    "softmax log_softmax sigmoid tanh relu logsigmoid softplus silu gelu mish hardswish elu celu selu".split()
-)
+_OUTPUTS = frozenset(RANGES)
 _RESHAPES = frozenset({"view", "reshape"})
 _CUTS = frozenset({"detach", "detach_", "data"})
 _COMPARING = DIFFERENCES | BINARY_LOSSES | {"sub"}
