@@ -13,8 +13,11 @@ from netdoctor.checks.data.mixing import labelled
 from netdoctor.checks.data.pairs import CODE, lost, torn
 from netdoctor.checks.data.scale_trial import Says, location, verdict
 from netdoctor.checks.data.symptoms import OF_LABELS
+from netdoctor.checks.generalisation.curves import generalises
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Arm, Recording
+
+_ARMS = ("pairing/true", "pairing/shuffled", "pairing/shuffled again")
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,29 @@ class LabelInputMismatch(Check):
     targets, and twice with the targets permuted within each batch. All arms must get 10 % under a constant prediction,
     and in their second half the mean loss of the true arm lie within 3 % of the shuffled ones' (up to 6 %, as far as
     those differ). It is a warning: a task of which nothing can be learned in a few hundred steps looks the same.
-    When it stays silent: training works; true pairs are easier (the usual case); no arm gets anywhere in its 100 steps
-    or more; targets that are no labels (images, sequences), data out of scale; losses of several terms; no experiments.
+    When it stays silent: training works, or a held-out loss falls; true pairs are easier (the usual case); no arm gets
+    anywhere; targets that are no labels (images, sequences), data out of scale; losses of several terms.
     Fix: look at some pairs by eye, right before they go into the model; index inputs and targets with one permutation.
     Sources: Zhang et al., Understanding Deep Learning Requires Rethinking Generalization, 2017 (random labels are
     learned by heart, only more slowly); advice A30, E4.
     """
 
     name = "label-input-mismatch"
-    arms = frozenset(
-        {"pairing/true", "pairing/shuffled", "pairing/shuffled again", "scaling/control", "labels/conflicts"}
-    )
+    arms = frozenset((*_ARMS, "scaling/control", "labels/conflicts"))
     explains = OF_LABELS
 
     steps: int = 100  # four passes over the captured batches: fewer teach nothing by heart
     learned: float = 0.1  # of a constant prediction's loss: only what is learned can be easy or hard to learn
     same: float = 0.03  # of the same: true pairs of a small but real data set differ by 10 to 50 %
+    held_out: float = 0.2  # that a held-out loss fell by: of pairs that do not belong together nothing carries over
     scale: float = 20.0  # of inputs or targets: above it they are learned no better than noise (unnormalised-input)
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
-        arms = [recording.arms.get(f"pairing/{name}") for name in ("true", "shuffled", "shuffled again")]
+        arms = [recording.arms.get(name) for name in _ARMS]
         ran = [arm for arm in arms if arm is not None and not arm.failure and len(arm.losses) >= self.steps]
         state = harm(recording)
-        suffers = state.state in {State.HURT, State.SLOW} and labelled(recording)
+        falls = generalises(recording, state.constant, self.held_out)
+        suffers = state.state in {State.HURT, State.SLOW} and labelled(recording) and not falls
         if suffers and (apart := torn(recording)) is not None:
             yield lost(self.name, *apart, recording)
             return
@@ -81,19 +84,11 @@ class LabelInputMismatch(Check):
         ends = ", ".join(f"{_end(arm):.3g} ({arm.name.partition('/')[2]})" for arm in arms)
         says = f"A copy learned the captured batches by heart in {len(arms[0].losses)} steps: loss {ends}. "
         says += "Pairs that belong together are easier: the pairing was lost, or the model mixes its inputs up."
-        at = location(recording.targets[0]) if recording.targets else Location(step=0)
-        return Finding(
-            self.name,
-            "the labels have nothing to do with the inputs: shuffled pairs are learned as easily as the true ones",
-            Severity.WARNING,
-            says,
-            at,
-            (Evidence("mean loss saved by true pairs", 100 * gap, "≤", 100 * limit, "%"),),
-            (Fix("pair-again", "Keep inputs and targets in one order; look at some pairs by eye.", CODE, Reach.RUN),),
-            Certainty.INFERRED,
-            0,
-            share=1.0,
-        )
+        title = "the labels have nothing to do with the inputs: shuffled pairs are learned as easily as the true ones"
+        evidence = (Evidence("mean loss saved by true pairs", 100 * gap, "≤", 100 * limit, "%"),)
+        fix = Fix("pair-again", "Keep inputs and targets in one order; look at some pairs by eye.", CODE, Reach.RUN)
+        at, sure = location(recording.targets[0]) if recording.targets else Location(step=0), Certainty.INFERRED
+        return Finding(self.name, title, Severity.WARNING, says, at, evidence, (fix,), sure, 0, share=1.0)
 
 
 def _end(arm: Arm) -> float:

@@ -55,6 +55,16 @@ def far_worse(curve: Curve, recording: Recording) -> bool:
     return bool(trained >= 0 and end >= 1.2 * float(curve.losses.min()) and end >= 2 * trained)
 
 
+def generalises(recording: Recording, constant: float, share: float) -> bool:
+    """Whether a held-out loss fell by this share below its start, and below that of a constant prediction (NaN: not known)."""
+    for curve in curves(recording):
+        if len(curve.losses) > 1 and np.isfinite(curve.losses).all():
+            start = min(float(curve.losses[0]), constant)  # NaN leaves the first one
+            if start > 0 and median(curve.losses[-2:]) <= (1 - share) * start:
+                return True
+    return False
+
+
 def rising(losses: Array) -> Turn | None:
     """The turn of a series that rises significantly after its best; None where it does not.
 

@@ -5,6 +5,7 @@ import pytest
 
 from netdoctor.checks.data.conflicting_labels import ConflictingLabels
 from netdoctor.checks.data.label_input_mismatch import LabelInputMismatch
+from netdoctor.data import Evaluation
 from netdoctor.finding import Abstention, Finding, Severity
 from tests.checks.builders import Builder
 from tests.checks.data.facts import facts, learned, reading, rows
@@ -56,6 +57,14 @@ def test_silent_where_training_works_or_the_scale_is_the_cause() -> None:
     assert judged(recording(1.5, 1.5, 1.5, loss=learned)) == []
     scaled = recording(1.5, 1.5, 1.5).arm("scaling/control", [2.3] * 60)
     assert judged(scaled.arm("scaling/input", np.geomspace(2.3, 0.2, 60))) == []
+
+
+@pytest.mark.parametrize(("ends", "fires"), [(1.85, True), (1.83, False), (2.3, True)])
+def test_a_held_out_loss_that_falls_acquits(ends: float, fires: bool) -> None:
+    """What the samples have in common carries over: labels at random would have nothing in common."""
+    build = recording(1.5, 1.5, 1.5)
+    build.recording.evaluations = [Evaluation(np.arange(4) * 10, np.array([2.3, 2.2, ends, ends]))]
+    assert bool(judged(build)) is fires
 
 
 def test_images_are_no_labels() -> None:
