@@ -1,4 +1,5 @@
-"""When does a training become another: new modes, another loss, learning rates that jump? From there on it is captured anew."""
+"""When does a training become another: new modes, another loss, another optimizer, learning rates that jump? From there on it is
+captured anew."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ JUMP = 2.0  # times: schedules move a learning rate by less from one step to the
 STEADY = 24  # steps at one learning rate, after which any other one begins a schedule: as many as the first window has
 LATER = 2.0  # times the step of the last window: an ordinary move of a schedule begins a new one only so far on
 MOST = 24  # windows in all: a loop that changes more often has no late phase
+PHASES = 8  # optimizers: a loop that makes them anew all the time, as meta-learning does, has no phases
 _KINDS = 256  # of losses that are remembered
 
 Kind = tuple[Any, frozenset[tuple[str, bool]]]
@@ -41,6 +43,8 @@ class Changes:
     def rates(self, optimizer: Optimizer, index: int, step: int) -> bool:
         """Take note of an optimizer's learning rates; whether a move of theirs asks for a late window, now or still."""
         known = self._rates
+        if known and (index, 0) not in known and step >= STEADY and index < PHASES:  # of what another optimizer holds
+            self.due = True
         for number, group in enumerate(optimizer.param_groups[:4]):
             rate = group.get("lr")
             before, steady = known.get((index, number), (None, 0))

@@ -182,3 +182,27 @@ def test_which_rates_ask_for_one(rates, step, due):
         optimizer.param_groups[0]["lr"] = rate
         found = known.rates(optimizer, 0, step)
     assert found is due
+
+
+@pytest.mark.parametrize(("starts", "due"), [(0, False), (changes.STEADY - 1, False), (changes.STEADY, True)])
+def test_another_optimizer_begins_a_phase_once_the_first_one_runs(starts, due):
+    known, optimizer = Changes(), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    for step in range(starts):
+        assert not known.rates(optimizer, 0, step)
+    known.rates(optimizer, 0, starts)
+    assert known.rates(optimizer, 1, starts) is due
+    known.due = False
+    assert known.rates(optimizer, 1, starts + 1) is False  # known by then
+    assert known.rates(optimizer, changes.PHASES, starts + 2) is False
+
+
+def test_a_second_phase_of_the_same_model_and_loss_has_a_window_of_its_own():
+    with observing() as observation:
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        for part, rate in ((model, 0.1), (model[2], 0.01)):
+            optimizer = torch.optim.SGD(part.parameters(), lr=rate)
+            for _ in range(40):
+                optimizer.zero_grad()
+                model(torch.randn(16, 4)).square().mean().backward()
+                optimizer.step()
+    assert observation.step.late.begins == 40

@@ -33,6 +33,10 @@ def findings(name: str, recording: Recording, samples: int) -> Iterator[Finding]
     module, factors = next(iter(found.items()))
     names = [parameter.name for held in found.values() for parameter in held]
     layer = recording.layer_at(module)
+    tracks = [recording.of_parameter(name, Stat.RMS, Role.WEIGHT_GRADIENT) for name in names]
+    began = min(
+        (int(track.steps[0]) for track in tracks if track is not None), default=0
+    )  # a part that was added later
     more = f" (and those of {len(found) - 1} more modules)" if len(found) > 1 else ""
     code = "\n".join(
         f"torch.nn.init.kaiming_uniform_({expression(recording, held[0].name)}, a=5**0.5)" for held in found.values()
@@ -42,7 +46,7 @@ def findings(name: str, recording: Recording, samples: int) -> Iterator[Finding]
         f"{' and '.join(p.name for p in factors[:3])} all start at zero and never move{more}",
         Severity.ERROR,
         "They are factors of one product: the gradient of each is a multiple of the other, and so exactly zero for good.",
-        Location.at(layer.source if layer else None, module or None, step=0),
+        Location.at(layer.source if layer else None, module or None, step=began),
         (Evidence(f"largest gradient of {factors[0].name}", 0.0, "≤", 0.0),),
         (
             Fix(
@@ -52,7 +56,7 @@ def findings(name: str, recording: Recording, samples: int) -> Iterator[Finding]
                 Reach.MODEL,
             ),
         ),
-        first_step=0,
+        first_step=began,
         places=tuple(names),
         share=len(names) / max(1, sum(p.requires_grad for p in recording.parameters.values())),
     )
