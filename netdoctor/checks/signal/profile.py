@@ -100,6 +100,18 @@ def varies(recording: Recording) -> bool:
     return any((at(recording.of_layer(layer, Stat.BATCH_STD), 0) or 0.0) > 0 for layer in recording.layers)
 
 
+def cut(recording: Recording, dead: float) -> bool:
+    """Whether this share of a layer's units gives exactly 0 from the start: such a signal is cut, not shrunk."""
+    tracks = (recording.of_layer(layer, Stat.UNIT_ACTIVE) for layer in recording.layers)
+    return any(track is not None and 1 - track.first >= dead for track in tracks)
+
+
+def left(recording: Recording, found: Profile, index: int) -> float:
+    """The variation over the batch that is left at the last hidden layer at a sample, as a share of its scale."""
+    layer = found.layers[-2]
+    return (signal(recording, layer, index) or 0.0) / (scale(recording, layer, index) or 1.0)
+
+
 def gradient_ratio(recording: Recording, layer: Layer, early: bool = True) -> float | None:
     """Median of rms(gradient) / rms(weight) over the first (or last) 8 sampled steps; None where that says nothing.
 

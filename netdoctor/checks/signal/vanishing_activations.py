@@ -24,7 +24,8 @@ class VanishingActivations(Check):
     Why it hurts: the output no longer depends on the input and the gradient reaches the early layers as little.
     How it is decided: a line is fitted to log10 of the outputs' standard deviation over the batch (biases keep the
     root mean square up when the signal is gone) over the weight layers at step 0; the total must be 1e-3 or less. It
-    counts when training does not work, when it is still so at the last step, or when nothing (1e-6) is left to the end.
+    counts when training does not work, when it is still so at the last step, or when nothing (1e-6) is left to the end;
+    and at 1e-4 when the loss stands still for 15 % of a run, until the signal is back, and less than half of it is lost.
     When it stays silent: training that learns and recovers (PyTorch's default initialisation shrinks a ReLU layer by
     0.4, 12 layers to 2e-5, and Adam mends it), as a codebook does; normalised, residual nets; sigmoids (vanishing-gradients).
     Fix: variance-scaling initialisation for the activation in use; no hand-made shrinking; normalisation; shortcuts.
@@ -41,20 +42,27 @@ class VanishingActivations(Check):
 
     decades: float = 3.0  # a 6-layer default MLP (2.4) trains with plain SGD; a loss that does not fall must come too
     layers: int = 4  # three steps between layers: fewer cannot show geometric decay
+    gone: float = 4.0  # decades where the signal comes back, and yet much of the run was lost until it did
     nothing: float = 1e-6  # of the scale: 10 times float32's resolution, so that the next layers see rounding
     dead: float = 0.9  # share of a layer's units; He-initialised layers start with none, narrow ones with a few
     sigmoids: float = 0.5  # share of activations: then the slope of 1/4 per layer is the cause (vanishing-gradients)
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         found = [p for p in self._profiles(recording, 0) if -p.total >= self.decades]
-        if not found or self._cut(recording):
+        if not found or depth.cut(recording, self.dead):
             return
         worst, loss = min(found, key=lambda p: p.total), trend.judge(recording)
-        lost = not loss.learning and max(self._left(recording, worst, index) for index in (0, -1)) <= self.nothing
+        lost = not loss.learning and max(depth.left(recording, worst, index) for index in (0, -1)) <= self.nothing
         if outcome.hurt(loss) or lost:
             yield self._finding(recording, worst, Severity.ERROR, loss)
-        elif loss.learning and any(-p.total >= self.decades for p in self._profiles(recording, -1)):
+        elif loss.learning and (self._stays(recording) or self._late(recording, worst, loss)):
             yield self._finding(recording, worst, Severity.WARNING, loss)
+
+    def _stays(self, recording: Recording) -> bool:
+        return any(-p.total >= self.decades for p in self._profiles(recording, -1))
+
+    def _late(self, recording: Recording, worst: Profile, loss: trend.Trend) -> bool:
+        return -worst.total > self.gone and outcome.lost_its_beginning(recording, loss)
 
     def _profiles(self, recording: Recording, index: int) -> Iterator[Profile]:
         for chain in depth.weighted(recording):
@@ -67,16 +75,6 @@ class VanishingActivations(Check):
             return False
         plain = depth.profile(found.layers, partial(depth.scale, recording), self.layers)
         return plain is None or -plain.total < self.decades
-
-    def _cut(self, recording: Recording) -> bool:
-        """Whether a layer's units give exactly 0 from the start: such a signal is cut, not shrunk (dead-relu says so)."""
-        tracks = (recording.of_layer(layer, Stat.UNIT_ACTIVE) for layer in recording.layers)
-        return any(track is not None and 1 - track.first >= self.dead for track in tracks)
-
-    def _left(self, recording: Recording, found: Profile, index: int) -> float:
-        """The variation over the batch that is left at the last hidden layer at a sample, as a share of its scale."""
-        layer = found.layers[-2]
-        return (signal(recording, layer, index) or 0.0) / (depth.scale(recording, layer, index) or 1.0)
 
     def _finding(self, recording: Recording, found: Profile, severity: Severity, loss: trend.Trend) -> Finding:
         place, last = depth.begin(recording, found, partial(signal, recording)), found.layers[-1]

@@ -36,6 +36,18 @@ def test_a_signal_that_stays_gone_is_a_warning_though_the_loss_falls() -> None:
     assert findings(CHECK, chain(shrinking(5), FALLING).done())[0].severity is Severity.WARNING
 
 
+@pytest.mark.parametrize(
+    ("decades", "still", "end", "fires"),
+    [(5.0, 0.3, 1.6, True), (3.9, 0.3, 1.6, False), (5.0, 0.1, 1.6, False), (5.0, 0.3, 0.9, False)],
+)
+def test_a_run_that_lost_its_beginning(decades: float, still: float, end: float, fires: bool) -> None:
+    """The signal comes back at step 20 of 40; until then, or for less, nothing was learned."""
+    levels = [lambda step, k=k: 10 ** (-decades * k / 7) if step < 20 else 1.0 for k in range(8)]
+    loss = lambda step: 2.3 if step <= 40 * still else 2.3 + (end - 2.3) * (step - 40 * still) / (40 * (1 - still))  # noqa: E731
+    found = findings(CHECK, chain(levels, loss).done())
+    assert [f.severity for f in found] == [Severity.WARNING] * fires
+
+
 @pytest.mark.parametrize(("left", "fires"), [(1e-5, False), (1e-8, True)])
 def test_unknown_training_needs_a_lost_signal(left: float, fires: bool) -> None:
     levels = [left ** (k / 6) for k in range(8)]
