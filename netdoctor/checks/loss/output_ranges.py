@@ -47,6 +47,8 @@ def conflict(comparison: Comparison, target: Value, outside: float) -> tuple[str
     low, high = RANGES[maker.name]
     if maker.name in DIPS and (loss.name in OTHERS_SAY or maker.attributes.get("alpha", 1.0) != 1.0):
         return None
+    if maker.name in DIPS and comparison.prediction.low == comparison.prediction.high:
+        return None  # what makes it constant stands before the activation
     if maker.name == "softmax" and _over_one(comparison):
         return "is over a single unit, so it is always 1", Evidence("units of the softmax", 1.0, "<", 2.0)
     if loss.name in OTHERS_SAY:

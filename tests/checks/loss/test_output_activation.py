@@ -40,6 +40,15 @@ def test_a_regression_must_reach_its_targets(activation, low, high, fires):
     assert all(f.fixes[0].code == "return self.fc(x)" for f in found)
 
 
+@pytest.mark.parametrize(("activation", "fires"), [("silu", False), ("relu", True)])
+def test_an_output_that_is_one_number_has_another_cause(activation, fires):
+    """A ReLU that is dead gives one number as well; what dips and comes back does not."""
+    step = regression(activation, -2.0, 2.0)
+    prediction = step.graph.operations[-1].inputs[0]
+    step.graph.values[prediction] = replace(step.graph.values[prediction], low=0.4, high=0.4)
+    assert bool(judged(OutputActivation(), step)) is fires
+
+
 @pytest.mark.parametrize(("highest", "fires"), [(1.24, False), (1.26, True), (7.0, True)])
 def test_a_target_may_grow_beyond_what_it_was_in_the_first_step(highest, fires):
     step = regression("tanh", -0.5, 0.5)
