@@ -14,7 +14,8 @@ from netdoctor.recording import Recording
 DRAWS = 64  # random batches per step; the mean of their entropies is then known to a few percent
 SMALL = 16  # numbers per sample: more are an image or a sequence, which is no label
 STAYS = 0.5  # of the batches are mostly of the class that the one before was of
-FAR, PAIRS = 10, 5  # steps apart, after which a shuffle buffer holds other samples; pairs of batches for a mean
+FAR = 10  # steps apart, after which a shuffle buffer holds other samples
+PAIRS, MOST = 5, 64  # of batches: for a mean, and as many as make it sure
 FEWEST = 4  # samples in a batch: fewer have hardly any mixture
 
 
@@ -71,10 +72,13 @@ def mixing(target: TensorFacts) -> Mixing | None:
 def _lasting(counts: Array, steps: Array) -> float:
     """Mean overlap of the class shares of batches one step apart, less that of batches at least `FAR` steps apart."""
     shares = counts / counts.sum(axis=1, keepdims=True)
-    gaps = np.abs(np.subtract.outer(steps, steps))
-    overlaps = np.minimum(shares[:, None, :], shares[None, :, :]).sum(axis=2)
-    near, far = overlaps[gaps == 1], overlaps[gaps >= FAR]
-    return float(near.mean() - far.mean()) if len(near) >= 2 * PAIRS and len(far) >= 2 * PAIRS else 0.0
+    gaps = np.subtract.outer(steps, steps)
+    near, far = (np.argwhere(which) for which in (gaps == 1, gaps >= FAR))
+    if min(len(near), len(far)) < PAIRS:
+        return 0.0
+    far = far[:: -(-len(far) // MOST)]
+    near_overlap, far_overlap = (np.minimum(shares[p[:, 0]], shares[p[:, 1]]).sum(axis=1).mean() for p in (near, far))
+    return float(near_overlap - far_overlap)
 
 
 def _random(shares: Array, sizes: Array) -> tuple[Array, Array]:
