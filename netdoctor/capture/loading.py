@@ -82,9 +82,7 @@ class LoaderClock:
             batch = original(loader)
             observer.containment.run("data loading", self._got, loader, began, clock())
             if observer.detailed:
-                observer.containment.run(
-                    "data loading", lambda: observer.data.see_batch(observer.step, batch, _begun(loader))
-                )
+                observer.containment.run("data loading", self._handed_out, loader, batch)
             return batch
 
         return __next__
@@ -101,6 +99,13 @@ class LoaderClock:
         self._waited += ended - began
         self._batches += 1
         self._plain = self._plain and not observer.detailed and not observer.mode.on
+
+    def _handed_out(self, loader: Any, batch: Any) -> None:
+        """A batch of a measured step, of so many where its iterator has just begun; the first line that does so is kept."""
+        observer, first_of = self._observer, _begun(loader)
+        if first_of > 1 and "loader begun" not in observer.recorder.counts:
+            observer.recorder.count("loader begun", observer.step, source=user_line())
+        observer.data.see_batch(observer.step, batch, first_of)
 
     def _close_step(self, loader: Any, now: float) -> None:
         if not self._plain or self._observer.step != self._step + 1:

@@ -78,6 +78,8 @@ def repeated(loader: Any, seeded: bool = False, anew: bool = True) -> tuple[obje
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
+    begun = [event.source.text for event in session.recording.events if event.kind == "loader begun" and event.source]
+    assert begun == ["x, y = next(iter(loader))"] * (loader is not None and len(loader) > 1)
     facts = session.recording.facts
     return facts["first_of_batches"], facts["inputs_made_anew"]
 

@@ -27,7 +27,7 @@ def classes(recording: Recording, facts: TensorFacts, mixed: Mixing, poor: float
     says += "and unteaches the others."
     title = f"the data is not shuffled: {np.exp(mixed.entropy):.2g} of {mixed.classes} classes in a batch (mean)"
     evidence = Evidence("entropy of the labels in a batch", mixed.entropy, "<", poor * mixed.expected, "nats")
-    at = _built(recording)
+    at = _line(recording, "loader built")
     return _finding(at or location(facts), title, grade, says, evidence, _shuffle(at, recording))
 
 
@@ -37,7 +37,7 @@ def values(recording: Recording, facts: TensorFacts, spread: float) -> Finding:
     says = "The samples come in order, so each update fits one part of the targets' range and spoils the others."
     title = f"the data is not shuffled: a batch has {100 * within / facts.std:.0f} % of the targets' spread"
     evidence = Evidence("standard deviation of the target in a batch", within, "<", spread * facts.std)
-    at = _built(recording)
+    at = _line(recording, "loader built")
     return _finding(at or location(facts), title, Severity.WARNING, says, evidence, _shuffle(at, recording))
 
 
@@ -78,12 +78,13 @@ def again(recording: Recording, steps: int) -> Finding | None:
         fix = Fix(
             "draw-anew", "Make the generator once, outside of the function that draws the batch.", DRAW, Reach.RUN
         )
-    return _finding(location(facts), title, Severity.ERROR if worse else Severity.WARNING, says, evidence, fix)
+    at = _line(recording, "loader begun") if batches > 1 else None
+    return _finding(at or location(facts), title, Severity.ERROR if worse else Severity.WARNING, says, evidence, fix)
 
 
-def _built(recording: Recording) -> Location | None:
-    """Where the training's DataLoader is built, if it has one."""
-    made = next((event.source for event in recording.events if event.kind == "loader built" and event.source), None)
+def _line(recording: Recording, kind: str) -> Location | None:
+    """Where the training's DataLoader is built ("loader built"), or first asked for a batch ("loader begun"), if it has one."""
+    made = next((event.source for event in recording.events if event.kind == kind and event.source), None)
     return None if made is None else Location.at(made)
 
 
