@@ -23,8 +23,9 @@ def ratios(recording: Recording, most: float) -> Iterator[tuple[Layer, float]]:
         elif track is not None and np.isfinite(track.values).any():
             yield layer, float(np.quantile(track.values[np.isfinite(track.values)], most))
     layers = recording.of_kind(Kind.LINEAR, Kind.RECURRENT)
-    for path in dict.fromkeys(layer.path for layer in layers if layer.call >= REPEATS - 1):
-        calls = [layer for layer in layers if layer.path == path]
+    # A recurrence has the same weights at every position; a loop over weights of their own is depth.
+    for path, weight in dict.fromkeys((layer.path, layer.weight) for layer in layers if layer.call >= REPEATS - 1):
+        calls = [layer for layer in layers if (layer.path, layer.weight) == (path, weight)]
         found = profile(calls, lambda call: scale(recording, call, 0, Role.OUTPUT_GRADIENT), REPEATS)
         if found is not None:  # of the first calls alone: the line is drawn on to the last one
             steps = max(_called(recording, path), len(found.layers)) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -55,7 +56,10 @@ def test_a_cell_called_in_a_loop(growth: float, fires: bool) -> None:
     build = Builder(60).loss(FLAT).facts(loss_family="cross_entropy", classes=10)
     for call in range(20):
         build.linear("cell", call=call, rms=1.0, gradient=1e-3 * growth ** (19 - call))
-    assert bool(findings(TIME, build.done())) is fires
+    recording = build.done()
+    assert bool(findings(TIME, recording)) is fires
+    recording.layers = [replace(layer, weight=f"w{layer.call}") for layer in recording.layers]
+    assert not findings(TIME, recording)  # a loop over weights of their own is depth
 
 
 @pytest.mark.parametrize(("mean", "fires"), [(0.0, True), (0.12, True), (0.13, False), (0.25, False)])
