@@ -54,9 +54,9 @@ def examine(recording: Recording, end: int, fewest: int, enough: float) -> Itera
     active if it is in any call; so are calls of one line that no weights feed (a decoder's embedding, first of the start token
     alone). Calls that different layers feed (one nn.ReLU used all over) are judged apart.
     """
-    for group in _groups(recording):
+    for fed, group in _groups(recording):
         tracks = [before(track, end) for layer in group if (track := recording.of_layer(layer, Stat.UNIT_ACTIVE))]
-        yield _liveness(recording, group, tracks, fewest, enough) or group[0]
+        yield _liveness(recording, group, fed, tracks, fewest, enough) or group[0]
 
 
 def died(recording: Recording, share: float = 0.5, fewest: int = 4, enough: float = 256.0) -> bool:
@@ -68,19 +68,20 @@ def died(recording: Recording, share: float = 0.5, fewest: int = 4, enough: floa
     )
 
 
-def _groups(recording: Recording) -> list[list[Layer]]:
-    groups: dict[tuple[str, str, str], list[Layer]] = {}
+def _groups(recording: Recording) -> list[tuple[Layer | None, list[Layer]]]:
+    """The calls that are one set of units, each with the layer that feeds the first of them."""
+    groups: dict[tuple[str, str, str], tuple[Layer | None, list[Layer]]] = {}
     for layer in recording.layers:
         if recording.of_layer(layer, Stat.UNIT_ACTIVE) is not None:
             fed = feeder(recording, layer)
             line = f"line {layer.source.line}" if layer.type.islower() and layer.source else f"call {layer.call}"
             weight = fed.weight if fed is not None and fed.weight else line
-            groups.setdefault((layer.path, layer.type, weight), []).append(layer)
+            groups.setdefault((layer.path, layer.type, weight), (fed, []))[1].append(layer)
     return list(groups.values())
 
 
 def _liveness(
-    recording: Recording, group: list[Layer], tracks: list[Track], fewest: int, enough: float
+    recording: Recording, group: list[Layer], fed: Layer | None, tracks: list[Track], fewest: int, enough: float
 ) -> Liveness | None:
     steps, active = _any_call(tracks)
     if len(steps) == 0:
@@ -93,7 +94,6 @@ def _liveness(
             return None
     dead: NDArray[np.bool_] = np.logical_not(np.any(active[start:], axis=0))
     ever = np.where(active, steps[:, None], -1).max(axis=0)
-    fed = feeder(recording, group[0])
     confirmed = _confirmed(recording, fed, dead, int(steps[start]), int(steps[-1]))
     window, seen = len(steps) - start, float(samples[start:].sum())
     return Liveness(group[0], fed, dead, ever, window, seen, int(steps[start]), _trained(recording, fed), confirmed)

@@ -57,7 +57,9 @@ def before(track: Track, end: int) -> Track:
 
 def feeder(recording: Recording, layer: Layer) -> Layer | None:
     """The weighted layer whose output the activation works on: the nearest one before it, across norms and dropout."""
-    for earlier in reversed([x for x in recording.layers if x.order < layer.order and x.model == layer.model]):
+    for earlier in reversed(recording.layers):
+        if earlier.order >= layer.order or earlier.model != layer.model:
+            continue
         if earlier.kind is Kind.LINEAR:
             return earlier
         if earlier.kind not in (Kind.NORM, Kind.DROPOUT, Kind.OTHER):
