@@ -9,6 +9,11 @@ from netdoctor.checks.numerics.rewriting import call_of, rewrite_where, source_o
 from netdoctor.recording import SourceLine
 
 _MODULES = {
+    "silu": "SiLU",
+    "gelu": "GELU",
+    "elu": "ELU",
+    "celu": "CELU",
+    "selu": "SELU",
     "softmax": "Softmax",
     "log_softmax": "LogSoftmax",
     "sigmoid": "Sigmoid",
@@ -21,9 +26,9 @@ def without(source: SourceLine | None, operation: str) -> str:
     """The line with the activation taken out: its argument instead of a call, `nn.Identity()` instead of a module."""
     text = "" if source is None else source.text
     module = _MODULES.get(operation, operation.title())
-    changed = re.sub(rf"\b(?:torch\.)?(?:nn\.)?{module}\([^()]*\)", "nn.Identity()", text)
-    if changed != text:
-        return changed
+    built = list(re.finditer(rf"\b(?:torch\.)?(?:nn\.)?{module}\([^()]*\)", text))
+    if built:  # the last one: the others on the line stand between layers
+        return f"{text[: built[-1].start()]}nn.Identity(){text[built[-1].end() :]}"
     return rewrite_where(text, lambda node, line: _argument(node, line, operation)) or ""
 
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from netdoctor.checks.loss.lines import without
 from netdoctor.checks.loss.output_activation import OutputActivation
 from netdoctor.finding import Severity
+from netdoctor.recording import SourceLine
 from tests.checks.data.facts import facts
 from tests.checks.loss.steps import BATCH, CLASSES, Step, judged
 
@@ -131,3 +133,12 @@ def test_a_sigmoid_before_its_loss_is_right():
     step = Step()
     step.loss_of("binary_cross_entropy", step.then("sigmoid", step.scores()), step.numbers((BATCH, CLASSES), 0))
     assert judged(OutputActivation(), step) == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "module"), [("relu", "ReLU"), ("silu", "SiLU"), ("gelu", "GELU"), ("tanh", "Tanh")]
+)
+def test_only_the_last_activation_of_a_line_is_taken_out(operation, module):
+    text = f"out = nn.Sequential(nn.Linear(8, 8), nn.{module}(), nn.Linear(8, 1), nn.{module}())"
+    cured = f"out = nn.Sequential(nn.Linear(8, 8), nn.{module}(), nn.Linear(8, 1), nn.Identity())"
+    assert without(SourceLine("train.py", 1, text), operation) == cured
