@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from netdoctor.recording import Layer, Recording, Role, Stat, Track, shared
 TOGETHER = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Liveness:
     """One rectifier: which units are dead in the window, and the last step in which each was active (-1: never)."""
 
@@ -30,17 +31,17 @@ class Liveness:
     trained: bool  # False for idle units of a frozen, pretrained part: no fault of this run
     zero_gradient: float  # share of the dead units whose incoming weights got exactly no gradient; NaN when unknown
 
-    @property
+    @cached_property
     def share(self) -> float:
         """The share of dead units."""
         return float(self.dead.mean())
 
-    @property
+    @cached_property
     def from_start(self) -> bool:
         """Whether most of the dead units never gave anything."""
         return bool(np.mean(self.last_active[self.dead] < 0) >= 0.5)
 
-    @property
+    @cached_property
     def died_after(self) -> int:
         """The step after which they died (the median over those that lived once)."""
         lived = self.last_active[self.dead & (self.last_active >= 0)]
@@ -92,11 +93,21 @@ def _liveness(
         start = late_start(steps, samples, fewest, enough / min(active.shape[1], TOGETHER))
         if start is None or active[start:].any():
             return None
-    dead: NDArray[np.bool_] = np.logical_not(np.any(active[start:], axis=0))
-    ever = np.where(active, steps[:, None], -1).max(axis=0)
+    dead: NDArray[np.bool_] = np.logical_not(active[start:].any(axis=0))
+    ever = _last_active(steps, active, start, dead)
     confirmed = _confirmed(recording, fed, dead, int(steps[start]), int(steps[-1]))
     window, seen = len(steps) - start, float(samples[start:].sum())
     return Liveness(group[0], fed, dead, ever, window, seen, int(steps[start]), _trained(recording, fed), confirmed)
+
+
+def _last_active(
+    steps: NDArray[np.int64], active: NDArray[np.bool_], start: int, dead: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Per unit the last step in which it gave something, -1 where it never did; of living units the end of the run, unasked."""
+    ever = np.full(dead.shape, steps[-1])
+    if dead.any():
+        ever[dead] = np.where(active[:start, dead], steps[:start, None], -1).max(axis=0, initial=-1)
+    return ever
 
 
 def _trained(recording: Recording, fed: Layer | None) -> bool:

@@ -44,14 +44,16 @@ def late_start(steps: NDArray[np.int64], samples: NDArray[np.float64], fewest: i
     """
     if len(steps) < fewest:
         return None
-    start = min(int(np.searchsorted(steps, LATE * steps[-1])), len(steps) - fewest)
+    start = min(int(steps.searchsorted(LATE * steps[-1])), len(steps) - fewest)
+    if samples[start:].sum() >= enough:
+        return start
     seen = np.flatnonzero(samples[::-1].cumsum()[::-1] >= enough)  # where a window with enough of them may begin
     return min(start, int(seen[-1])) if len(seen) else None
 
 
 def before(track: Track, end: int) -> Track:
     """The part of a track before a step."""
-    kept = int(np.searchsorted(track.steps, end))
+    kept = int(track.steps.searchsorted(end))
     return Track(track.steps[:kept], track.values[:kept])
 
 
