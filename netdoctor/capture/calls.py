@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from netdoctor.capture import functions
 from netdoctor.capture.source import user_position
 
 if TYPE_CHECKING:
@@ -25,8 +27,7 @@ def call_plain(observer: Observer, call: Original, module: nn.Module, args: Any,
     try:
         return call(module, *args, **kwargs)
     finally:
-        observer.passing = False
-        observer.stack.clear()
+        observer.pattern.left()
 
 
 def call_known(observer: Observer, call: Original, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -42,7 +43,7 @@ def call_known(observer: Observer, call: Original, module: nn.Module, args: Any,
         return call(module, *args, **kwargs)
     finally:
         observer.measuring = False
-        observer.stack.clear()
+        observer.pattern.left()
 
 
 def call_layer(observer: Observer, call: Original, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -68,6 +69,24 @@ def known_function(observer: Observer, name: str, args: Any, kwargs: Any) -> Non
     observer.pattern.called(name, args, kwargs)
     if observer.light is not None and observer.detailed and observer.data.wants(name):
         observer.data.see_operation(observer.step, name, args, kwargs, user_position(), observer.value_of)
+
+
+def known_operation(observer: Observer, call: Original, args: Any, kwargs: Any) -> None:
+    """An operation of the loop's own was called while only these are looked at, or in the trial step."""
+    observer.pattern.operation(call, args, kwargs)
+    if observer.light is not None and observer.detailed and observer.mode.thin:
+        name = functions.spoken_name(call)
+        if name and torch.is_grad_enabled() and observer.data.wants(name):
+            observer.ours(
+                "compared",
+                observer.data.see_operation,
+                observer.step,
+                name,
+                args,
+                kwargs,
+                user_position(),
+                observer.value_of,
+            )
 
 
 def _enter(observer: Observer, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -129,11 +131,33 @@ def reflection(name: str) -> dict[str, float | str | bool]:
 
 def mutates(name: str, kwargs: dict[str, Any]) -> bool:
     """Whether the call changes its first argument in place."""
-    if name in _SETTERS or kwargs.get("inplace") is True:
+    return _in_place(name) or (bool(kwargs) and kwargs.get("inplace") is True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _in_place(name: str) -> bool:
+    if name in _SETTERS:
         return True
     if name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__"):
         return True
     return name.endswith("_") and not name.endswith("__")
+
+
+_DRAWING = re.compile(
+    "drop|rand|normal|bernoulli|multinomial|poisson|binomial|uniform|exponential|cauchy|geometric|gamma|dirichlet|rrelu|gumbel"
+    "|fractional|attention|lstm|gru|rnn|^apply$|^__call__$|checkpoint|^map_?$|^cond$|scan|^init_"
+)
+
+
+def may_draw(function: Callable[..., Any], name: str) -> bool:
+    """Whether a call may ask a random generator: by its name among torch's own functions, always among others."""
+    home: str = getattr(function, "__module__", None) or "torch"  # built-in functions say none
+    return not home.startswith("torch") or _draws(name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _draws(name: str) -> bool:
+    return _DRAWING.search(name) is not None
 
 
 def is_library_leaf(module: nn.Module) -> bool:

@@ -18,15 +18,16 @@ from netdoctor.capture.exact import LayerOutputs
 from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
 from netdoctor.capture.identity import ByIdentity
 from netdoctor.capture.layers import LayerRecorder
+from netdoctor.capture.likeness import regular
 from netdoctor.capture.naming import ModuleNames, unwrapped
 from netdoctor.capture.operations import OperationMode
-from netdoctor.capture.pattern import Event, regular
+from netdoctor.capture.pattern import Event
 from netdoctor.capture.plain import PlainSteps
 from netdoctor.capture.program import Program
 from netdoctor.capture.recorder import Recorder, Schedule
 from netdoctor.capture.source import user_line, user_position
 from netdoctor.capture.step import Iteration
-from netdoctor.capture.tape import Backward, Entry, Tape, random_states
+from netdoctor.capture.tape import Backward, Entry, Tape, is_trained_leaf, random_states
 from netdoctor.capture.tree import tensors
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Origin
@@ -120,6 +121,7 @@ class Observer:
     def leave_pattern(self, seen: list[Event]) -> None:
         """The running step turned out to be another than expected; `seen` are its calls so far."""
         self.light, self.passing = None, False
+        self.mode.end_thin()
         if seen:  # the operations of its first part were not watched: it cannot be run again
             self.program.current = Iteration()
         self.on_leave(seen)
@@ -270,7 +272,7 @@ class Observer:
     ) -> tuple[Entry | None, tuple[int, ...]] | None:
         """Note the arguments of an operation before it may change them. None when it is of no interest."""
         mutates = functions.mutates(name, kwargs)
-        if mutates and _is_trained_leaf(args, kwargs):
+        if mutates and is_trained_leaf(args, kwargs):
             return None  # a weight is initialised, frozen, or moved by the loop itself: no part of what the loss is made of
         entry = None
         if self._unit is None and self.tape.depends(args, kwargs):
@@ -306,7 +308,8 @@ class Observer:
         changed = args[0] if mutates and args else None
         if isinstance(changed, Tensor) and self.tape.slot(changed) is None and not changed.requires_grad:
             encoded = (self.tape.encode(changed.detach().clone()), *encoded[1:])  # its value from before the change
-        entry = Entry(function, None, encoded, self.tape.encode(kwargs), context=random_states(False))
+        context = random_states(False, functions.may_draw(function, name))
+        entry = Entry(function, None, encoded, self.tape.encode(kwargs), context=context)
         entry.mutates, entry.name, entry.position = mutates, name, user_position()
         entry.nth = self.pattern.number(function) if torch.is_grad_enabled() else 0
         return entry
@@ -393,8 +396,3 @@ class Observer:
 
 
 _TOO_LATE = "on this device a step is only heard of after it, when the weights have moved: it could not be run again"
-
-
-def _is_trained_leaf(args: Any, kwargs: Any) -> bool:
-    first = next(tensors((args, kwargs)), None)
-    return first is not None and first.is_leaf and first.requires_grad

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 
 from netdoctor.capture import functions
+from netdoctor.capture.calls import known_operation
 
 if TYPE_CHECKING:
     from netdoctor.capture.observer import Observer
@@ -32,9 +33,11 @@ class OperationMode(TorchFunctionMode):
         super().__init__()
         self._observer = observer
         self.on = False
+        self.thin = False  # only the operations of the loop's pattern are of interest: see operands.py
 
-    def enter(self) -> None:
+    def enter(self, thin: bool = False) -> None:
         """Start watching, below all modes of the user's: they end in any order with ours. May be called when already on."""
+        self.thin = thin
         if not self.on:
             above = _popped(lambda mode: isinstance(mode, DeviceContext))  # which insists on being the lowest
             torch._C._push_on_torch_function_stack(self)
@@ -52,6 +55,11 @@ class OperationMode(TorchFunctionMode):
             for mode in reversed(above):
                 torch._C._push_on_torch_function_stack(mode)
 
+    def end_thin(self) -> None:
+        """Stop watching where only the operations of the pattern are of interest: it does not hold any longer."""
+        if self.thin:
+            self.leave()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # The compiler traces through here, and must find nothing of ours; inside of torch.func tensors have no values to read.
@@ -59,6 +67,10 @@ class OperationMode(TorchFunctionMode):
             return func(*args, **kwargs)
         observer = self._observer
         func = observer.reported.get(func, func)
+        if observer.pattern.operations and not observer.suspended and not observer.stack:
+            observer.containment.run("operation of the pattern", known_operation, observer, func, args, kwargs)
+        if self.thin:
+            return func(*args, **kwargs)
         name = functions.spoken_name(func)
         if not name or observer.suspended or observer.in_backward:
             return func(*args, **kwargs)

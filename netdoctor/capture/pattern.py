@@ -1,9 +1,10 @@
 """The steps of a loop that repeats itself are followed by their calls alone.
 
 Once several steps in a row made the same calls (zero_grad, model, loss function, backward, optimizer step) on the same objects, the
-operations between them are known: only what the model and the loss function are given is new. From then on nothing is watched
-between those calls, which makes a plain step cheap, and a step can still be put together for a replay: the known operations with
-the new arguments. The first call that is not the expected one ends this, and the step goes on as any other.
+operations between them are known: only what the model, the loss function and operations of the loop's own (operands.py) are given
+is new. From then on nothing else is watched, which makes a plain step cheap, and a step can still be put together for a replay:
+the known operations with the new arguments. The first call that is not the expected one ends this, and the step goes on as any
+other.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netdoctor.capture.naming import unwrapped
-from netdoctor.capture.tape import Backward, Constant, Context, Entry, Leaf, Slot, random_states, version, walk
+from netdoctor.capture.likeness import meanings_of, of_functional, same_step
+from netdoctor.capture.operands import Key, Trial, counts, key_of, module_key
+from netdoctor.capture.tape import Backward, Constant, Context, Entry, random_states, version
 from netdoctor.capture.tree import substitute, tensors
 
 if TYPE_CHECKING:
@@ -64,10 +65,14 @@ class Pattern:
         self._probed: dict[str, int] | None = (
             None  # calls that were reported in a trial step, before the pattern is relied on
         )
+        self.operations: frozenset[Key] = frozenset()  # of the loop's own, among the pattern's calls: see operands.py
+        self._trial: Trial | None = None  # what these report in the trial step
+        self._before: list[int] = []  # how many of these calls there are before each backward
+        self._reported = 0  # of these calls, in this step
         self._events: list[Event] = [("end",)]
         self._cursor = 0
-        self._counts: dict[int, int] = {}  # calls of each module and function in a step that is watched in full
-        self._calls: dict[int | str, list[Call]] = {}  # of each module and function in a step that follows the pattern
+        self._counts: dict[Key, int] = {}  # calls of each module and function in a step that is watched in full
+        self._calls: dict[Key, list[Call]] = {}  # of each module and function in a step that follows the pattern
         self._built: list[Backward | float | None] = []  # a number where it is yet to be put together: its loss
         self._filled: dict[int, Entry | None] = {}
         # Asked to report the calls of a function of torch.nn.functional.
@@ -79,11 +84,14 @@ class Pattern:
         """A call of a step that is watched in full."""
         if self._template is None or self._probed is not None:
             self._trace.append(event)
+        if self._trial is not None and event[0] == "backward":
+            self._trial.before.append(self._reported)
 
     def number(self, of: Any) -> int:
         """The how-manieth call of a module or function in this step this is, from 0."""
-        count = self._counts.get(id(of), 0)
-        self._counts[id(of)] = count + 1
+        key = key_of(of)
+        count = self._counts.get(key, 0)
+        self._counts[key] = count + 1
         return count
 
     def spoil(self) -> None:
@@ -94,9 +102,10 @@ class Pattern:
         """A step is over that was watched in full."""
         events, self._trace = self._trace, []
         self._counts.clear()
+        self._reported = 0
         spoiled, self._spoiled = self._spoiled, False
         if self._probed is not None:
-            self._try_out(events)
+            self._try_out(events, backwards)
         if self._template is not None or self._tries >= TRIES or self._misses >= MISSES:
             self._last = None
             return
@@ -105,7 +114,7 @@ class Pattern:
         good = not spoiled and bool(events) and events[-1][0] == "step" and count == len(backwards) > 0
         last, self._last = self._last, (events, backwards) if good else None
         renewed: set[int] = set()
-        if last is None or not good or last[0] != events or not _same_step(last[1], backwards, renewed):
+        if last is None or not good or last[0] != events or not same_step(last[1], backwards, renewed):
             self._streak = 0
             return
         self._streak += 1
@@ -114,18 +123,23 @@ class Pattern:
             self._make(events, backwards, renewed)
 
     def _make(self, events: list[Event], backwards: list[Backward], renewed: set[int]) -> None:
-        names = frozenset(e.name for b in backwards for e in b.entries if id(e) in renewed and e.module is None)
+        new = [e for b in backwards for e in b.entries if id(e) in renewed]
+        loose = [e for e in new if e.module is None]
+        names = frozenset(e.name for e in loose if of_functional(e))
         for name in names:
             self.intercept(name)
-        blank = {id(e): _blank(e) for b in backwards for e in b.entries if id(e) in renewed}
-        kept = [replace(b, entries=[blank.get(id(e), e) for e in b.entries]) for b in backwards]
+        blank = {id(e): _blank(e) for e in new}
+        kept = [replace(b, entries=[blank.get(id(e)) or _going_on(e) for e in b.entries]) for b in backwards]
         self._template = Template(events, kept, {id(e) for e in blank.values()})
         self._events, self.functions = [*events, ("end",)], names
-        self._probed = dict.fromkeys(names, 0) if names else None
+        self.operations = frozenset(key_of(e.call) for e in loose if not of_functional(e))
+        self._probed = dict.fromkeys(names, 0) if loose else None
+        self._trial = Trial() if loose else None
 
-    def _try_out(self, events: list[Event]) -> None:
-        """Whether every known call of a function was reported: a script may hold a function under a name of its own."""
+    def _try_out(self, events: list[Event], backwards: list[Backward]) -> None:
+        """Whether every known call was reported: a script may hold a function under a name of its own."""
         probed, self._probed = self._probed, None
+        trial, self._trial = self._trial, None
         if self._template is None or probed is None:
             return
         wanted = {id(e): e.name for b in self._template.backwards for e in b.entries if id(e) in self._template.renewed}
@@ -136,6 +150,11 @@ class Pattern:
             self._template, self._misses = None, MISSES
         elif events != self._template.events:
             self._template, self._streak = None, 0
+        elif trial is not None and not trial.agrees(backwards, self.operations):
+            self._template, self._misses = None, MISSES
+        self._before = [] if trial is None else trial.before
+        if self._template is None:
+            self.operations = frozenset()
 
     # --- following ---------------------------------------------------------------------------------------------------
 
@@ -146,12 +165,17 @@ class Pattern:
 
     def begin(self) -> None:
         """A step begins that is expected to be like the ones before."""
-        self._cursor = 0
+        self._cursor = self._reported = 0
         self._calls, self._built, self._filled = {}, [], {}
+
+    def _complete(self) -> bool:
+        """Whether the loop's own operations ran as often as they do before the backward call that is coming."""
+        number = len(self._built)
+        return not self.operations or (number < len(self._before) and self._reported == self._before[number])
 
     def expects(self, *event: Any) -> bool:
         """Whether this is the next call of the pattern; when it is not, the pattern is given up."""
-        if self._events[self._cursor] == event:
+        if self._events[self._cursor] == event and (event[0] != "backward" or self._complete()):
             self._cursor += 1
             return True
         self.leave()
@@ -161,13 +185,15 @@ class Pattern:
         """The running step is another than expected: it is watched as any other from here on."""
         seen = self._events[: self._cursor]
         self._template, self._events, self._streak, self._tries = None, [("end",)], 0, 0
+        self.operations = frozenset()
         self._misses += 1
         self._calls, self._filled, self._trace, self._spoiled = {}, {}, list(seen), True
         self._observer.leave_pattern(seen)
 
     def release(self) -> None:
         """Let go of models, batches and optimizers."""
-        self._template, self._last, self._events = None, None, [("end",)]
+        self._template, self._last, self._events, self._trial = None, None, [("end",)], None
+        self.operations = frozenset()
         self._calls, self._built, self._filled, self._misses = {}, [], {}, MISSES
         self._observer.light = None
 
@@ -177,7 +203,7 @@ class Pattern:
             return False
         if not self.expects("unit", id(module), module.training):
             return False
-        self._keep(id(module), args, kwargs)
+        self._keep(id(module), args, kwargs, module=True)
         return True
 
     def called(self, name: str, args: Any, kwargs: Any) -> None:
@@ -191,11 +217,25 @@ class Pattern:
         if not known or self._observer.light is None or not torch.is_grad_enabled():
             return
         if isinstance(first, Tensor) and first.requires_grad:
-            self._keep(name, args, kwargs)
+            self._keep(name, args, kwargs, module=False)
 
-    def _keep(self, key: int | str, args: Any, kwargs: Any) -> None:
+    def operation(self, call: Any, args: Any, kwargs: Any) -> None:
+        """A function of torch was called outside of any model."""
+        key = key_of(call)
+        if key not in self.operations or not torch.is_grad_enabled() or not counts(args, kwargs):
+            return
+        self._reported += 1
+        if self._trial is not None:
+            self._trial.see(key, args, kwargs)
+        elif self._observer.light is not None:
+            self._keep_operation(key, args, kwargs)
+
+    def _keep_operation(self, key: Key, args: Any, kwargs: Any) -> None:
+        self._keep(key, args, kwargs, module=False)
+
+    def _keep(self, key: Key, args: Any, kwargs: Any, module: bool) -> None:
         kept = self._observer.program.capturing
-        context = random_states(kept) if kept or not isinstance(key, str) else None
+        context = random_states(kept) if kept or module else None
         versions = [version(t) for t in tensors((args, kwargs))] if kept else []
         self._calls.setdefault(key, []).append(Call(args, kwargs, context, versions))
 
@@ -223,8 +263,8 @@ class Pattern:
         self._built.append(made)
         return made
 
-    def given(self, key: int | str) -> list[Call]:
-        """The calls of a module or function in the running step."""
+    def given(self, key: Key) -> list[Call]:
+        """The calls of a module, function or operation in the running step."""
         return self._calls.get(key, [])
 
     def _entries(self, known: Backward, renewed: set[int]) -> list[Entry] | None:
@@ -234,7 +274,7 @@ class Pattern:
                 found.append(entry)
                 continue
             if id(entry) not in self._filled:
-                calls = self.given(entry.name if entry.module is None else id(entry.module))
+                calls = self.given(module_key(entry, self.functions))
                 self._filled[id(entry)] = _fill(entry, calls[entry.nth]) if entry.nth < len(calls) else None
             filled = self._filled[id(entry)]
             if filled is None:
@@ -248,22 +288,18 @@ def call_site(frame: FrameType) -> Event:
     return "backward", frame.f_code, frame.f_lineno
 
 
-def regular(module: nn.Module) -> bool:
-    """Whether a pattern may hold calls of this module: wrapped and compiled ones do more than they show."""
-    compiled = getattr(module, "_compiled_call_impl", None) is not None
-    return unwrapped(module) is module and not compiled and not isinstance(module, torch.jit.ScriptModule)
-
-
-def _meanings(entry: Entry) -> list[Any]:
-    found: list[Any] = []
-    walk((entry.args, entry.kwargs), found.append)
-    return found
-
-
 def _blank(entry: Entry) -> Entry:
     """An entry whose arguments are only told by what they mean: what this step was given is let go."""
-    kept = [None if isinstance(meaning, Constant) else meaning for meaning in _meanings(entry)]
+    kept = [None if isinstance(meaning, Constant) else meaning for meaning in meanings_of(entry)]
     return replace(entry, args=kept, kwargs={}, outputs=list(entry.outputs))
+
+
+def _going_on(entry: Entry) -> Entry:
+    """An entry as it is; what it draws goes on from the model's random numbers, which are this step's."""
+    context = entry.context
+    if entry.module is not None or context is None or context.cpu_random is None:
+        return entry
+    return replace(entry, outputs=list(entry.outputs), context=replace(context, cpu_random=None, cuda_random=None))
 
 
 def _fill(entry: Entry, call: Call) -> Entry | None:
@@ -285,62 +321,3 @@ def _fill(entry: Entry, call: Call) -> Entry | None:
         context = replace(context, autocast=entry.context.autocast)
     modes = () if entry.module is None else tuple(child.training for child in entry.module.modules())
     return replace(entry, args=args, kwargs=kwargs, context=context, modes=modes)
-
-
-def _same_step(first: list[Backward], second: list[Backward], renewed: set[int]) -> bool:
-    """Whether two steps did the same, up to what models and loss functions were given. Fills `renewed` with the ids of the
-    second one's entries whose arguments are new."""
-    numbers: dict[int, int] = {}
-    for a, b in zip(first, second, strict=True):
-        plain = not (a.retain or b.retain or any(s is not None for s in (*a.seeds, *b.seeds)))
-        if not plain or a.position != b.position or len(a.entries) != len(b.entries) or a.fresh != b.fresh:
-            return False
-        for old, new in zip(a.entries, b.entries, strict=True):
-            if not _same_entry(old, new, numbers, renewed):
-                return False
-            numbers.update(zip(old.outputs, new.outputs, strict=True))
-        if [numbers.get(slot.number) for slot in a.losses] != [slot.number for slot in b.losses]:
-            return False
-    return True
-
-
-def _same_entry(old: Entry, new: Entry, numbers: dict[int, int], renewed: set[int]) -> bool:
-    x, y = old.context, new.context
-    if x is None or y is None or not (x.grad and y.grad) or x.autocast != y.autocast:
-        return False
-    if new.module is None and x.autocast is not None:
-        return False
-    alike = old.call is new.call and old.module is new.module and (old.mutates, old.nth) == (new.mutates, new.nth)
-    if not alike or old.position != new.position or len(old.outputs) != len(new.outputs):
-        return False
-    if new.module is None and _same((old.args, old.kwargs), (new.args, new.kwargs), numbers):
-        return True
-    function = vars(F).get(new.name)
-    if new.module is None and new.call not in (function, getattr(function, "__wrapped__", None)):
-        return False
-    if new.module is not None and not regular(new.module):
-        return False
-    renewed.add(id(new))
-    a, b = _meanings(old), _meanings(new)
-    return len(a) == len(b) and all(
-        (isinstance(p, Constant) and isinstance(q, Constant)) or _same(p, q, numbers) for p, q in zip(a, b, strict=True)
-    )
-
-
-def _same(a: Any, b: Any, numbers: dict[int, int]) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Slot):
-        return bool(numbers.get(a.number) == b.number)
-    if isinstance(a, Leaf):
-        return bool(a.tensor is b.tensor)
-    if isinstance(a, Constant):
-        return bool(a.tensor is b.tensor and a.version == b.version)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_same(x, y, numbers) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key], numbers) for key in a)
-    try:
-        return bool(a is b or a == b)
-    except Exception:  # things that cannot be compared may differ
-        return False

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from netdoctor.capture import late, norms, tripwire
 from netdoctor.capture.containment import STRIKES
 from netdoctor.capture.exact import LayerOutputs
+from netdoctor.capture.operands import Key
 from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.pattern import Call, Event, Pattern
 from netdoctor.capture.products import products
@@ -39,7 +40,7 @@ _WARY_GROWTH, _WARY_STEPS = (
     10.0,
     32,
 )  # a number that grew so much from one step to the next: so many steps are not plain
-Passed = tuple[int | str, Any, Any, "Tensor | None", "list[Tensor] | None"]  # key, arguments, random states
+Passed = tuple[Key, Any, Any, "Tensor | None", "list[Tensor] | None"]  # key, arguments, random states
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ class PlainSteps(Pattern):
 
     def again(self) -> None:
         """The same, after a plain step and before another one."""
-        self._cursor = 0
+        self._cursor = self._reported = 0
         self._built.clear()
         self._passed.clear()
         self._filled.clear()
@@ -177,11 +178,27 @@ class PlainSteps(Pattern):
             if isinstance(first, Tensor) and first.requires_grad:
                 self._passed.append((name, args, kwargs, None, None))
 
+    def left(self) -> None:
+        """An outermost module has run: nothing inside of it was looked at. What follows may be given something new."""
+        observer = self._observer
+        observer.passing = False
+        observer.stack.clear()
+        if self.operations:
+            observer.mode.enter(thin=True)
+
+    def _keep_operation(self, key: Key, args: Any, kwargs: Any) -> None:
+        if self.on:
+            self._passed.append((key, args, kwargs, None, None))
+        else:
+            super()._keep_operation(key, args, kwargs)
+
     def backward(self, loss: Tensor, frame: FrameType) -> bool:
         """`loss.backward()` is about to run, called from `frame`."""
+        if self._observer.mode.on:
+            self._observer.mode.leave()
         cursor = self._cursor
         event = self._events[cursor]
-        if event[0] != "backward" or event[1] is not frame.f_code:
+        if event[0] != "backward" or event[1] is not frame.f_code or (self.operations and not self._complete()):
             return False
         place = self._places[cursor]
         if (
@@ -297,7 +314,7 @@ class PlainSteps(Pattern):
 
     # --- putting a step together -------------------------------------------------------------------------------------
 
-    def given(self, key: int | str) -> list[Call]:
+    def given(self, key: Key) -> list[Call]:
         """The calls of a module or function in the running step, those of its plain part included."""
         passed = [
             Call(args, kwargs, None if state is None else Context(True, None, state, cuda), [])

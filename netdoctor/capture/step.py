@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from netdoctor.capture.frozen_norms import Frozen
 from netdoctor.capture.room import refuse_without_room
 from netdoctor.capture.tape import Backward, Constant, Context, Entry, Leaf, Slot, walk
-from netdoctor.capture.tree import tensors
+from netdoctor.capture.tree import PLAIN, tensors
 from netdoctor.errors import CannotReplayError
 
 SAME = 1e-4  # relative; on a CPU the loss comes back to the last bit, on a GPU sums may be taken in another order
@@ -184,6 +184,8 @@ class Replay:
         return module
 
     def _decode(self, thing: Any, clone: bool) -> Any:
+        if type(thing) in PLAIN:
+            return thing
         if isinstance(thing, Slot):
             if thing.number not in self._values:
                 raise CannotReplayError("it depends on a tensor that was made out of sight or in an earlier step")
@@ -244,7 +246,8 @@ def surroundings(context: Context | None) -> Iterator[None]:
     if context is None:
         yield
         return
-    torch.set_rng_state(context.cpu_random)
+    if context.cpu_random is not None:
+        torch.set_rng_state(context.cpu_random)
     if context.cuda_random is not None:
         torch.cuda.set_rng_state_all(context.cuda_random)
     if context.numpy_random is not None:

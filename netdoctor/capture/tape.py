@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from netdoctor.capture.births import Births
-from netdoctor.capture.tree import substitute, tensors
+from netdoctor.capture.tree import PLAIN, substitute, tensors
 
-_PRUNE_ENTRIES, _PRUNE_BYTES = 256, 64 << 20  # beyond what is in use: then calls that no backward can reach are dropped
+_PRUNE_ENTRIES, _PRUNE_BYTES = (
+    1_024,
+    64 << 20,
+)  # beyond what is in use: then calls that no backward can reach are dropped
 _RECENT = 64  # of them are kept though they ran without grad: a target of the running step may be among them
 
 
@@ -61,7 +64,7 @@ class Context:
 
     grad: bool
     autocast: tuple[str, torch.dtype] | None
-    cpu_random: Tensor
+    cpu_random: Tensor | None  # None for a call that draws nothing
     cuda_random: list[Tensor] | None
     numpy_random: Any = None
     python_random: Any = None
@@ -106,7 +109,10 @@ def version(tensor: Tensor) -> int:
 
 def walk(thing: Any, visit: Callable[[Any], None], depth: int = 0) -> None:
     """Call `visit` on every `Slot`, `Leaf` and `Constant` in rewritten arguments."""
-    if isinstance(thing, _MEANINGS):
+    kind = type(thing)
+    if kind in PLAIN:
+        return
+    if kind in _MEANINGS:
         visit(thing)
     elif isinstance(thing, (list, tuple)) and depth < 10:
         for item in thing:
@@ -122,10 +128,17 @@ def walk(thing: Any, visit: Callable[[Any], None], depth: int = 0) -> None:
             walk(thing[key], visit, depth + 1)
 
 
-def random_states(everything: bool) -> Context:
-    """The context of a call that is about to be made. `everything` includes the states of numpy and `random` (10 µs)."""
+def is_trained_leaf(args: Any, kwargs: Any) -> bool:
+    """Whether the first tensor of a call is a weight, or an input that a gradient is wanted of."""
+    first = next(tensors((args, kwargs)), None)
+    return first is not None and first.is_leaf and first.requires_grad
+
+
+def random_states(everything: bool, draws: bool = True) -> Context:
+    """The context of a call that is about to be made. `everything` includes the states of numpy and `random` (10 µs); a call that
+    `draws` nothing needs none (5 µs)."""
     cuda = None
-    if torch.cuda.is_initialized():  # a fact of the process; asking costs nothing and starts no driver
+    if draws and torch.cuda.is_initialized():  # a fact of the process; asking costs nothing and starts no driver
         cuda = torch.cuda.get_rng_state_all()
     autocast = None
     for device in ("cpu", "cuda"):
@@ -134,7 +147,7 @@ def random_states(everything: bool) -> Context:
     return Context(
         torch.is_grad_enabled(),
         autocast,
-        torch.get_rng_state(),
+        torch.get_rng_state() if draws else None,
         cuda,
         np.random.get_state() if everything else None,
         random.getstate() if everything else None,

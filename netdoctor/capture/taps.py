@@ -185,8 +185,7 @@ class Taps:
                     try:
                         return original(module, *args, **kwargs)
                     finally:
-                        observer.passing = False
-                        observer.stack.clear()
+                        light.left()
             if light is not None and observer.stack:
                 return call_layer(observer, original, module, args, kwargs)
             if light is not None and observer.ours("known call", light.entering, module, args, kwargs):

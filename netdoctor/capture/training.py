@@ -78,8 +78,8 @@ class TrainingTaps:
         observer, light = self._observer, self._observer.light
         if light is None or len(losses) != 1 or self._unscaled or not light.expects(*site):
             return False
-        position, label, source = self._positions[site]
-        value = losses[0].item()
+        observer.mode.leave()
+        (position, label, source), value = self._positions[site], losses[0].item()
         self._retention.see(losses, observer.step, observer.detailed, position)
         captured, outputs = None, observer.outputs
         if observer.program.capturing or not math.isfinite(value) or (outputs is not None and outputs.found()):

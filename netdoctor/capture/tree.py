@@ -10,18 +10,26 @@ from typing import Any
 import torch
 
 _PLAIN = (type(None), str, bytes, int, float)
+# What most arguments are that hold no tensor, by their very type: asked first, as every operation of a step is looked into.
+PLAIN = frozenset({*_PLAIN, bool, slice, type(...), torch.dtype, torch.device, torch.Size, torch.layout})
 _DEPTH = 8  # deeper nesting than this is data, not arguments
 
 
 def tensors(thing: Any, depth: int = 0) -> Iterator[torch.Tensor]:
     """The tensors in `thing`, in a fixed order."""
-    if isinstance(thing, torch.Tensor):
-        yield thing
-    elif isinstance(thing, _PLAIN) or depth > _DEPTH:
+    found: list[torch.Tensor] = []
+    _collect(thing, found, depth)
+    return iter(found)
+
+
+def _collect(thing: Any, found: list[torch.Tensor], depth: int) -> None:
+    if type(thing) in PLAIN:
         return
-    else:
-        for child in _children(thing):
-            yield from tensors(child, depth + 1)
+    if isinstance(thing, torch.Tensor):
+        found.append(thing)
+    elif not isinstance(thing, _PLAIN) and depth <= _DEPTH:
+        for child in thing if type(thing) in (tuple, list) else _children(thing):
+            _collect(child, found, depth + 1)
 
 
 def _children(thing: Any) -> Iterator[Any]:
@@ -39,6 +47,8 @@ def _children(thing: Any) -> Iterator[Any]:
 
 def substitute(thing: Any, replace: Callable[[torch.Tensor], Any], depth: int = 0) -> Any:
     """`thing` with every tensor t replaced by `replace(t)`; containers are rebuilt only where something changed."""
+    if type(thing) in PLAIN:
+        return thing
     if isinstance(thing, torch.Tensor):
         return replace(thing)
     if isinstance(thing, _PLAIN) or depth > _DEPTH:
