@@ -27,7 +27,15 @@ def call_plain(observer: Observer, call: Original, module: nn.Module, args: Any,
     try:
         return call(module, *args, **kwargs)
     finally:
-        observer.pattern.left()
+        left(observer)
+
+
+def left(observer: Observer) -> None:
+    """An outermost module of the pattern has run. What follows may be operations of the loop's own."""
+    observer.passing = False
+    observer.stack.clear()
+    if observer.pattern.operations:
+        observer.containment.run("operations of the pattern", observer.mode.enter, True)
 
 
 def call_known(observer: Observer, call: Original, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -43,7 +51,7 @@ def call_known(observer: Observer, call: Original, module: nn.Module, args: Any,
         return call(module, *args, **kwargs)
     finally:
         observer.measuring = False
-        observer.pattern.left()
+        left(observer)
 
 
 def call_layer(observer: Observer, call: Original, module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -178,14 +178,6 @@ class PlainSteps(Pattern):
             if isinstance(first, Tensor) and first.requires_grad:
                 self._passed.append((name, args, kwargs, None, None))
 
-    def left(self) -> None:
-        """An outermost module has run: nothing inside of it was looked at. What follows may be given something new."""
-        observer = self._observer
-        observer.passing = False
-        observer.stack.clear()
-        if self.operations:
-            observer.mode.enter(thin=True)
-
     def _keep_operation(self, key: Key, args: Any, kwargs: Any) -> None:
         if self.on:
             self._passed.append((key, args, kwargs, None, None))

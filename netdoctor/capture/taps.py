@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from netdoctor.capture import clipping, unseen
-from netdoctor.capture.calls import call_known, call_layer
+from netdoctor.capture.calls import call_known, call_layer, left
 from netdoctor.capture.checkpoints import Checkpoints
 from netdoctor.capture.customs import watched_apply
 from netdoctor.capture.gradients import by_hand
@@ -185,7 +185,7 @@ class Taps:
                     try:
                         return original(module, *args, **kwargs)
                     finally:
-                        light.left()
+                        left(observer)
             if light is not None and observer.stack:
                 return call_layer(observer, original, module, args, kwargs)
             if light is not None and observer.ours("known call", light.entering, module, args, kwargs):
