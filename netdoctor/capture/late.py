@@ -15,6 +15,8 @@ from torch import Tensor
 
 MOST = 64  # steps under way: a host that is further ahead waits for the oldest one, which its device finished long ago
 
+TOO_LATE = "on this device a step is only heard of after it, when the weights have moved: it could not be run again"
+
 Numbers = list[tuple[Any, float]]  # with what the caller named each of them by
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from netdoctor.capture import functions, unseen
+from netdoctor.capture import functions, late, unseen
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.data import PRODUCTS, DataRecorder
 from netdoctor.capture.evaluation import EvaluationRecorder
@@ -153,7 +153,7 @@ class Observer:
 
     def call_module(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call for the user, and look at it before and after."""
-        unit = self._unit is None and bool(self.containment.run("module state", self._has_state, module))
+        unit = self._unit is None and bool(self.containment.run("module state", self.has_state, module))
         entry = self.ours("module call", self._enter, module, args, kwargs) if unit else None
         if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
             return self._call_compiled(call, module, args, kwargs, entry)
@@ -201,7 +201,12 @@ class Observer:
         finally:
             self.suspended -= 1
 
-    def _has_state(self, module: nn.Module) -> bool:
+    @property
+    def inside(self) -> bool:
+        """Whether a model runs: what happens in it is no operation of the loop's own, as those of a loss without weights are."""
+        return self._unit is not None or (self.light is not None and bool(self.stack))
+
+    def has_state(self, module: nn.Module) -> bool:
         """Whether a module holds anything that training could change; a loss function without parameters does not."""
         if module in self._stateful:
             return True
@@ -391,8 +396,5 @@ class Observer:
         """Something was not finite in a step that is over: its device was not waited for."""
         if self.origin is None:
             kind = "NaN" if value != value else "Inf"
-            self.origin = Origin(where, kind, step, module=module, reproduced=False, note=_TOO_LATE)
+            self.origin = Origin(where, kind, step, module=module, reproduced=False, note=late.TOO_LATE)
             self.on_trip()
-
-
-_TOO_LATE = "on this device a step is only heard of after it, when the weights have moved: it could not be run again"

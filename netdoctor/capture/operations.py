@@ -67,7 +67,7 @@ class OperationMode(TorchFunctionMode):
             return func(*args, **kwargs)
         observer = self._observer
         func = observer.reported.get(func, func)
-        if observer.pattern.operations and not observer.suspended and not observer.stack:
+        if observer.pattern.operations and not observer.suspended and not observer.inside:
             observer.containment.run("operation of the pattern", known_operation, observer, func, args, kwargs)
         if self.thin:
             return func(*args, **kwargs)

@@ -22,7 +22,7 @@ def reporting(watching: weakref.ref[Observer], name: str, original: Any) -> Any:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         observer = None if is_compiling() else watching()
-        if observer is None or observer.stack or observer.suspended or get_ident() != observer.thread:
+        if observer is None or observer.inside or observer.suspended or get_ident() != observer.thread:
             return original(*args, **kwargs)
         light = observer.light
         if light is None or not light.on:

@@ -186,7 +186,8 @@ class Taps:
                         return original(module, *args, **kwargs)
                     finally:
                         left(observer)
-            if light is not None and observer.stack:
+            contained = observer.containment.run
+            if light is not None and (observer.stack or not contained("module state", observer.has_state, module)):
                 return call_layer(observer, original, module, args, kwargs)
             if light is not None and observer.ours("known call", light.entering, module, args, kwargs):
                 return call_known(observer, original, module, args, kwargs)
