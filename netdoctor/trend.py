@@ -278,11 +278,14 @@ def _unless_unbounded(kind: str, lower_bound: float) -> tuple[str, str]:
 
 
 def _rises(x: Array, t: Trend, lower_bound: float) -> bool:
-    if t.z >= RISE_Z and -t.drop >= MIN_RISE:
-        return True
     fifth = _fifth(x)
     best = float(_levels(x, fifth).min())
     gained, lost = t.start - best, t.end - best
+    # What a fast start won counts, too: most of it may be won before the first fifth is over, and an adversary takes some back.
+    if lost <= 0.5 * (float(x[0]) - 2 * t.noise - best):
+        return False
+    if t.z >= RISE_Z and -t.drop >= MIN_RISE:
+        return True
     clear = 4 * t.noise / math.sqrt(fifth)  # four standard errors of a block's level
     return gained > max(clear, MIN_RISE * _scale(t.start, lower_bound)) and lost > max(clear, 0.5 * gained)
 

@@ -289,3 +289,12 @@ def test_any_series_gets_a_known_kind(values):
 def test_the_unit_of_the_loss_does_not_matter(n, unit, seed):
     losses = decay(n, n / 3) + noise(n, 0.05, seed) + 1
     assert judge_series(losses).kind == judge_series(unit * losses).kind
+
+
+def test_what_an_adversary_takes_back_of_a_fast_start_is_no_rise():
+    """Gradient reversal: the loss falls within 30 steps, then the adversary's part grows as its strength does."""
+    random = np.random.default_rng(0)
+    fast = 0.2 + 1.6 * np.exp(-np.arange(1500) / 10)
+    later = fast + 0.5 * np.arange(1500) / 1500 + 0.02 * random.normal(size=1500)
+    assert judge_series(later).kind != "rises"
+    assert judge_series(later + 0.8 * np.arange(1500) / 1500).kind == "rises"  # most of it is lost again
