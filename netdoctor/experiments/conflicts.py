@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from netdoctor.capture.step import Copies, Iteration, TrainingStep, refuse_overwritten
@@ -38,6 +40,9 @@ class _Seen:
     kind: str = ""
     columns: int = 0
     values: set[float] = field(default_factory=set)
+    short: set[bytes] = field(
+        default_factory=set
+    )  # inputs that hold next to nothing: a history of one item, an empty one
 
 
 def conflicts(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
@@ -45,7 +50,8 @@ def conflicts(recording: Recording, step: TrainingStep, budget: Budget) -> dict[
 
     Facts: "kind" ("classes" or "regression"), "seen" (samples), "inputs" (different ones), "conflicting" (samples that
     have not the commonest target of their input: what any model must get wrong), "within" (the same, of single
-    batches), "natural" (inputs so simple that they come again by themselves), "samples" (indices in the first batch).
+    batches), "natural" (inputs so simple that they come again by themselves, as single ones with next to nothing but padding in
+    them do, which are not counted), "samples" (indices in the first batch).
     No arm where a sample cannot be told from what else the model is given (states, graphs).
     """
     began = time.perf_counter()
@@ -94,6 +100,8 @@ def _note(seen: _Seen, rows: Tensor, targets: Tensor, first: bool) -> None:
     here: dict[bytes, Counter[bytes]] = defaultdict(Counter)
     for index, (row, target) in enumerate(zip(rows.cpu().numpy(), targets.cpu().numpy(), strict=True)):
         key, value = row.tobytes(), target.tobytes()
+        if key not in seen.targets and _short(row):
+            seen.short.add(key)
         seen.targets[key][value] += 1
         here[key][value] += 1
         if key in seen.latest:
@@ -105,13 +113,20 @@ def _note(seen: _Seen, rows: Tensor, targets: Tensor, first: bool) -> None:
     seen.latest |= {key: values.most_common(1)[0][0] for key, values in here.items()}
 
 
+def _short(row: NDArray[Any]) -> bool:
+    """Whether a row of ids has fewer than `FEW_COLUMNS` entries beside its padding: others like it come by themselves."""
+    if row.size <= 2 * FEW_COLUMNS or not (row == np.rint(row)).all():
+        return False
+    return row.size - int(np.unique(row, return_counts=True)[1].max()) < FEW_COLUMNS
+
+
 def _wrong(targets: Counter[bytes]) -> int:
     """How many have not the commonest target."""
     return targets.total() - max(targets.values())
 
 
 def _facts(seen: _Seen) -> dict[str, float | str | bool]:
-    conflicting = [key for key, values in seen.targets.items() if len(values) > 1]
+    conflicting = [key for key, values in seen.targets.items() if len(values) > 1 and key not in seen.short]
     total = sum(values.total() for values in seen.targets.values())
     number = sum(_wrong(seen.targets[key]) for key in conflicting)
     there = sorted(index for key in conflicting for index in seen.first.get(key, ()))

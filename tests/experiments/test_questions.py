@@ -427,3 +427,14 @@ def test_a_question_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -
     arms = questions.ask(recording, fit(mlp(), F.cross_entropy, X, Y), Budget(60), lambda _: None)
     assert list(arms) == ["second"]
     assert [(fault.where, fault.error) for fault in recording.faults] == [("first", "ValueError: of no use")]
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_ids_with_next_to_nothing_in_them_have_no_one_target(length):
+    """Next-item prediction: histories of one item come again by themselves; whole ones that contradict are told."""
+    ids = torch.zeros(96, 12)
+    ids[:, :length] = torch.randint(1, 300, (48, length)).float().repeat(2, 1)
+    y = torch.randint(0, 3, (48,)).repeat(2)
+    y[48:60] = (y[48:60] + 1) % 3
+    facts = asked(conflicts.conflicts, fit(mlp(12), F.cross_entropy, ids, y))["labels/conflicts"].facts
+    assert facts["conflicting"] == (12.0 if length > 2 else 0.0)

@@ -71,6 +71,7 @@ class ConflictingLabels(Check):
         suffers = harm(recording).state in {State.HURT, State.SLOW}
         warned = share >= self.much or (suffers and share >= self.some)
         severity = Severity.ERROR if suffers and share >= self.grave else Severity.WARNING
+        limit = 100 * (self.some if suffers else self.much)
         samples = tuple(int(index) for index in str(arm.facts.get("samples", "")).split(",") if index)
         at = location(recording.targets[0]) if recording.targets else Location(step=0)
         where = Location(at.module, at.operation, at.file, at.line, at.text, 0, samples)
@@ -81,11 +82,7 @@ class ConflictingLabels(Check):
             severity if warned else Severity.ADVICE,
             f"{number:.0f} of {total:.0f} samples seen have another label than most with the same input.{named}",
             where,
-            (
-                Evidence(
-                    "samples with another label than most of the same input", 100 * share, "≥", 100 * self.much, "%"
-                ),
-            ),
+            (Evidence("samples with another label than most of the same input", 100 * share, "≥", limit, "%"),),
             (Fix("clean-labels", "Look at these samples; keep one label per input.", "", Reach.RUN),),
             Certainty.MEASURED,
             0,
