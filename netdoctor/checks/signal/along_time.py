@@ -25,11 +25,33 @@ def ratios(recording: Recording, most: float) -> Iterator[tuple[Layer, float]]:
     layers = recording.of_kind(Kind.LINEAR, Kind.RECURRENT)
     # A recurrence has the same weights at every position; a loop over weights of their own is depth.
     for path, weight in dict.fromkeys((layer.path, layer.weight) for layer in layers if layer.call >= REPEATS - 1):
-        calls = [layer for layer in layers if (layer.path, layer.weight) == (path, weight)]
-        found = profile(calls, lambda call: scale(recording, call, 0, Role.OUTPUT_GRADIENT), REPEATS)
-        if found is not None:  # of the first calls alone: the line is drawn on to the last one
-            steps = max(_called(recording, path), len(found.layers)) - 1
-            yield calls[0], -found.total * steps / (len(found.layers) - 1)
+        yield from _drawn_on(recording, [layer for layer in layers if (layer.path, layer.weight) == (path, weight)])
+    known = {layer.path for layer in layers}
+    cells = [
+        layer for layer in recording.of_kind(Kind.ACTIVATION) if layer.path not in known
+    ]  # `h @ U.t()` is no layer
+    for path, kind in dict.fromkeys((layer.path, layer.type) for layer in cells if layer.call >= REPEATS - 1):
+        if _again(recording, path):
+            yield from _drawn_on(recording, [layer for layer in cells if (layer.path, layer.type) == (path, kind)])
+
+
+def _drawn_on(recording: Recording, calls: list[Layer]) -> Iterator[tuple[Layer, float]]:
+    """Of the first calls alone, which are measured: the line is drawn on to the last one."""
+    found = profile(calls, lambda call: scale(recording, call, 0, Role.OUTPUT_GRADIENT), REPEATS)
+    if found is not None:
+        steps = max(_called(recording, calls[0].path), len(found.layers)) - 1
+        yield calls[0], -found.total * steps / (len(found.layers) - 1)
+
+
+def _again(recording: Recording, path: str) -> bool:
+    """Whether a module reads each of its matrices several times in a step."""
+    graph = recording.graph
+    operations = [] if graph is None else [o for o in graph.operations if o.module == path]
+    read = Counter(
+        i for o in operations for i in o.inputs if graph is not None and graph.values[i].origin == "parameter"
+    )
+    matrices = [n for i, n in read.items() if graph is not None and len(graph.values[i].shape) > 1]
+    return bool(matrices) and min(matrices) >= REPEATS
 
 
 def _called(recording: Recording, path: str) -> int:

@@ -11,7 +11,7 @@ from netdoctor.checks.signal import consequences as c
 from netdoctor.checks.signal import initialisation, outcome
 from netdoctor.checks.signal.along_time import ratios
 from netdoctor.finding import Evidence, Finding, Location, Reach, Severity
-from netdoctor.recording import Layer, Recording, Role, Stat
+from netdoctor.recording import Kind, Layer, Recording, Role, Stat
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,16 @@ class RecurrentGradients(Check):
         grows = decades > 0
         limit, relation = (self.growth, ">") if grows else (-self.decay, "<")
         site, fan = layer.site(Role.OUTPUT_GRADIENT), f"model.{layer.path}" if layer.path else "model"
+        # torch's recurrences name their recurrent weights; in a cell of one's own they are the square ones.
+        condition = (
+            '"weight_hh" in name'
+            if layer.kind is Kind.RECURRENT
+            else "weight.dim() == 2 and len(set(weight.shape)) == 1"
+        )
         orthogonal = initialisation.advise(
             "orthogonal-recurrence",
             "Start the recurrent weights orthogonal.",
-            f'for name, weight in {fan}.named_parameters():\n    if "weight_hh" in name:\n'
+            f"for name, weight in {fan}.named_parameters():\n    if {condition}:\n"
             "        torch.nn.init.orthogonal_(weight)",
         )
         gated = initialisation.advise(

@@ -62,6 +62,20 @@ def test_a_cell_called_in_a_loop(growth: float, fires: bool) -> None:
     assert not findings(TIME, recording)  # a loop over weights of their own is depth
 
 
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize(("decades", "fires"), [(0.1, False), (0.3, True)])
+def test_a_cell_of_loose_matrices(decades: float, fires: bool, again: bool) -> None:
+    """`tanh(x @ W.t() + h @ U.t())`: no layer but the activation. Matrices of their own at each call are depth."""
+    build = Builder(60).loss(FLAT).facts(loss_family="cross_entropy", classes=10)
+    for call in range(8):
+        build.activation("cell", "tanh", call=call, rms=1.0, gradient=1e-12 * 10 ** (decades * call))
+    weight = build.value((4, 4), origin="parameter", name="cell.U")
+    for _ in range(30):
+        read = weight if again else build.value((4, 4), origin="parameter", name="cell.U")
+        build.operation("matmul", build.value((8, 4)), read, module="cell")
+    assert bool(findings(TIME, build.done())) is (fires and again)
+
+
 @pytest.mark.parametrize(("mean", "fires"), [(0.0, True), (0.12, True), (0.13, False), (0.25, False)])
 def test_forget_bias(mean: float, fires: bool) -> None:
     build = Builder(20).layer("lstm", "LSTM", rms=1.0)
