@@ -247,7 +247,6 @@ def _facts(recording: Recording) -> dict[str, float | str | bool]:
         "several_optimizers": _each_for_itself(recording),
         "pretrained": any(e.kind == "load_state" and e.step == 0 for e in recording.events),
         "gradients_before_backward": recording.counts.get("stale start", 0) > recording.counts.get("clean start", 0),
-        "zeroed_before_step": recording.counts.get("zeroed before step", 0) > 0.5 * max(1, recording.steps),
     }
     graph = recording.graph
     if graph is not None and graph.loss is not None:

@@ -30,6 +30,10 @@ class Optimizers:
         """The numbers of those that are alive; -1 for one that has none yet."""
         return {self._indices.get(optimizer, -1) for optimizer in self.alive}
 
+    def hold_gradients(self) -> bool:
+        """Whether a parameter of any of them has a gradient."""
+        return any(p.grad is not None for o in self.alive for group in o.param_groups for p in group["params"])
+
     def made(self, optimizer: Optimizer) -> None:
         """An optimizer was constructed."""
         self.alive.add(optimizer)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netdoctor.capture import norms, statistics, strangers, unseen
+from netdoctor.capture.cleared import Cleared
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.flags import ModuleFlags
 from netdoctor.capture.frozen_norms import FrozenNorms
@@ -49,7 +50,6 @@ class TrainingTaps:
         self._backwards = 0  # since the last optimizer step
         self._skips = 0  # steps in a row that the loss scaler left out
         self._zeroed = False  # zero_grad ran since the last backward
-        self._lost = False  # and it cleared gradients that no optimizer had used
         self._thrown_away = 0  # how often gradients were cleared that no optimizer had used
         self.schedulers = 0  # how many were built
         self._by_itself = False  # the loop updates its weights without a torch optimizer, or not at all
@@ -63,6 +63,7 @@ class TrainingTaps:
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._retention = Retention(observer.recorder)
         self._leftovers = Leftovers(observer.recorder, self.optimizers)
+        self._cleared = Cleared(observer.recorder, self.optimizers)
         self._renewal = Renewal(observer)
         self._modes = Modes(observer)
         self._positions: dict[
@@ -215,7 +216,8 @@ class TrainingTaps:
 
     def after_backward(self) -> None:
         """A backward call is done."""
-        self._zeroed = self._lost = False
+        self._zeroed = False
+        self._cleared.computed()
         waiting = self.optimizers.alive and self._thrown_away < _THROWN_AWAY and self._backwards < _NEVER_STEPPED
         stepping = any(self.optimizers.steps) or self._observer.stepping
         alone = not stepping and (self._by_itself or not waiting)
@@ -254,23 +256,16 @@ class TrainingTaps:
             and self._backwards > 0
             and not self._stepped
             and not observer.stepping
-            and self._gradients_alive()
+            and self.optimizers.hold_gradients()
         )
         source = user_line() if observer.recorder.keeps("zero_grad") else None
-        observer.recorder.count("zero_grad", observer.step, detail="before step" if lost else "", source=source)
+        observer.recorder.count("zero_grad", observer.step, source=source)
         if lost:
             observer.pattern.spoil()
-            self._lost = True
             self._thrown_away += 1
+        if not known and not observer.stepping:
+            self._cleared.clearing(owner, source)
         self._zeroed = True
-
-    def _gradients_alive(self) -> bool:
-        return any(
-            p.grad is not None
-            for optimizer in self.optimizers.alive
-            for group in optimizer.param_groups
-            for p in group["params"]
-        )
 
     def clip(self, parameters: list[Tensor], limit: float, norm: float, by_value: bool, norm_type: float = 2.0) -> None:
         """Gradients are about to be clipped; `norm` is their norm before."""
@@ -318,9 +313,8 @@ class TrainingTaps:
         observer.program.see_optimizer(optimizer, index)
         if not self._stepped and self._renewal.rates(optimizer, index) and light is not None:
             self._backwards = len(observer.program.current.backwards)
-        if self._lost:  # nothing was computed anew since: an attack's or penalty's own gradients may be thrown away
-            observer.recorder.count("zeroed before step", observer.step)
-            self._lost = False
+        if self._cleared.stepping(optimizer, index):
+            observer.pattern.spoil()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         grads = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         gradients = unseen.local_parts(observer, grads)

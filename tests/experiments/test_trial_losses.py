@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,31 @@ def test_softmax_before_cross_entropy() -> None:
     seen = Recording(graph=graph)
     at = Location(operation="softmax")
     assert treated(step, "remove-softmax", seen=seen, at=at) == pytest.approx(by_hand(seeded()))
+
+
+def test_a_distribution_that_is_given_probabilities_as_logits() -> None:
+    """Its own softmax, of the entropy, stays."""
+
+    def policy(p: Tensor, y: Tensor, **given: Any) -> Tensor:
+        taken = torch.distributions.Categorical(**given)
+        return -taken.log_prob(y).mean() - 0.1 * taken.entropy().mean()
+
+    x, y = data()
+    model = nn.Sequential(*seeded(), nn.Softmax(-1))
+
+    def train() -> None:
+        optimizer = SGD(model.parameters())
+        for number in range(3):
+            rows = slice(32 * number, 32 * number + 32)
+            optimizer.zero_grad()
+            policy(x, y[rows], logits=model(x[rows])).backward()
+            optimizer.step()
+
+    step, graph = watched(train)
+    graph.operations[:] = [replace(o, module=o.module.rpartition("\x1f")[2]) for o in graph.operations]  # as told
+    losses = treated(step, "remove-softmax", seen=Recording(graph=graph), check="double-softmax")
+    expected = by_hand(seeded(), loss=lambda p, y: policy(p, y, probs=p.softmax(-1)))
+    assert losses == pytest.approx(expected, rel=1e-4)
 
 
 class Ending(nn.Module):

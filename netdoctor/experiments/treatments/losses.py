@@ -14,6 +14,7 @@ from torch import Tensor
 from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.tape import Entry
 from netdoctor.checks.loss.output_ranges import RANGES
+from netdoctor.checks.loss.renormalised import renormalised
 from netdoctor.checks.structure.axes import moved as axes_moved
 from netdoctor.checks.structure.flattened import crossed, torn_classes
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
@@ -46,7 +47,8 @@ def drop_output_activation(case: Case) -> Treatment | None:
     """Without the activation that stands before the loss: the finding's own, else the last one of the captured step."""
     own = case.finding.location.operation or ""
     names = frozenset({own}) if own in _OUTPUTS else _OUTPUTS
-    last = _last_output(case, names)
+    taken_for_scores = next(renormalised(case.recording), None) if case.finding.check == "double-softmax" else None
+    last = _last_output(case, names) if taken_for_scores is None else taken_for_scores.maker
     if last is None:
         return None
     original = case.places.module(last.module)
