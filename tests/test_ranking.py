@@ -130,6 +130,22 @@ def test_the_order_of_roots():
     assert names(rank(roots, map(check, NAMES))) == ["f", "e", "d", "c", "b", "a"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "first"),
+    [
+        ({"first_step": 0}, "nan"),
+        ({"first_step": 3}, "a"),  # what was wrong before may well be why
+        ({"first_step": 0, "certainty": Certainty.INFERRED}, "a"),
+        ({"first_step": 0, "severity": Severity.WARNING}, "a"),
+    ],
+)
+def test_a_nan_of_the_first_step_is_named_before_what_is_measured_after_it(fields, first):
+    broken = check("nan", family="numerics")
+    object.__setattr__(broken, "breaks", True)
+    proven = finding("a", certainty=Certainty.PROVEN, first_step=0)
+    assert names(rank([proven, finding("nan", **fields)], [check("a"), broken]))[0] == first
+
+
 def test_the_root_with_symptoms_comes_before_its_equal():
     found = rank(map(finding, "abc"), [check("a"), check("b", "c"), check("c")])
     assert names(found) == ["b", "a"]
