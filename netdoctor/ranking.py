@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from netdoctor.check import Check
-from netdoctor.finding import Certainty, Finding, Severity
+from netdoctor.finding import Certainty, Finding, Severity, Verdict
 
 Key = tuple[object, ...]
 
@@ -17,6 +17,7 @@ _UPSTREAM = ("data", "loss", "structure", "numerics", "signal", "units", "ranks"
 # What shows before the first update was not made by anything that came later; after it, a cause may be noticed later
 # than its symptom by as much as the thinning of the sampled steps (each 1.1 times the one before).
 _LATE = 1.1
+_HELPED = frozenset({Verdict.CURED, Verdict.EASED})  # a cause that was seen at work stands before one that may be idle
 
 
 def rank(findings: Iterable[Finding], checks: Iterable[Check]) -> tuple[Finding, ...]:
@@ -26,8 +27,9 @@ def rank(findings: Iterable[Finding], checks: Iterable[Check]) -> tuple[Finding,
     did not appear later. Where two checks explain each other the better ranked finding is the cause; where several
     roots explain a symptom it lies under the best ranked one. Advice is no cause of anything graver, and what a trial
     showed to be a cause apart is no symptom. A root is raised to the severity of its gravest symptom, so that nothing
-    grave is hidden. Order: severity, certainty, first step, number of symptoms, upstream first, share; of errors, the birth
-    of a NaN in the first step stands before all others. The result does not depend on the order of the input.
+    grave is hidden. Order: severity, certainty, first step, number of symptoms, what a trial eased, upstream first,
+    share; of errors, the birth of a NaN in the first step stands before all others. The result does not depend on the
+    order of the input.
     """
     known, findings = list(checks), list(findings)
     reach = _closure({check.name: check.explains for check in known}, {finding.check for finding in findings})
@@ -69,6 +71,7 @@ def _key(finding: Finding, reach: Mapping[str, frozenset[str]], upstream: Mappin
         finding.certainty.rank,
         finding.first_step or 0,  # a finding without a step is about what stood from the beginning
         -len(finding.symptoms),
+        not any(fix.trial is not None and fix.trial.verdict in _HELPED for fix in finding.fixes),
         upstream.get(finding.check, len(_UPSTREAM)),
         -len(reach.get(finding.check, ())),
         -finding.share,
