@@ -70,12 +70,13 @@ class LabelInputMismatch(Check):
         ran = [replace(arm, losses=arm.losses[:length]) for arm in ran]
         start = min(float(ran[0].losses[0]), state.constant)  # NaN leaves the first one
         true, *shuffled = (float(arm.losses[length // 2 :].mean()) for arm in ran)
-        if max(map(_end, ran)) > (1 - self.learned) * start:
-            yield Abstention(self.name, "not even by heart were the captured batches learned in the steps tried")
-            return
         gap = float(np.mean(shuffled)) - true
         limit = self.same * start + min(self.spread * start, abs(shuffled[0] - shuffled[1]))
-        if gap <= limit:
+        if gap > limit:
+            return
+        if max(map(_end, ran)) > (1 - self.learned) * start:
+            yield Abstention(self.name, "not even by heart were the captured batches learned in the steps tried")
+        else:
             yield self._finding(ran, gap / start, limit / start, recording)
 
     def _scaled(self, recording: Recording, state: Harm) -> bool:

@@ -47,6 +47,10 @@ def test_it_abstains_where_little_was_learned_or_run(build: Builder) -> None:
     assert isinstance(abstention, Abstention)
 
 
+def test_true_pairs_that_alone_are_learned_acquit_without_a_word() -> None:
+    assert judged(recording(0.5, 2.25, 2.25)) == []
+
+
 def test_arms_of_other_lengths_are_compared_as_far_as_the_shortest_goes() -> None:
     """Where time ran out: the true arm had three times the steps of the others, and got no further in as many."""
     build = recording(1.5, 1.5, 1.5, steps=80)
