@@ -22,6 +22,7 @@ class Check:
     needs: ClassVar[frozenset[Stat]] = frozenset()  # capture takes only the statistics that the selected checks need
     explains: ClassVar[frozenset[str]] = frozenset()  # checks whose findings are symptoms of this one
     arms: ClassVar[frozenset[str]] = frozenset()  # experiments that it reads
+    breaks: ClassVar[bool] = False  # names the birth of a NaN or Inf: from there on nothing that is measured counts
 
     @property
     def family(self) -> str:

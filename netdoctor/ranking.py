@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 
 from netdoctor.check import Check
-from netdoctor.finding import Finding, Severity
+from netdoctor.finding import Certainty, Finding, Severity, Verdict
 
 Key = tuple[object, ...]
 
@@ -16,6 +17,7 @@ _UPSTREAM = ("data", "loss", "structure", "numerics", "signal", "units", "ranks"
 # What shows before the first update was not made by anything that came later; after it, a cause may be noticed later
 # than its symptom by as much as the thinning of the sampled steps (each 1.1 times the one before).
 _LATE = 1.1
+_HELPED = frozenset({Verdict.CURED, Verdict.EASED})  # a cause that was seen at work stands before one that may be idle
 
 
 def rank(findings: Iterable[Finding], checks: Iterable[Check]) -> tuple[Finding, ...]:
@@ -25,16 +27,18 @@ def rank(findings: Iterable[Finding], checks: Iterable[Check]) -> tuple[Finding,
     did not appear later. Where two checks explain each other the better ranked finding is the cause; where several
     roots explain a symptom it lies under the best ranked one. Advice is no cause of anything graver, and what a trial
     showed to be a cause apart is no symptom. A root is raised to the severity of its gravest symptom, so that nothing
-    grave is hidden. Order: severity, certainty, first step, number of symptoms, upstream first, share. The result does
-    not depend on the order of the input.
+    grave is hidden. Order: severity, certainty, first step, number of symptoms, what a trial eased, upstream first,
+    share; of errors, the birth of a NaN in the first step stands before all others. The result does not depend on the
+    order of the input.
     """
     known, findings = list(checks), list(findings)
     reach = _closure({check.name: check.explains for check in known}, {finding.check for finding in findings})
     upstream = {check.name: _place(check) for check in known}
-    ordered = sorted(findings, key=lambda f: _key(f, reach, upstream))
+    key = partial(_key, reach=reach, upstream=upstream, breaking={check.name for check in known if check.breaks})
+    ordered = sorted(findings, key=key)
     under = _assign(ordered, reach)
     roots = [_with_symptoms(f, [ordered[i] for i in under[at]]) for at, f in enumerate(ordered) if at in under]
-    return tuple(sorted(roots, key=lambda f: _key(f, reach, upstream)))
+    return tuple(sorted(roots, key=key))
 
 
 def _closure(explains: Mapping[str, frozenset[str]], present: Set[str]) -> dict[str, frozenset[str]]:
@@ -59,19 +63,30 @@ def _place(check: Check) -> int:
     return _UPSTREAM.index(family) if family in _UPSTREAM else len(_UPSTREAM)
 
 
-def _key(finding: Finding, reach: Mapping[str, frozenset[str]], upstream: Mapping[str, int]) -> Key:
+def _key(finding: Finding, reach: Mapping[str, frozenset[str]], upstream: Mapping[str, int], breaking: Set[str]) -> Key:
     """The total order: what is gravest, surest, earliest and explains most comes first; the text settles ties."""
     return (
         finding.severity.rank,
+        not (finding.check in breaking and _broken_from_the_first(finding)),
         finding.certainty.rank,
         finding.first_step or 0,  # a finding without a step is about what stood from the beginning
         -len(finding.symptoms),
+        not any(fix.trial is not None and fix.trial.verdict in _HELPED for fix in finding.fixes),
         upstream.get(finding.check, len(_UPSTREAM)),
         -len(reach.get(finding.check, ())),
         -finding.share,
         finding.check,
         repr(finding),
     )
+
+
+def _broken_from_the_first(finding: Finding) -> bool:
+    """Whether a NaN stands before anything is learned, so that all else was measured on what it left.
+
+    Not one that was only inferred: in such a NaN too large steps end.
+    """
+    grave, sure = finding.severity is Severity.ERROR, finding.certainty is not Certainty.INFERRED
+    return grave and sure and finding.first_step == 0
 
 
 def _assign(ordered: Sequence[Finding], reach: Mapping[str, frozenset[str]]) -> dict[int, list[int]]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netdoctor.check import Check
-from netdoctor.finding import Certainty, Finding, Severity
+from netdoctor.finding import Certainty, Finding, Fix, Severity, Trial, Verdict
 from netdoctor.ranking import rank
 
 NAMES = tuple("abcdef")
@@ -130,9 +130,36 @@ def test_the_order_of_roots():
     assert names(rank(roots, map(check, NAMES))) == ["f", "e", "d", "c", "b", "a"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "first"),
+    [
+        ({"first_step": 0}, "nan"),
+        ({"first_step": 3}, "a"),  # what was wrong before may well be why
+        ({"first_step": 0, "certainty": Certainty.INFERRED}, "a"),
+        ({"first_step": 0, "severity": Severity.WARNING}, "a"),
+    ],
+)
+def test_a_nan_of_the_first_step_is_named_before_what_is_measured_after_it(fields, first):
+    broken = check("nan", family="numerics")
+    object.__setattr__(broken, "breaks", True)
+    proven = finding("a", certainty=Certainty.PROVEN, first_step=0)
+    assert names(rank([proven, finding("nan", **fields)], [check("a"), broken]))[0] == first
+
+
 def test_the_root_with_symptoms_comes_before_its_equal():
     found = rank(map(finding, "abc"), [check("a"), check("b", "c"), check("c")])
     assert names(found) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "first"), [(Verdict.EASED, "b"), (Verdict.CURED, "b"), (Verdict.NO_EFFECT, "a"), (Verdict.WORSE, "a")]
+)
+def test_what_a_trial_eased_comes_before_what_stands_upstream(verdict, first):
+    """A constant column and weights that start too small, say: of the weights it was seen that they do harm."""
+    trial = Trial(verdict, (1.0,), (0.5,), 1, 0.1)
+    tried = finding("b", fixes=(Fix("init", "Start larger.", trial=trial),))
+    checks = [check("a", family="data"), check("b", family="signal")]
+    assert names(rank([finding("a"), tried], checks))[0] == first
 
 
 def test_nothing_gives_nothing():

@@ -78,5 +78,6 @@ def _of_settings(fitted: Sequence[str]) -> tuple[str, str]:
 
 
 def _rises(arm: Arm) -> bool:
-    start = float(arm.facts.get("start", math.nan))
-    return arm.losses.size > 1 and not arm.losses[-1] <= _RISEN * start
+    """Whether the loss was seen to rise: a NaN that comes before any rise is no way up."""
+    start, losses = float(arm.facts.get("start", math.nan)), arm.losses
+    return losses.size > 1 and not losses[-1] <= _RISEN * start and bool((losses > _RISEN * start).any())

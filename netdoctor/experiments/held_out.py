@@ -58,8 +58,10 @@ def _run(name: str, step: TrainingStep, change: Change, rate: float, budget: Bud
                 last = sandbox.iterate(train[number % len(train)])
     except Exception as error:
         return Arm(name, np.empty(0), failure=why_it_failed(error))
-    if not losses or not np.isfinite(losses).any():
-        return Arm(name, np.empty(0), failure="no time was left for it" if not losses else "its loss is not finite")
+    if len(losses) < 2:
+        return Arm(name, np.empty(0), failure="no time was left for it")
+    if not np.isfinite(losses[1:]).any():  # what the weights of before the first step give is nothing that was learned
+        return Arm(name, np.empty(0), failure=f"its loss is not finite after {EVERY} steps")
     best = float(np.nanmin(losses))
     says = f"best loss {best:.4g} on held-out batches"
     facts: dict[str, float | str | bool] = {"best": best, "train": last, "lr": rate, "says": says}

@@ -127,7 +127,8 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     if harm(recording).state in {State.HURT, State.SLOW}:
         _add(recording, lambda: blanking.compare(step, tenth(), say), say, "blanking the inputs")
         _add(recording, lambda: noise.measure(recording, step, tenth()), say, "comparing gradients")
-        _add(recording, lambda: pairing.trials(recording, step, fifth(), say), say, "shuffling the targets")
+        most = budget.share(seconds * 0.4)  # the last: three arms that learn by heart
+        _add(recording, lambda: pairing.trials(recording, step, most, say), say, "shuffling the targets")
 
 
 def _rates(recording: Recording, step: TrainingStep, budget: Budget, seconds: float, say: Say) -> None:

@@ -147,5 +147,7 @@ def test_a_loss_that_rises_everywhere_has_a_wrong_sign() -> None:
 
     rising = {name: Arm(f"overfit/{name}", np.array([1.0, 9.0]), facts={"start": 1.0}) for name in ("own", "adam 0.01")}
     assert classify({arm.name: arm for arm in rising.values()}, True)[0] == SIGN
+    broken = {name: Arm(name, np.array([1.0, np.nan]), facts={"start": 1.0}) for name in rising}
+    assert classify({f"overfit/{name}": arm for name, arm in broken.items()}, True) == ("", "")
     fitting = Arm("overfit/with wider layers", np.array([1.0, 0.0]), facts={"reached": True, "start": 1.0})
     assert classify({**{a.name: a for a in rising.values()}, fitting.name: fitting}, True)[0] == CAPACITY

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netdoctor.capture.step import TrainingStep
 from netdoctor.experiments import pairing, scaling
 from netdoctor.experiments.sandbox import Budget
-from netdoctor.recording import Arm
+from netdoctor.recording import Arm, Optimizer, Recording
 from tests.capture.observing import Observation, observing, seed
+from tests.experiments.capturing import fit, mlp
 
 
 def trained(x: Tensor, y: Tensor, lr: float = 0.05, outputs: int = 2) -> Observation:
@@ -81,3 +83,64 @@ def test_pairs_that_were_lost_are_as_hard_as_shuffled_ones() -> None:
 def test_nothing_is_shuffled_where_nothing_fitted_a_tiny_batch() -> None:
     observation = trained(*separable())
     assert pairing.trials(observation.recording, observation.step, Budget(60.0), lambda what: None) == {}
+
+
+def shuffled(step: TrainingStep, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """The inputs and targets of each captured batch after a shuffle."""
+    shuffle = pairing._Shuffle(step.iterations, seed)
+    pairs = []
+    for iteration in step.iterations:
+        model, loss = iteration.backwards[0].entries
+        pairs.append((model.args[0].tensor, shuffle.apply(loss).args[1].tensor))
+    assert shuffle.moved == len(step.iterations)
+    return pairs
+
+
+def again(y: Tensor) -> TrainingStep:
+    """Two passes over 64 samples, the second in another order."""
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(3))
+    return fit(mlp(), functional.cross_entropy, torch.cat([x, x[order]]), torch.cat([y, y[order]]), steps=4)
+
+
+def test_a_sample_that_comes_again_has_its_new_target_again() -> None:
+    y = torch.arange(64) % 3
+    rows, targets = (torch.cat(several) for several in zip(*shuffled(again(y)), strict=True))
+    given = {row.numpy().tobytes(): int(target) for row, target in zip(rows[:64], targets[:64], strict=True)}
+    assert [given[row.numpy().tobytes()] for row in rows[64:]] == targets[64:].tolist()
+    assert sorted(targets[:64].tolist()) == sorted(y.tolist())
+    assert targets[:64].tolist() != y.tolist()
+
+
+def test_inputs_with_several_targets_keep_several() -> None:
+    """States that come with either answer are no easier to learn once they are shuffled."""
+    x, y = torch.zeros(128, 6), torch.arange(128) % 2
+    step = fit(mlp(), functional.cross_entropy, x, y, steps=4)
+    _, targets = (torch.cat(several) for several in zip(*shuffled(step), strict=True))
+    assert set(targets.tolist()) == {0, 1}
+
+
+def test_slow_steps_have_fewer_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    observation = trained(*separable())
+    step, recording = observation.step, observation.recording
+    assert pairing._enough(recording, step, 60.0) == 8
+    monkeypatch.setattr(pairing, "_pace", lambda step: 0.03)
+    assert [pairing._enough(recording, step, seconds) for seconds in (8.0, 4.0, 1.0)] == [8, 4, 2]
+
+
+@pytest.mark.parametrize(("kind", "lr", "rate"), [("AdamW", 5e-3, 5e-3), ("AdamW", 0.1, 1e-3), ("SGD", 5e-3, 1e-3)])
+def test_an_adam_that_fitted_a_tiny_batch_keeps_its_rate(kind: str, lr: float, rate: float) -> None:
+    recording = Recording(optimizers=[Optimizer(0, kind, ({"lr": lr},), ())])
+    recording.arms["overfit/own"] = Arm("overfit/own", torch.ones(1).double().numpy(), facts={"lr": lr})
+    assert pairing._own_rate(recording) == rate
+
+
+def test_pairs_that_are_not_learned_by_heart_are_tried_on_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels at random of a small network: 256 samples are too many for these steps, 64 are not."""
+    monkeypatch.setattr(pairing, "STEPS", 120)
+    x, y = separable()
+    y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))]
+    arms = paired(x, y)
+    assert [arm.facts["batches"] for arm in arms.values()] == [2.0, 2.0, 2.0]
+    true, *shuffled = (float(arm.losses.mean()) for arm in arms.values())
+    assert all(true == pytest.approx(one, rel=0.1) for one in shuffled)

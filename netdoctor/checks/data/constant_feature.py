@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from netdoctor.check import Check
+from netdoctor.checks.data.pinned import pinned
 from netdoctor.checks.data.scale_trial import location
 from netdoctor.checks.data.tables import tables
 from netdoctor.data import TensorFacts
@@ -27,7 +28,8 @@ class ConstantFeature(Check):
     How it is decided: over at least 64 sampled rows, a column of a floating-point table, a feature of sequences or a
     channel of images has one value only, while at least half of the others vary. A warning for a channel, and for any
     value but 1 among columns that are dense (nine in ten of the others are rarely 0 and not mostly one value); else
-    advice, as in pixels or counts, some of which are rarely anything but 0.
+    advice, as in pixels or counts, some of which are rarely anything but 0, and where columns are places of a function
+    that is held there (a boundary value, the start of a path): from there on the others spread more and more.
     When it stays silent: single columns; whole numbers and one-hot tables; columns that are constant with most others.
     Advice as well where a step asks the model several times (an agent, move after move): only its first input is seen.
     Fix: drop it, or mend where it comes from.
@@ -58,7 +60,8 @@ class ConstantFeature(Check):
             return list(map(int, np.flatnonzero(constant)))
         other = ~constant.astype(bool)
         dense = float(np.mean((columns.spread > 0)[other] & (columns.zeros[other] < 1 - self.dense))) >= self.dense
-        return list(map(int, np.flatnonzero(constant.astype(bool) & (columns.low != ONES)))) if dense else []
+        odd = constant.astype(bool) & (columns.low != ONES) & np.logical_not(pinned(constant, columns.std))
+        return list(map(int, np.flatnonzero(odd))) if dense else []
 
     def _finding(self, facts: TensorFacts, constant: Array, once: bool) -> Finding:
         wrong = self._wrong(facts, constant) if once else []

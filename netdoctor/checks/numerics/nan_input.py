@@ -32,6 +32,7 @@ class NanInput(Check):
     """
 
     name: ClassVar[str] = "nan-input"
+    breaks: ClassVar[bool] = True
     needs: ClassVar[frozenset[Stat]] = frozenset({Stat.NONFINITE})
     explains: ClassVar[frozenset[str]] = CONSEQUENCES | {
         "non-finite-activation",

@@ -37,6 +37,7 @@ class NonFiniteActivation(Check):
     """
 
     name: ClassVar[str] = "non-finite-activation"
+    breaks: ClassVar[bool] = True
     needs: ClassVar[frozenset[Stat]] = frozenset({Stat.NONFINITE, Stat.RMS})
     explains: ClassVar[frozenset[str]] = CONSEQUENCES | {"non-finite-gradient", "non-finite-parameter"}
 

@@ -35,6 +35,7 @@ class NonFiniteGradient(Check):
     """
 
     name: ClassVar[str] = "non-finite-gradient"
+    breaks: ClassVar[bool] = True
     needs: ClassVar[frozenset[Stat]] = frozenset({Stat.NONFINITE, Stat.RMS})
     explains: ClassVar[frozenset[str]] = CONSEQUENCES | {"non-finite-activation", "non-finite-parameter"}
 

@@ -34,6 +34,7 @@ class NonFiniteParameter(Check):
     """
 
     name: ClassVar[str] = "non-finite-parameter"
+    breaks: ClassVar[bool] = True
     needs: ClassVar[frozenset[Stat]] = frozenset({Stat.NONFINITE, Stat.RMS})
     explains: ClassVar[frozenset[str]] = CONSEQUENCES | {"non-finite-activation", "non-finite-gradient"}
 

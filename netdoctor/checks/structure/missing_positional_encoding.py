@@ -22,8 +22,8 @@ class MissingPositionalEncoding(Check):
     How it is decided: on a copy in evaluation mode all sequences of a captured batch are permuted alike; the output
     stays the same, or is permuted in the same way. Then two copies learn from two thirds of the captured batches, one
     of them with sinusoidal positions added to its first embedding: a warning when that one's loss on the other third is
-    lower by 15 % or more, and the other one's is still a quarter of where it began; an error when in addition the
-    script's training does not work.
+    lower by 15 % or more, learned and not there from the start, and the other one's is still a quarter of where it
+    began; an error when in addition the script's training does not work.
     When it stays silent: recurrences, convolutions, causal masks and all else that tells positions apart; sets, graphs
     and bags of words, which are predicted no better with positions; fewer than 4 positions.
     Fix: add a positional encoding to the embedding.
@@ -49,7 +49,8 @@ class MissingPositionalEncoding(Check):
             return
         before, after = float(without.facts["best"]), float(given.facts["best"])
         saved = (before - after) / before if before > 0 else 0.0
-        if saved >= self.lower and before >= self.left * float(without.losses[0]):
+        learned = after <= (1 - self.lower) * float(given.losses[0])  # added positions change the first loss as well
+        if saved >= self.lower and learned and before >= self.left * float(without.losses[0]):
             yield self._finding(recording, order, (without, given), saved)
 
     def _finding(self, recording: Recording, order: Arm, pair: tuple[Arm, Arm], saved: float) -> Finding:

@@ -40,11 +40,29 @@ def test_true_pairs_that_are_easier_acquit(true: float, fires: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [recording(2.25, 2.25, 2.25), recording(1.5, 1.5), recording(1.5, 1.5, 1.5, steps=60)]
+    "build", [recording(2.25, 2.25, 2.25), recording(1.5, 1.5), recording(1.5, 1.5, 1.5, steps=59)]
 )
 def test_it_abstains_where_little_was_learned_or_run(build: Builder) -> None:
     (abstention,) = judged(build)
     assert isinstance(abstention, Abstention)
+
+
+def test_true_pairs_that_alone_are_learned_acquit_without_a_word() -> None:
+    assert judged(recording(0.5, 2.25, 2.25)) == []
+
+
+def test_arms_of_other_lengths_are_compared_as_far_as_the_shortest_goes() -> None:
+    """Where time ran out: the true arm had three times the steps of the others, and got no further in as many."""
+    build = recording(1.5, 1.5, 1.5, steps=80)
+    build.arm("pairing/true", np.concatenate([curve(1.5, 80), np.linspace(1.5, 0.1, 160)]))
+    assert [item.severity for item in judged(build) if isinstance(item, Finding)] == [Severity.WARNING]
+
+
+@pytest.mark.parametrize(("other", "fires"), [(1.7, True), (1.5, False)])
+def test_shuffled_arms_that_differ_allow_for_more(other: float, fires: bool) -> None:
+    """The true arm lies 4 % of a constant prediction's loss under the mean of the others."""
+    mean = (1.5 + other) / 2
+    assert bool([item for item in judged(recording(mean - 0.12, 1.5, other)) if isinstance(item, Finding)]) is fires
 
 
 def test_a_failure_is_the_reason() -> None:

@@ -124,6 +124,37 @@ def test_a_column_that_never_varies(values, expected):
     assert severities(ConstantFeature(), table(values)) == expected
 
 
+def along(points: int = 32, count: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Functions at equal distances: sine series that are 0 at both ends, walks from 0, and a 10 × 10 field that is 0 on its rim."""
+    draw = np.random.default_rng(0)
+    waves = np.sin(np.pi * np.arange(1, 6)[:, None] * np.linspace(0, 1, points))
+    edge = np.sin(np.pi * np.arange(1, 3)[:, None] * np.linspace(0, 1, 10))
+    field = np.einsum("nij,ia,jb->nab", draw.standard_normal((count, 2, 2)), edge, edge)
+    steps = np.cumsum(draw.standard_normal((count, points - 1)), axis=1)
+    series = draw.standard_normal((count, 5)) / np.sqrt(np.arange(1, 6)) @ waves
+    series[:, -1] = 0
+    field[:, [0, -1]] = field[:, :, [0, -1]] = 0
+    return series, np.concatenate([np.zeros((count, 1)), steps], axis=1), field.reshape(count, -1)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_function_that_is_held_at_its_ends_has_no_sensor_that_hangs(which: int) -> None:
+    values = along()[which]
+    assert severities(ConstantFeature(), table(values)) == [Severity.ADVICE]
+    values[:, 13] = 0.4  # amid the others
+    assert severities(ConstantFeature(), table(values)) == [Severity.WARNING]
+
+
+@pytest.mark.parametrize("column", [0, 7, 31])
+def test_a_hanging_sensor_at_the_edge_of_a_table_is_no_end_of_a_function(column: int) -> None:
+    values = rows(columns=32)
+    values[:, column] = 0.0
+    assert severities(ConstantFeature(), table(values)) == [Severity.WARNING]
+    assert severities(ConstantFeature(), table(values * np.random.default_rng(3).uniform(0.2, 5, 32))) == [
+        Severity.WARNING
+    ]
+
+
 def test_columns_that_are_constant_with_most_others_are_padding():
     values = rows(columns=8)
     values[:, 3:] = 0.25

@@ -39,6 +39,14 @@ def test_positions_that_would_help(build, expected):
     assert [f.severity for f in MissingPositionalEncoding().judge(build.done())] == expected
 
 
+@pytest.mark.parametrize(("start", "expected"), [(0.8, [Severity.WARNING]), (0.58, [])])
+def test_a_better_start_with_positions_is_nothing_learned(start, expected):
+    """The positions change what an untrained model gives: a set of particles began at 6 with them, at 16 without."""
+    build = blind(0.6, 0.5)
+    build.arm("positions/with", [start, 0.5], best=0.5)
+    assert [f.severity for f in MissingPositionalEncoding().judge(build.done())] == expected
+
+
 def test_the_unused_positions_are_named():
     build = blind(0.6, 0.1, unused="position").layer("position", "Embedding", line=12)
     (found,) = MissingPositionalEncoding().judge(build.done())
