@@ -56,8 +56,8 @@ def leakage(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
     Samples: all others of the batch become copies of the one that is looked at, whose output must stay. The dimension
     of the batch is the one along which the targets are counted. Positions: only where the targets are an input shifted
     by one (no arm otherwise); what comes after one is exchanged, and the outputs up to there must stay. Facts: "leaks", "share"
-    (largest change over the largest output), "dimension", "size", and where the change is born "operation", "module",
-    "file", "line", "text". An arm that cannot tell carries the reason.
+    (largest change over the largest output), "inside" (only what is made inside changes), "dimension", "size", and where the
+    change is born "operation", "module", "file", "line", "text". An arm that cannot tell carries the reason.
     """
     try:
         with quiet():
@@ -202,7 +202,11 @@ def _leak_along(call: _Call, dim: int) -> Facts:
         share = _largest(one, other, watched)
         if share > worst:
             worst, at = share, first_difference(one, other)
-    return _facts(worst, at, dim, size)
+    facts = _facts(worst, at, dim, size)
+    if worst == 0.0:  # samples may be mixed inside all the same, where the output reads what is alike in all of them
+        at = first_difference(one, other)
+        facts |= {**_facts(0.0, at, dim, size), "inside": bool(at.operation)}
+    return facts
 
 
 def _one(tensor: Tensor, kept: int, dim: int, size: int) -> Tensor | None:

@@ -70,6 +70,12 @@ def test_samples(function: Callable[[Tensor], Tensor], leaks: bool) -> None:
     assert (arm.facts["dimension"], arm.facts["size"]) == (0.0, 12.0)
 
 
+@pytest.mark.parametrize(("function", "inside"), [(lambda h: (h - h.mean(0)) * 0.0 + h, True), (lambda h: h, False)])
+def test_samples_that_meet_inside_alone(function: Callable[[Tensor], Tensor], inside: bool) -> None:
+    arm = arms(trained(Wrapped(function), labelled(12, 5), F.cross_entropy))[SAMPLES]
+    assert (arm.facts["leaks"], arm.facts["inside"]) == (False, inside)
+
+
 @pytest.mark.parametrize(("function", "leaks"), [(lambda h: F.normalize(h, dim=0), True), (F.normalize, False)])
 def test_two_views_of_the_samples(function: Callable[[Tensor], Tensor], leaks: bool) -> None:
     """As many targets as both views have samples, as contrastive losses count them."""

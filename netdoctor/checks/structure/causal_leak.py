@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from netdoctor.check import Check
 from netdoctor.checks.structure.copied_target import COPIES, copied_target
-from netdoctor.checks.structure.cross_sample_leakage import ATTENTION, RECURRENT, changes, place
+from netdoctor.checks.structure.cross_sample_leakage import ATTENTION, RECURRENT
+from netdoctor.checks.structure.leaks import changes, place
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Reach, Severity
 from netdoctor.recording import Arm, Recording
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.recording import Arm, Recording, SourceLine
+from netdoctor.checks.data.harm import State, harm
+from netdoctor.checks.structure.leaks import changes, place
+from netdoctor.checks.structure.unread import nothing_read
+from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Reach, Severity
+from netdoctor.recording import Arm, Recording
 
 ARM = "leakage/samples"
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -27,7 +29,7 @@ class CrossSampleLeakage(Check):
     How it is decided: by experiment, on a copy of the trained model in evaluation mode: all other samples of a captured
     batch become copies of the first one, then of the last one, whose output must stay. The batch is the dimension along
     which the targets are counted (or the one beside that of a sequence that predicts itself); of several that fit, all
-    must leak.
+    must leak. Or only what is made inside changes, while training is hurt and no input has any influence on the output.
     When it stays silent: BatchNorm, which takes its running statistics; BatchNorm without any; graphs and similarities
     of all samples with all, which link them on purpose; models that play against each other; losses that compare
     samples (the test is on the model's output).
@@ -39,7 +41,7 @@ class CrossSampleLeakage(Check):
     arms = frozenset({ARM})
     explains = frozenset(
         {"loss-not-decreasing", "cannot-overfit-tiny-batch", "label-input-mismatch", "overfitting", "unstable-loss"}
-        | {"ignored-input"}  # of a sample it reads what lies where its own samples should be
+        | {"ignored-input", "input-independent-output"}  # it reads what lies where its own samples should be
     )
 
     change: float = 1e-3  # of the largest output: rounding of other neighbours in one product stays under 1e-5
@@ -50,34 +52,29 @@ class CrossSampleLeakage(Check):
             yield Abstention(self.name, arm.failure if arm else "no experiment exchanged samples")
         elif float(arm.facts.get("share", 0.0)) > self.change:
             yield self._finding(arm, float(arm.facts["share"]))
+        elif arm.facts.get("inside") and nothing_read(recording) and harm(recording).state in {State.HURT, State.SLOW}:
+            yield self._finding(arm, 0.0)
 
     def _finding(self, arm: Arm, share: float) -> Finding:
         operation, dim, size = str(arm.facts.get("operation", "")), arm.facts["dimension"], arm.facts["size"]
         where = f"{operation} in {arm.facts['module'] or 'the model'}" if operation else "an operation of the model"
+        title = f"a sample's output {changes(share)} when only the others of its batch change"
+        if not share:
+            title = (
+                "inside of the model a sample meets the others of its batch, and its output reads nothing of its own"
+            )
         return Finding(
             self.name,
-            f"a sample's output {changes(share)} when only the others of its batch change",
+            title,
             Severity.ERROR,
             f"{where} mixes the {float(size):.0f} samples along dimension {float(dim):.0f}.",
             place(arm),
-            (Evidence("change of a sample's output", 100 * share, ">", 100 * self.change, "%"),),
+            (Evidence("change of a sample's output", 100 * share, ">", 100 * self.change, "%"),) if share else (),
             (_fix(operation, int(float(dim)), str(arm.facts.get("text", ""))),),
             Certainty.PROVEN,
             first_step=0,
             share=1.0,
         )
-
-
-def changes(share: float) -> str:
-    """By how much, in words."""
-    return f"changes by {100 * share:.2g} %" if math.isfinite(share) else "becomes NaN or Inf"
-
-
-def place(arm: Arm) -> Location:
-    """Where the change that an arm found is born."""
-    file = str(arm.facts.get("file", ""))
-    source = SourceLine(file, int(float(arm.facts["line"])), str(arm.facts["text"])) if file else None
-    return Location.at(source, str(arm.facts["module"]) or None, str(arm.facts["operation"]) or None, step=0)
 
 
 def _fix(operation: str, dim: int, text: str) -> Fix:

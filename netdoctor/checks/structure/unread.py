@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from netdoctor.recording import Arm, Array
+from netdoctor.recording import Arm, Array, Recording
 
 
 def named(number: int, arm: Arm) -> str:
@@ -25,3 +25,9 @@ def listed(kind: str, silent: Array) -> str:
         return f"{kind} {found[0]}"
     run = found[-1] - found[0] + 1 == found.size
     return f"{kind}s {found[0]} to {found[-1]}" if run else f"{found.size} {kind}s"
+
+
+def nothing_read(recording: Recording) -> bool:
+    """Whether no input has any influence on what the trained model says."""
+    arms = [arm for name, arm in recording.arms.items() if name.startswith("usage/") and not arm.failure]
+    return bool(arms) and all(bool(arm.facts.get("whole")) for arm in arms)

@@ -13,6 +13,7 @@ from netdoctor.checks.structure.cross_sample_leakage import CrossSampleLeakage
 from netdoctor.checks.structure.input_independent_output import InputIndependentOutput
 from netdoctor.finding import Abstention, Certainty, Finding, Severity
 from netdoctor.recording import Arm, Recording, Series
+from tests.checks.builders import Builder
 
 STEPS = np.arange(100)
 STUCK = 2.3 + 0.01 * np.sin(7.0 * STEPS)
@@ -43,6 +44,16 @@ def test_a_change_beyond_rounding(check: Any, arm: str, share: float, fires: boo
         assert (found[0].severity, found[0].certainty) == (Severity.ERROR, Certainty.PROVEN)
         assert (found[0].location.module, found[0].location.line) == ("rnn", 12)
         assert "inf" not in found[0].title.replace("Inf", "")
+
+
+@pytest.mark.parametrize(("inside", "whole", "fires"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_samples_that_meet_inside_of_a_model_whose_output_reads_nothing(inside: bool, whole: bool, fires: bool) -> None:
+    """A transformer that takes the batch for the sequence, and whose output is read at a token that all samples have."""
+    build = Builder(60).loss(0.693).facts(loss_family="cross_entropy", classes=2, loss_lower_bound=0.0)
+    build.arm("leakage/samples", share=0.0, dimension=0.0, size=32.0, inside=inside, **BORN)
+    found = findings(CrossSampleLeakage(), build.arm("usage/0", whole=whole).done())
+    assert bool(found) is fires
+    assert all(f.fixes[0].code == "batch_first=True" for f in found)
 
 
 @pytest.mark.parametrize(("check", "arm"), CHECKS)
