@@ -29,9 +29,9 @@ class DeadRelu(Check):
 
     How it is decided: per unit (channel), over every sample and position of the last third of the run (at least 4
     sampled steps and 256 samples, 64 where a whole layer is silent): not one value other than 0. A whole third,
-    because a unit that an input shift revives would be seen in it. 50 % of a layer is an error, 20 % a warning; where
-    the loss falls all the same, a warning when 20 % of all rectified units are lost, else advice. Weight gradients of
-    exactly 0 confirm it.
+    because a unit that an input shift revives would be seen in it. 50 % of a layer is an error, 20 % a warning where
+    training is hurt; where the loss falls all the same, a warning when half of all rectified units are lost (trainings
+    that reach their goal were seen to lose 30 %), else advice. Weight gradients of exactly 0 confirm it.
 
     When it stays silent: sparse but live ReLUs, however many zeros they give, as long as each unit fires for some
     sample; under 20 % of a layer; some units of a model that reads none of its input; GELU, SiLU, LeakyReLU and
@@ -94,5 +94,7 @@ class DeadRelu(Check):
         if outcome.learns(trend) or aimless or cut_short:
             width = sum(layer.units for layer in recording.of_kind(Kind.ACTIVATION))  # of whatever activation
             lost = sum(int(item.dead.sum()) for item in judged) / max(width, sum(len(item.dead) for item in judged))
-            return Severity.WARNING if grave and lost >= self.warning_share else Severity.ADVICE
+            return Severity.WARNING if grave and lost >= self.error_share else Severity.ADVICE
+        if not grave and not outcome.hurt(trend):
+            return Severity.ADVICE  # whether they are missed could not be told
         return Severity.ERROR if grave else Severity.WARNING

@@ -44,8 +44,21 @@ def only(recording: Recording) -> Finding:
     [(3, None), (4, Severity.WARNING), (9, Severity.WARNING), (10, Severity.ERROR), (20, Severity.ERROR)],
 )
 def test_share_of_dead_units(dead: int, severity: Severity | None) -> None:
-    found = run(net(units(dead)).done())
-    assert [f.severity for f in found if isinstance(f, Finding)] == ([] if severity is None else [severity])
+    hurt = net(units(dead)).loss(2.3).facts(loss_family="cross_entropy", classes=10, loss_lower_bound=0.0)
+    assert [f.severity for f in run(hurt.done())] == ([] if severity is None else [severity])
+
+
+@pytest.mark.parametrize(("dead", "severity"), [(4, Severity.ADVICE), (9, Severity.ADVICE), (10, Severity.ERROR)])
+def test_some_dead_units_where_the_loss_tells_nothing(dead: int, severity: Severity) -> None:
+    assert only(net(units(dead)).done()).severity is severity
+
+
+@pytest.mark.parametrize(("live", "severity"), [(19, Severity.WARNING), (21, Severity.ADVICE)])
+def test_where_training_works_half_of_all_units_count(live: int, severity: Severity) -> None:
+    """A dead layer of 20 beside one of others that live."""
+    build = net(units(20)).activation("other", "ReLU", units=live, active=[1.0] * live, samples=100.0)
+    build.loss([2.3 * 0.95**step for step in range(60)]).facts(loss_family="cross_entropy", classes=10)
+    assert only(build.facts(loss_lower_bound=0.0).done()).severity is severity
 
 
 @pytest.mark.parametrize(("steps", "judged"), [(3, False), (4, True)])
