@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 from torch import Tensor, nn
 
@@ -14,6 +16,9 @@ from netdoctor.capture.identity import ByIdentity
 from netdoctor.capture.source import holder_name, is_user_file, source_line, user_position, variable_name
 from netdoctor.recording import SourceLine
 
+_OWNERS = 3  # of a module, that are remembered
+_CONTAINERS = nn.ModuleList.__getitem__.__code__.co_filename
+_NEAR = 16  # frames between a slice and the registration of what is in it: torch's, and those of our own hook
 MOST_ROOTS = 64  # models that are told apart, those that are gone included
 _sources: weakref.WeakKeyDictionary[type, tuple[str, list[str], int]] = weakref.WeakKeyDictionary()
 SEPARATOR = "\x1f"  # between a model's label and a path inside of it; never in a Python name
@@ -39,7 +44,10 @@ class ModuleNames:
     """Paths of modules and names of parameters, as the topmost module that owns them would list them."""
 
     def __init__(self) -> None:
-        self._parents: ByIdentity[nn.Module, weakref.ref[nn.Module]] = ByIdentity()
+        self._parents: ByIdentity[nn.Module, tuple[weakref.ref[nn.Module], ...]] = ByIdentity()  # the latest one first
+        self._slices: ByIdentity[nn.Module, bool] = (
+            ByIdentity()
+        )  # `layers[:-1]`: a container of its own, often for a loop
         self._built: ByIdentity[nn.Module, tuple[str, int]] = ByIdentity()
         self._paths: ByIdentity[nn.Module, tuple[str, Root]] = ByIdentity()
         self._parameters: dict[int, tuple[weakref.ref[Tensor], str, weakref.ref[nn.Module] | None]] = {}
@@ -48,10 +56,15 @@ class ModuleNames:
 
     def registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
         """Hook for torch's module registration: remembers who owns whom."""
-        if child is not None:
-            self._parents[child] = weakref.ref(parent)
-            self._paths.pop(child)
-            self.version += 1
+        if child is None:
+            return
+        known = [ref for ref in self._parents.get(child) or () if ref() is not None]
+        self._parents[child] = (weakref.ref(parent), *known[: _OWNERS - 1])
+        if known and _sliced():
+            self._slices[parent] = True
+            return
+        self._paths.pop(child)
+        self.version += 1
 
     def constructed(self, module: nn.Module) -> None:
         """Remember the user's line that is building this module. Called from `Module.__init__`."""
@@ -101,12 +114,20 @@ class ModuleNames:
     def _topmost(self, module: nn.Module) -> nn.Module:
         top = module
         for _ in range(100):  # a cycle of owners would be the user's bug; ours must not be an endless loop
-            parent = self._parents.get(top)
-            owner = None if parent is None else parent()
-            if owner is None or not any(child is top for child in owner.children()) or unwrapped(owner) is not owner:
+            owner = self._owner(top)
+            if owner is None or unwrapped(owner) is not owner:
                 break
             top = owner
         return top
+
+    def _owner(self, module: nn.Module) -> nn.Module | None:
+        """Who holds a module: the last one that it was given to and that still does; a slice only if it is held itself."""
+        for ref in self._parents.get(module) or ():
+            owner = ref()
+            passing = owner is not None and self._slices.get(owner) and not self._parents.get(owner)
+            if owner is not None and not passing and any(child is module for child in owner.children()):
+                return owner
+        return None
 
     def _index(self, root: Root, module: nn.Module) -> None:
         self.version += 1
@@ -180,6 +201,18 @@ class ModuleNames:
             if found is not None:
                 return found
         return None
+
+
+def _sliced() -> bool:
+    """Whether a container is being made by a slice of another one."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_NEAR):
+        if frame is None:
+            return False
+        if frame.f_code.co_name == "__getitem__" and frame.f_code.co_filename == _CONTAINERS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _source_of(owner: type) -> tuple[str, list[str], int]:
