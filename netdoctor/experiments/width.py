@@ -40,6 +40,9 @@ _BENDING = frozenset(_BENDING_NAMES.split()) | {
     "cos",
 }
 
+_PRODUCTS = frozenset({"matmul", "bmm", "mm", "einsum", "baddbmm", "dot"})
+_VIEWS = frozenset({"t", "transpose", "permute", "T", "mT", "view", "reshape", "unsqueeze", "squeeze", "expand"})
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -87,9 +90,26 @@ def pairs(graph: StepGraph) -> list[Pair]:
 
 
 def bends(graph: StepGraph) -> bool:
-    """Whether the captured step has a nonlinear operation inside of a model."""
+    """Whether a model of the captured step is more than linear in its input: it has an activation, or multiplies two things that it
+    made. A step without any model (loose weights) may be anything."""
     names = _ALONG - {"dropout", "alpha_dropout", "identity"} | _BENDING
-    return any(operation.name in names for operation in graph.operations if operation.module)
+    inner = [operation for operation in graph.operations if operation.inside]
+    return not inner or any(operation.name in names or _multiplies(graph, operation) for operation in inner)
+
+
+def _multiplies(graph: StepGraph, operation: Operation) -> bool:
+    """Whether both factors of a product come from layers, as two embeddings do."""
+    made = [i for i in operation.inputs if graph.values[i].trained and graph.values[i].origin == "operation"]
+    return operation.name in _PRODUCTS and len({_source(graph, i) for i in made} - {None}) > 1
+
+
+def _source(graph: StepGraph, value: int) -> int | None:
+    """What a view shows; None where that is a weight that is only turned (`W.t()`), which is no second factor."""
+    maker = graph.producer(value)
+    while maker is not None and maker.name in _VIEWS and maker.inputs:
+        value = maker.inputs[0]
+        maker = graph.producer(value)
+    return value if graph.values[value].origin == "operation" else None
 
 
 def wider(graph: StepGraph) -> Iterator[Treatment]:

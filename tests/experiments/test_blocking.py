@@ -23,6 +23,7 @@ from netdoctor.experiments.blocking import (
 )
 from netdoctor.experiments.overfit import overfit
 from netdoctor.experiments.sandbox import Budget
+from netdoctor.experiments.width import bends
 from netdoctor.recording import Arm
 from tests.experiments.capturing import mlp, watched
 
@@ -151,3 +152,47 @@ def test_a_loss_that_rises_everywhere_has_a_wrong_sign() -> None:
     assert classify({f"overfit/{name}": arm for name, arm in broken.items()}, True) == ("", "")
     fitting = Arm("overfit/with wider layers", np.array([1.0, 0.0]), facts={"reached": True, "start": 1.0})
     assert classify({**{a.name: a for a in rising.values()}, fitting.name: fitting}, True)[0] == CAPACITY
+
+
+class Linear(nn.Module):
+    """A graph convolution without an activation, or one with it in the model's own `forward`."""
+
+    def __init__(self, bent: bool) -> None:
+        super().__init__()
+        self.bent, self.first, self.last = bent, nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        made: Tensor = self.last(F.relu(hidden) if self.bent else hidden)
+        return made
+
+
+class Factors(nn.Module):
+    """The product of two that were made of the input, and with `turned` weights alone in it."""
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        self.turned, self.one, self.other = turned, nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.turned:
+            return x @ self.one.weight.t()
+        made: Tensor = torch.einsum("bi,bi->b", self.one(x), self.other(x))[:, None].expand(-1, 4)
+        return made
+
+
+@pytest.mark.parametrize(
+    ("model", "bent"), [(Linear(True), True), (Linear(False), False), (Factors(False), True), (Factors(True), False)]
+)
+def test_what_makes_a_model_more_than_linear(model: nn.Module, bent: bool) -> None:
+    x, y = torch.randn(8, 6), torch.randint(0, 3, (8,))
+
+    def train() -> None:
+        optimizer = adam(model.parameters())
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    _, graph = watched(train)
+    assert bends(graph) is bent

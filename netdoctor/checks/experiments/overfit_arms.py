@@ -25,6 +25,10 @@ def unclear(recording: Recording, arms: list[Arm], steps: int, never_falls: bool
     """Why arms that did not fit say nothing; "" when they do. A loss of unknown kind speaks only when it never falls."""
     if recording.facts.get("moving_target") or recording.facts.get("several_optimizers"):
         return "several models play against each other, so one batch has no floor"
+    if any(
+        number(arm, "best") <= number(arm, "floor") for arm in arms
+    ):  # of many samples a few may stay wrong for longer
+        return "the loss got to its floor, though not every sample was right in the steps tried"
     longest = max(len(arm.losses) for arm in arms)
     if longest < steps or arms[-1].name == OWN:
         return f"{len(arms)} settings with {longest} steps ran, {steps} steps and a sweep are needed"
