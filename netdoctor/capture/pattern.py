@@ -9,6 +9,7 @@ other.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -49,6 +50,7 @@ class Template:
     events: list[Event]
     backwards: list[Backward]
     renewed: set[int]  # ids of those entries
+    positional: dict[int, int]  # how many arguments torch hands on without a name, by the same ids
 
 
 class Pattern:
@@ -130,7 +132,8 @@ class Pattern:
             self.intercept(name)
         blank = {id(e): _blank(e) for e in new}
         kept = [replace(b, entries=[blank.get(id(e)) or _going_on(e) for e in b.entries]) for b in backwards]
-        self._template = Template(events, kept, {id(e) for e in blank.values()})
+        given = {id(blank[id(e)]): len(e.args) for e in loose}
+        self._template = Template(events, kept, {id(e) for e in blank.values()}, given)
         self._events, self.functions = [*events, ("end",)], names
         self.operations = frozenset(key_of(e.call) for e in loose if not of_functional(e))
         self._probed = dict.fromkeys(names, 0) if loose else None
@@ -212,11 +215,10 @@ class Pattern:
             if name in self._probed:
                 self._probed[name] += 1
             return
-        first = args[0] if args else next(tensors(kwargs), None)
         known = self._template is not None and name in self.functions
         if not known or self._observer.light is None or not torch.is_grad_enabled():
             return
-        if isinstance(first, Tensor) and first.requires_grad:
+        if counts(args, kwargs):
             self._keep(name, args, kwargs, module=False)
 
     def operation(self, call: Any, args: Any, kwargs: Any) -> None:
@@ -275,12 +277,27 @@ class Pattern:
                 continue
             if id(entry) not in self._filled:
                 calls = self.given(module_key(entry, self.functions))
-                self._filled[id(entry)] = _fill(entry, calls[entry.nth]) if entry.nth < len(calls) else None
+                call = calls[entry.nth] if entry.nth < len(calls) else None
+                self._filled[id(entry)] = None if call is None else _fill(entry, self._as_torch_has_it(entry, call))
             filled = self._filled[id(entry)]
             if filled is None:
                 return None
             found.append(filled)
         return found
+
+    def _as_torch_has_it(self, entry: Entry, call: Call) -> Call:
+        """A call of a function with as many arguments without a name as torch hands on: it was seen as the user, or a loss module,
+        wrote it, and who reads the arguments of a loss knows them by their names."""
+        count = len(call.args) if self._template is None else self._template.positional.get(id(entry), len(call.args))
+        function = entry.call
+        if len(call.args) == count or function is None:
+            return call
+        names = list(inspect.signature(inspect.unwrap(function)).parameters)
+        kwargs = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+        if not kwargs.keys() >= set(names[:count]):  # a function that takes anything
+            return call
+        args = tuple(kwargs.pop(name) for name in names[:count])
+        return replace(call, args=args, kwargs=kwargs)
 
 
 def call_site(frame: FrameType) -> Event:

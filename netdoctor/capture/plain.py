@@ -19,13 +19,12 @@ from torch.optim import Optimizer
 from netdoctor.capture import late, norms, tripwire
 from netdoctor.capture.containment import STRIKES
 from netdoctor.capture.exact import LayerOutputs
-from netdoctor.capture.operands import Key
+from netdoctor.capture.operands import Key, counts
 from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.pattern import Call, Event, Pattern
 from netdoctor.capture.products import products
 from netdoctor.capture.recorder import LATER, SeriesRecorder
 from netdoctor.capture.tape import Context
-from netdoctor.capture.tree import tensors
 
 if TYPE_CHECKING:
     from netdoctor.capture.observer import Observer
@@ -173,10 +172,8 @@ class PlainSteps(Pattern):
 
     def function(self, name: str, args: Any, kwargs: Any) -> None:
         """A function of torch.nn.functional is about to run, outside of any model."""
-        if name in self.functions and torch.is_grad_enabled():
-            first = args[0] if args else next(tensors(kwargs), None)
-            if isinstance(first, Tensor) and first.requires_grad:
-                self._passed.append((name, args, kwargs, None, None))
+        if name in self.functions and torch.is_grad_enabled() and counts(args, kwargs):
+            self._passed.append((name, args, kwargs, None, None))
 
     def _keep_operation(self, key: Key, args: Any, kwargs: Any) -> None:
         if self.on:

@@ -200,6 +200,24 @@ def test_what_operators_are_given_is_kept(loss):
     assert series.values.tolist() == pytest.approx(losses)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda out, y: F.cross_entropy(out, y, torch.tensor([1.0, 2.0, 3.0])),
+        lambda out, y: F.cross_entropy(target=y, input=out, weight=torch.tensor([1.0, 2.0, 3.0])),
+    ],
+)
+def test_a_loss_has_its_arguments_by_name_however_it_was_called(loss):
+    """Who tries another loss on a copy reads them, of the first steps as of those that were put together from the pattern."""
+    observation, plain, losses = run(loss=loss)
+    assert sum(plain) >= 10
+    entries = [iteration.backwards[0].entries[-1] for iteration in observation.step.iterations]
+    assert {(entry.name, len(entry.args), "weight" in entry.kwargs) for entry in entries} == {
+        ("cross_entropy", 2, True)
+    }
+    assert replayed(observation) == losses[:24]
+
+
 @pytest.mark.parametrize("name", ["a loss of torch.nn", "a loss module", "a difference", "an index", "a mask", "noise"])
 def test_a_nan_behind_operators_is_traced(name):
     def change(step, x, y):
