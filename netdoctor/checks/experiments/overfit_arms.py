@@ -25,9 +25,8 @@ def unclear(recording: Recording, arms: list[Arm], steps: int, never_falls: bool
     """Why arms that did not fit say nothing; "" when they do. A loss of unknown kind speaks only when it never falls."""
     if recording.facts.get("moving_target") or recording.facts.get("several_optimizers"):
         return "several models play against each other, so one batch has no floor"
-    if any(
-        number(arm, "best") <= number(arm, "floor") for arm in arms
-    ):  # of many samples a few may stay wrong for longer
+    right = arms[0].facts.get("kind") == "classes"  # is asked of every sample; of many a few may stay wrong for longer
+    if right and any(number(arm, "best") <= number(arm, "floor") for arm in arms):
         return "the loss got to its floor, though not every sample was right in the steps tried"
     longest = max(len(arm.losses) for arm in arms)
     if longest < steps or arms[-1].name == OWN:
