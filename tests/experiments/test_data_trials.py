@@ -72,6 +72,16 @@ def test_true_pairs_are_easier_than_shuffled_ones() -> None:
     assert all(true < 0.85 * one for one in shuffled)
 
 
+@pytest.mark.parametrize(("different", "judged"), [(31, False), (32, True)])
+def test_a_small_table_is_learned_by_heart_in_any_order(different: int, judged: bool) -> None:
+    """Sums of two digits: a few rows again and again, of which no permutation is harder than the true one."""
+    x, y = separable(different)
+    again = torch.arange(800) % different
+    failures = [arm.failure for arm in paired(x[again], y[again]).values()]
+    assert (failures[-1] == "") is judged
+    assert judged or f"only {different} different samples" in failures[-1]
+
+
 def test_pairs_that_were_lost_are_as_hard_as_shuffled_ones() -> None:
     x, y = separable()
     arms = paired(x, y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))])
