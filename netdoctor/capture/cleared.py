@@ -6,10 +6,10 @@ import linecache
 import re
 import weakref
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from netdoctor.capture.optimizers import Optimizers
+from netdoctor.capture.optimizers import Optimizers, parameters_of
 from netdoctor.capture.recorder import Recorder
 from netdoctor.capture.source import user_position
 from netdoctor.capture.statistics import local
@@ -43,17 +43,19 @@ class Cleared:
         open_ = [o for o in self._optimizers.alive if o not in self._stepped] if self._waiting else ()
         if not open_:
             return
-        held = owner.parameters() if isinstance(owner, nn.Module) else _parameters(owner)
+        held = owner.parameters() if isinstance(owner, nn.Module) else parameters_of(owner)
         cleared = {id(p) for p in held if p.grad is not None}
         for optimizer in open_:
-            if any(id(p) in cleared for p in _parameters(optimizer)):
+            if any(id(p) in cleared for p in parameters_of(optimizer)):
                 self._lost[optimizer] = source
 
     def stepping(self, optimizer: Optimizer, number: int) -> bool:
         """An optimizer is about to step: whether it has nothing left to step on. Gradients that were set by hand since, as those of
         single samples or of tasks in conflict, are something."""
         lost = optimizer in self._lost and not any(
-            p.grad.is_sparse or bool(local(p.grad.detach()).any()) for p in _parameters(optimizer) if p.grad is not None
+            p.grad.is_sparse or bool(local(p.grad.detach()).any())
+            for p in parameters_of(optimizer)
+            if p.grad is not None
         )
         if lost:
             kind = f"zeroed step {number}"
@@ -62,10 +64,6 @@ class Cleared:
         self._lost.pop(optimizer, None)
         self._stepped.add(optimizer)
         return lost
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _step_line() -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from netdoctor.capture.naming import unwrapped
 from netdoctor.capture.operands import same_call
-from netdoctor.capture.tape import Backward, Constant, Entry, Leaf, Slot, walk
+from netdoctor.capture.tape import Backward, Constant, Entry, Leaf, Slot
 
 
 def regular(module: nn.Module) -> bool:
@@ -25,15 +25,9 @@ def of_functional(entry: Entry) -> bool:
     return function is not None and entry.call in (function, getattr(function, "__wrapped__", None))
 
 
-def meanings_of(entry: Entry) -> list[Any]:
-    found: list[Any] = []
-    walk((entry.args, entry.kwargs), found.append)
-    return found
-
-
 def same_step(first: list[Backward], second: list[Backward], renewed: set[int]) -> bool:
-    """Whether two steps did the same, up to what they were given. Fills `renewed` with the ids of the
-    second one's entries whose arguments are new."""
+    """Whether two steps did the same, up to what they were given. Fills `renewed` with the ids of those entries of the second one
+    whose arguments are new."""
     numbers: dict[int, int] = {}
     for a, b in zip(first, second, strict=True):
         plain = not (a.retain or b.retain or any(s is not None for s in (*a.seeds, *b.seeds)))
@@ -66,7 +60,7 @@ def _same_entry(old: Entry, new: Entry, numbers: dict[int, int], renewed: set[in
     if new.module is not None and not regular(new.module):
         return False
     renewed.add(id(new))
-    a, b = meanings_of(old), meanings_of(new)
+    a, b = old.meanings(), new.meanings()
     return len(a) == len(b) and all(
         (isinstance(p, Constant) and isinstance(q, Constant)) or _same(p, q, numbers) for p, q in zip(a, b, strict=True)
     )

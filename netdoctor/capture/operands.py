@@ -9,9 +9,9 @@ from __future__ import annotations
 import types
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from netdoctor.capture.tape import Backward, Constant, Entry, walk
+from netdoctor.capture.tape import Backward, Constant, Entry
 from netdoctor.capture.tree import tensors
 
 Key = int | str | tuple[int, str]  # of a module, of a function of torch.nn.functional, of an operation
@@ -52,15 +52,13 @@ class Trial:
         calls = self._calls.get(key_of(entry.call), [])
         if entry.nth >= len(calls):
             return False
-        meanings: list[Any] = []
-        walk((entry.args, entry.kwargs), meanings.append)
-        given = calls[entry.nth]
+        meanings, given = entry.meanings(), calls[entry.nth]
         pairs = zip(meanings, given, strict=False)
         return len(meanings) == len(given) and all(m.tensor is t for m, t in pairs if isinstance(m, Constant))
 
 
-def module_key(entry: Entry, functions: frozenset[str]) -> Key:
+def entry_key(entry: Entry, functions: frozenset[str]) -> Key:
     """Under which key the calls of an entry's module, function or operation are kept."""
-    if isinstance(entry.module, nn.Module):
+    if entry.module is not None:
         return id(entry.module)
     return entry.name if entry.name in functions else key_of(entry.call)

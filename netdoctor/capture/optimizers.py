@@ -14,6 +14,11 @@ from netdoctor.recording import Optimizer as OptimizerFacts
 from netdoctor.recording import SourceLine
 
 
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All that an optimizer trains, group after group."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 class Optimizers:
     """Knows optimizers from their construction on, or from their first step; holds them weakly."""
 
@@ -32,7 +37,7 @@ class Optimizers:
 
     def hold_gradients(self) -> bool:
         """Whether a parameter of any of them has a gradient."""
-        return any(p.grad is not None for o in self.alive for group in o.param_groups for p in group["params"])
+        return any(p.grad is not None for optimizer in self.alive for p in parameters_of(optimizer))
 
     def made(self, optimizer: Optimizer) -> None:
         """An optimizer was constructed."""
@@ -52,7 +57,7 @@ class Optimizers:
             index = self._indices[optimizer] = len(self.facts)
             self.steps.append(0)
             self.alive.add(optimizer)
-            names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
+            names = tuple(map(self._key, parameters_of(optimizer)))
             groups = tuple(
                 {k: v for k, v in group.items() if isinstance(v, int | float | str | bool)}
                 | (
@@ -76,7 +81,7 @@ class Optimizers:
         """Number an optimizer that never stepped, too; and give all parameters the names that are known by now: of models that ran
         after the optimizer began its first step, of groups that were added later."""
         index = self.index_of(optimizer)
-        names = tuple(self._key(p) for group in optimizer.param_groups for p in group["params"])
+        names = tuple(map(self._key, parameters_of(optimizer)))
         self.facts[index] = replace(self.facts[index], parameters=names)
 
     def _key(self, parameter: Tensor) -> str:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from netdoctor.capture.likeness import meanings_of, of_functional, same_step
-from netdoctor.capture.operands import Key, Trial, counts, key_of, module_key
+from netdoctor.capture.likeness import of_functional, same_step
+from netdoctor.capture.operands import Key, Trial, counts, entry_key, key_of
 from netdoctor.capture.tape import Backward, Constant, Context, Entry, random_states, version
 from netdoctor.capture.tree import substitute, tensors
 
@@ -276,7 +276,7 @@ class Pattern:
                 found.append(entry)
                 continue
             if id(entry) not in self._filled:
-                calls = self.given(module_key(entry, self.functions))
+                calls = self.given(entry_key(entry, self.functions))
                 call = calls[entry.nth] if entry.nth < len(calls) else None
                 self._filled[id(entry)] = None if call is None else _fill(entry, self._as_torch_has_it(entry, call))
             filled = self._filled[id(entry)]
@@ -307,7 +307,7 @@ def call_site(frame: FrameType) -> Event:
 
 def _blank(entry: Entry) -> Entry:
     """An entry whose arguments are only told by what they mean: what this step was given is let go."""
-    kept = [None if isinstance(meaning, Constant) else meaning for meaning in meanings_of(entry)]
+    kept = [None if isinstance(meaning, Constant) else meaning for meaning in entry.meanings()]
     return replace(entry, args=kept, kwargs={}, outputs=list(entry.outputs))
 
 

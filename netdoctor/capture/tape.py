@@ -86,17 +86,19 @@ class Entry:
     name: str = ""
     nth: int = 0  # of the calls of this module or function in its step
 
+    def meanings(self) -> list[Any]:
+        """Every `Slot`, `Leaf` and `Constant` of its arguments, in order."""
+        found: list[Any] = []
+        walk((self.args, self.kwargs), found.append)
+        return found
+
     def inputs(self) -> list[int]:
         """The slots that it reads."""
-        found: list[int] = []
-        walk((self.args, self.kwargs), lambda item: found.append(item.number) if isinstance(item, Slot) else None)
-        return found
+        return [item.number for item in self.meanings() if isinstance(item, Slot)]
 
     def bytes(self) -> int:
         """What its constants hold, in bytes."""
-        found: list[int] = []
-        walk((self.args, self.kwargs), lambda item: found.append(item.nbytes()) if isinstance(item, Constant) else None)
-        return sum(found)
+        return sum(item.nbytes() for item in self.meanings() if isinstance(item, Constant))
 
 
 _MEANINGS = (Slot, Leaf, Constant)

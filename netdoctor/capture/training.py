@@ -20,7 +20,7 @@ from netdoctor.capture.histograms import HistogramRecorder
 from netdoctor.capture.leftovers import Leftovers
 from netdoctor.capture.modes import Modes
 from netdoctor.capture.observer import Observer
-from netdoctor.capture.optimizers import Optimizers
+from netdoctor.capture.optimizers import Optimizers, parameters_of
 from netdoctor.capture.parameters import ParameterRecorder
 from netdoctor.capture.pattern import Event
 from netdoctor.capture.recorder import SeriesRecorder
@@ -199,7 +199,7 @@ class TrainingTaps:
         looked at too."""
         if not self._observer.detailed and not self._observer.program.capturing:
             return  # this step is kept only until it is over, and asked at most for a NaN
-        trained = [p for o in self.optimizers.alive for group in o.param_groups for p in group["params"]]
+        trained = [p for o in self.optimizers.alive for p in parameters_of(o)]
         held = [p.grad for p in trained or leaves if p.grad is not None]
         self._fresh = not held
         if held and (self._observer.detailed or not trained):  # a loop that clears by hand says so by values alone
@@ -315,7 +315,7 @@ class TrainingTaps:
             self._backwards = len(observer.program.current.backwards)
         if self._cleared.stepping(optimizer, index):
             observer.pattern.spoil()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = parameters_of(optimizer)
         grads = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         gradients = unseen.local_parts(observer, grads)
         norm = self._parameters.gradients(parameters) if observer.detailed else None

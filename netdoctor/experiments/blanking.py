@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from netdoctor.capture.step import TrainingStep
-from netdoctor.capture.tape import Constant, Entry, walk
+from netdoctor.capture.tape import Constant, Entry
 from netdoctor.errors import why_it_failed
 from netdoctor.experiments.learning_rate import STEPS
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
@@ -57,8 +56,7 @@ def _arm(name: str, step: TrainingStep, budget: Budget, blank: bool) -> Arm:
 def _blank(changed: list[int], entry: Entry) -> Entry:
     if entry.module is None:
         return entry
-    found: list[Any] = []
-    walk((entry.args, entry.kwargs), found.append)
+    found = entry.meanings()
     sizes = [item.tensor.shape[0] for item in found if isinstance(item, Constant) and item.tensor.dim() > 1]
     return with_constants(entry, partial(_averaged, changed, sizes[0])) if sizes else entry
 

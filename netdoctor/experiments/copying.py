@@ -13,7 +13,7 @@ from torch import Tensor
 
 from netdoctor.capture.source import source_line
 from netdoctor.capture.step import Copies, Iteration, TrainingStep, refuse_overwritten
-from netdoctor.capture.tape import Backward, Constant, Entry, walk
+from netdoctor.capture.tape import Backward, Constant, Entry
 from netdoctor.checks.structure.causal_leak import CausalLeak
 from netdoctor.checks.structure.copied_target import COPIES
 from netdoctor.errors import why_it_failed
@@ -158,8 +158,7 @@ def _tokens(backward: Backward) -> Iterator[_Given]:
 
 
 def _constants(entry: Entry) -> list[Constant]:
-    found: list[Any] = []
-    walk((entry.args, entry.kwargs), found.append)
+    found = entry.meanings()
     return [item for item in found if isinstance(item, Constant) and item.tensor.layout is torch.strided]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
-from netdoctor.capture.tape import Backward, Constant, Entry, Leaf, Slot, walk
+from netdoctor.capture.tape import Backward, Constant, Entry, Leaf, Slot
 from netdoctor.capture.tree import substitute, tensors
 from netdoctor.errors import CannotReplayError, MisuseError, why_it_failed
 from netdoctor.experiments.loss_terms import watched_terms
@@ -102,8 +102,7 @@ def _calls(step: TrainingStep) -> Iterator[_Call]:
 def _entry(backward: Backward) -> Entry:
     """The first call of a model that is given data, and nothing that was made from parameters."""
     for entry in backward.entries:
-        found: list[Any] = []
-        walk((entry.args, entry.kwargs), found.append)
+        found = entry.meanings()
         given = [item for item in found if isinstance(item, Constant) and item.tensor.dim() > 0]
         if entry.module is not None and given and not any(isinstance(item, Slot | Leaf) for item in found):
             return entry

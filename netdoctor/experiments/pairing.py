@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from netdoctor.capture.functions import plain
 from netdoctor.capture.step import Iteration, TrainingStep
-from netdoctor.capture.tape import Constant, Entry, walk
+from netdoctor.capture.tape import Constant, Entry
 from netdoctor.checks.data.harm import level
 from netdoctor.checks.data.mixing import labelled
 from netdoctor.errors import why_it_failed
@@ -193,6 +192,5 @@ def _compares(entry: Entry) -> bool:
 
 def _of_samples(entry: Entry) -> list[Tensor]:
     """The constants of a loss with a row per sample."""
-    found: list[Any] = []
-    walk((entry.args, entry.kwargs), found.append)
+    found = entry.meanings()
     return [c.tensor for c in found if isinstance(c, Constant) and c.tensor.dim() and c.tensor.shape[0] > 1]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from netdoctor.capture.step import Iteration, TrainingStep, refuse_overwritten
-from netdoctor.capture.tape import Constant, Entry, Slot, walk
+from netdoctor.capture.tape import Constant, Entry, Slot
 from netdoctor.checks.training.side_term import AS_IT_IS, LESS, UNFIT
 from netdoctor.errors import why_it_failed
 from netdoctor.experiments.loss_terms import watched_terms
@@ -124,8 +124,7 @@ def _sides(entries: list[Entry]) -> set[int]:
 def _kind(entry: Entry, kinds: dict[int, str]) -> str:
     if entry.module is not None:
         return _MODEL
-    items: list[Any] = []
-    walk((entry.args, entry.kwargs), items.append)
+    items = entry.meanings()
     of = {kinds.get(number, "") for number in entry.inputs()}
     if _DATA in of or any(isinstance(item, Constant) and _varies(item) for item in items):
         return _DATA

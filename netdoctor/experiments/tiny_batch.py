@@ -97,8 +97,7 @@ def _largest(step: TrainingStep, wanted: Action) -> tuple[float, ...]:
 def _constants(iteration: Iteration) -> Iterator[tuple[Entry, Constant]]:
     for backward in iteration.backwards:
         for entry in backward.entries:
-            found: list[Any] = []
-            walk((entry.args, entry.kwargs), found.append)
+            found = entry.meanings()
             yield from ((entry, constant) for constant in found if isinstance(constant, Constant))
 
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from netdoctor.capture.functions import function_name
 from netdoctor.capture.step import Iteration
-from netdoctor.capture.tape import Constant, Entry, Slot, walk
+from netdoctor.capture.tape import Constant, Entry, Slot
 from netdoctor.experiments.batchnorm import bypass_batchnorm
 from netdoctor.experiments.initialisation import match_initialisation
 from netdoctor.experiments.sandbox import Edit, Sandbox
@@ -146,7 +146,6 @@ def _made_of_weights(entries: list[Entry]) -> set[int]:
 
 
 def _pure(entry: Entry, pure: set[int]) -> bool:
-    items: list[Any] = []
-    walk((entry.args, entry.kwargs), items.append)
+    items = entry.meanings()
     data = any(isinstance(item, Constant) and item.tensor.numel() > 1 for item in items)
     return bool(items) and not data and all(n in pure for n in entry.inputs())

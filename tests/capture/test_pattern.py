@@ -265,17 +265,23 @@ def test_what_is_numbered_by_gradients_alone_is_not_relied_on():
     assert replayed(observation) == losses[:24]
 
 
-def test_operations_in_another_number_end_the_pattern():
-    """A loop over what the batch holds is alike in a few steps by chance: no step is kept as another than it was."""
+@pytest.mark.parametrize("at", [13, 30])
+def test_operations_in_another_number_end_the_pattern(at):
+    """A loop over what a batch holds is alike in many steps: no step is kept as another than it was, and the next is watched."""
+    done = []
 
     def loss(out, y):
-        return sum((out[i] * y[i]).sum().square() for i in range(1 + int(y.sum()) % 2)) + out.square().mean()
+        done.append(1)
+        times = 2 if len(done) == at + 1 else 1
+        return sum((out[i] * (1.0 + y[i])).sum().square() for i in range(times)) + out.square().mean()
 
-    observation, _, losses = run(loss=loss, rate=0.0)
+    observation, plain, losses = run(loss=loss, rate=0.0)
     found = replayed(observation, rate=0.0)
-    assert len(found) >= 12
     assert found == [iteration.backwards[0].value for iteration in observation.step.iterations]
+    assert len(found) >= 20
     assert set(found) <= set(losses)
+    assert plain[at] is (at >= 24)
+    assert not plain[at + 1]
 
 
 def test_two_models_in_turn():

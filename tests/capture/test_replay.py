@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from netdoctor.capture import functions
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments.sandbox import quiet
 from tests.capture.observing import assert_replays, assert_same_gradients, replayed, trained
@@ -702,3 +703,31 @@ def test_an_adversary_moves_its_input():
             delta.data.zero_()
 
     assert_replays(train, steps=3)
+
+
+@pytest.mark.parametrize(
+    ("function", "draws"),
+    [
+        (F.dropout, True),
+        (F.dropout2d, True),
+        (F.rrelu, True),
+        (F.gumbel_softmax, True),
+        (F.scaled_dot_product_attention, True),
+        (F.multi_head_attention_forward, True),
+        (F.fractional_max_pool2d, True),
+        (torch.randn_like, True),
+        (torch.normal, True),
+        (torch.multinomial, True),
+        (torch.lstm, True),
+        (Tensor.bernoulli_, True),
+        (Tensor.uniform_, True),
+        (lambda x: x, True),  # somebody else's: it may do anything
+        (torch.add, False),
+        (Tensor.mul, False),
+        (Tensor.log_softmax, False),
+        (F.cross_entropy, False),
+        (F.linear, False),
+    ],
+)
+def test_only_what_may_draw_has_its_random_state_kept(function, draws):
+    assert functions.may_draw(function, functions.function_name(function)) is draws

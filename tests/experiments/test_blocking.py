@@ -25,6 +25,7 @@ from netdoctor.experiments.overfit import overfit
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.experiments.width import bends
 from netdoctor.recording import Arm
+from tests.capture.observing import observing
 from tests.experiments.capturing import mlp, watched
 
 Make = Callable[[Any], torch.optim.Optimizer]
@@ -187,12 +188,12 @@ class Factors(nn.Module):
 def test_what_makes_a_model_more_than_linear(model: nn.Module, bent: bool) -> None:
     x, y = torch.randn(8, 6), torch.randint(0, 3, (8,))
 
-    def train() -> None:
+    with observing() as observation:
         optimizer = adam(model.parameters())
         for _ in range(4):
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
-
-    _, graph = watched(train)
+    graph = observation.recording.graph
+    assert graph is not None
     assert bends(graph) is bent

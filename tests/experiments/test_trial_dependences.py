@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netdoctor.capture.step import TrainingStep
+from netdoctor.experiments.leakage import SAMPLES, leakage
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.experiments.treatments.treatment import Places
 from netdoctor.experiments.trial import try_fixes
 from netdoctor.experiments.verdict import by_itself
 from netdoctor.finding import Finding, Fix, Location, Severity, Trial, Verdict
-from netdoctor.recording import Recording
+from netdoctor.recording import Arm, Recording
 from netdoctor.report import Report
 from tests.experiments.test_leakage import Language, flat, labelled, next_tokens, padded, trained
 
@@ -64,10 +66,11 @@ def tried(
     module: str = "",
     operation: str = "",
     line: tuple[str, int] | None = None,
+    arms: dict[str, Arm] | None = None,
 ) -> Trial | None:
     place = Location(module or None, operation or None, *(line or ()))
     found = Finding(check, "title", Severity.ERROR, "why", place, fixes=(Fix(treatment, ""),))
-    known = Recording(facts={"loss_lower_bound": 0.0})
+    known = Recording(facts={"loss_lower_bound": 0.0}, arms=arms or {})
     report = Report("train.py", "sick", 3, findings=(found,))
     return try_fixes(report, known, step, Places(step), (), Budget(60), lambda _: None).findings[0].fixes[0].trial
 
@@ -88,6 +91,37 @@ def test_a_norm_along_the_samples() -> None:
     trial = tried(step, "cross-sample-leakage", "keep-samples-apart", "", "normalize", line)
     assert trial is not None
     assert trial.verdict is Verdict.CURED
+
+
+class Marked(nn.Module):
+    """Reads the answer at a token that every sample has, of an attention that takes the batch for the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mark = nn.Parameter(torch.zeros(1, 1, 16))
+        self.first = nn.Linear(5, 16)
+        self.mix = nn.MultiheadAttention(16, 2)
+        self.out = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.mark.expand(len(x), -1, -1), self.first(x)], 1)
+        out: Tensor = self.out((h + self.mix(h, h, h)[0])[:, 0])
+        return out
+
+
+def test_samples_that_meet_inside_are_judged_by_the_loss() -> None:
+    """The output shows no leak, with the fix or without: nothing of the input reaches it."""
+
+    def batch() -> tuple[Tensor, Tensor]:
+        x = 4 * torch.randn(64, 1, 1).expand(-1, 6, 5)
+        return x, (x[:, 0, 0] > 0).long()
+
+    step = trained(Marked(), batch, F.cross_entropy)
+    arms = leakage(Recording(), step, Budget(60))
+    assert (arms[SAMPLES].facts["leaks"], arms[SAMPLES].facts["inside"]) == (False, True)
+    trial = tried(step, "cross-sample-leakage", "batch-dimension", "mix", arms=arms)
+    assert trial is not None
+    assert trial.verdict in {Verdict.CURED, Verdict.EASED}
 
 
 @pytest.mark.parametrize(("batch_first", "verdict"), [(False, Verdict.CURED), (True, Verdict.NOT_REPRODUCED)])

@@ -59,17 +59,17 @@ class CrossSampleLeakage(Check):
         operation, dim, size = str(arm.facts.get("operation", "")), arm.facts["dimension"], arm.facts["size"]
         where = f"{operation} in {arm.facts['module'] or 'the model'}" if operation else "an operation of the model"
         title = f"a sample's output {changes(share)} when only the others of its batch change"
+        evidence = Evidence("change of a sample's output", 100 * share, ">", 100 * self.change, "%")
         if not share:
-            title = (
-                "inside of the model a sample meets the others of its batch, and its output reads nothing of its own"
-            )
+            title = "samples are mixed inside of the model, and what it says of one depends on no input at all"
+            evidence = Evidence("change of the output when any input changes", 0.0, "≤", 0.0, "%")
         return Finding(
             self.name,
             title,
             Severity.ERROR,
             f"{where} mixes the {float(size):.0f} samples along dimension {float(dim):.0f}.",
             place(arm),
-            (Evidence("change of a sample's output", 100 * share, ">", 100 * self.change, "%"),) if share else (),
+            (evidence,),
             (_fix(operation, int(float(dim)), str(arm.facts.get("text", ""))),),
             Certainty.PROVEN,
             first_step=0,

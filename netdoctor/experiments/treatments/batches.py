@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from netdoctor.capture.functions import plain
 from netdoctor.capture.step import Iteration
-from netdoctor.capture.tape import Constant, Entry, walk
+from netdoctor.capture.tape import Constant, Entry
 from netdoctor.experiments.loss_terms import DIFFERENCES
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, with_constants
 
@@ -25,8 +24,7 @@ def _is_data(tensor: Tensor) -> bool:
 
 
 def _constants(entry: Entry) -> list[Tensor]:
-    found: list[Any] = []
-    walk((entry.args, entry.kwargs), found.append)
+    found = entry.meanings()
     return [item.tensor for item in found if isinstance(item, Constant) and _is_data(item.tensor)]
 
 
@@ -174,8 +172,7 @@ def _shuffle(bench: Bench) -> None:
 
 def _tensors(iteration: Iteration) -> Iterator[Tensor]:
     for entry in _entries([iteration]):
-        found: list[Any] = []
-        walk((entry.args, entry.kwargs), found.append)
+        found = entry.meanings()
         yield from (item.tensor for item in found if isinstance(item, Constant))
 
 

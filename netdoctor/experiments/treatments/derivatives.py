@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from netdoctor.capture.step import Replay
 from netdoctor.checks.structure.derivatives import graphless
+from netdoctor.experiments.treatments.gradients import apart, with_and_without
 from netdoctor.experiments.treatments.operations import exchange_on_line
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment
 
@@ -30,13 +26,8 @@ def create_graph(case: Case) -> Treatment | None:
 
     def lacking(bench: Bench) -> float:
         """How far the gradient of the weights is from the one that goes through the derivatives too."""
-        own, other = _gradients(bench), Bench(bench.sandbox, bench.iterations)
-        with other.stack:
-            apply(other)
-            whole = _gradients(other)
-        lost = sum(float((a - b).square().sum()) for a, b in zip(whole, own, strict=True))
-        size = sum(float(a.square().sum()) for a in whole)
-        return 100 * math.sqrt(lost / size) if size else math.nan
+        own, whole = with_and_without(bench, apply)
+        return apart(whole, own)
 
     return Treatment(apply, measure=Measure("gradient that is off, of the whole", lacking, _ROUNDING, "%"))
 
@@ -47,13 +38,6 @@ def _with_graph(call: Any, args: Any, kwargs: Any) -> Any:
     if len(args) > _BEFORE:
         return call(*args[:_BEFORE], True, True, *args[_OWN:], **others)
     return call(*args, retain_graph=True, create_graph=True, **others)
-
-
-def _gradients(bench: Bench) -> list[Tensor]:
-    loss = Replay(bench.sandbox.copies).loss(bench.iterations[0].backwards[0], bench.sandbox.edit)
-    parameters = bench.sandbox.trainable()
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, found, strict=True)]
 
 
 TREATMENTS: dict[str, Maker] = {"create-graph": create_graph}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from netdoctor.capture.step import Iteration
-from netdoctor.capture.tape import Backward, Slot, walk
+from netdoctor.capture.tape import Backward, Slot
 from netdoctor.capture.tree import tensors
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment
 from netdoctor.experiments.usage import PREFIX, constants, exchanged, first_call, loss_of, with_input
@@ -89,7 +89,7 @@ def _reading(case: Case, numbers: list[int]) -> Any:
     def apply(bench: Bench) -> None:
         entry = first_call(bench.iterations[0].backwards[0])
         module = None if entry is None or entry.module is None else bench.copy_of(entry.module)
-        if entry is None or module is None or any(isinstance(item, Slot) for item in _items(entry)):
+        if entry is None or module is None or any(isinstance(item, Slot) for item in entry.meanings()):
             raise LookupError("what the model is given is made on the way")
         readers: dict[int, Reader] = {}
 
@@ -107,12 +107,6 @@ def _reading(case: Case, numbers: list[int]) -> Any:
         bench.notes.append("a linear reader of it, added to the model's output")
 
     return apply
-
-
-def _items(entry: Any) -> list[Any]:
-    found: list[Any] = []
-    walk((entry.args, entry.kwargs), found.append)
-    return found
 
 
 def _seen(iterations: list[Iteration], number: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.step import Iteration
-from netdoctor.capture.tape import Constant, Entry, walk
+from netdoctor.capture.tape import Constant, Entry
 from netdoctor.checks.data.conflicting_labels import ConflictingLabels
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASS_LOSSES, DIFFERENCES, Term, watched_terms
 from netdoctor.experiments.tiny_batch import batch_size, input_rows
@@ -65,8 +65,7 @@ def _pairs(iterations: list[Iteration]) -> Iterator[tuple[list[bytes], Tensor]]:
 
 
 def _constants(entry: Entry) -> list[Tensor]:
-    found: list[Any] = []
-    walk((entry.args, entry.kwargs), found.append)
+    found = entry.meanings()
     return [item.tensor for item in found if isinstance(item, Constant)]
 
 

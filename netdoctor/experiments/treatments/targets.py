@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from netdoctor.capture.step import Replay
 from netdoctor.checks.loss.attraction import bootstrapped_side
 from netdoctor.checks.loss.comparisons import graphs
 from netdoctor.checks.loss.trained_targets import all_pairs
+from netdoctor.experiments.treatments.gradients import apart, with_and_without
 from netdoctor.experiments.treatments.operations import Exchange, exchange_operations
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment
 
@@ -61,23 +60,9 @@ def _gradient_of_target(apply: Callable[[Bench], None]) -> Measure:
     """
 
     def share(bench: Bench) -> float:
-        other = Bench(bench.sandbox, bench.iterations)
-        whole = _gradients(bench)
-        with other.stack:
-            apply(other)
-            cut = _gradients(other)
-        moved = sum(float((a - b).square().sum()) for a, b in zip(whole, cut, strict=True))
-        size = sum(float(a.square().sum()) for a in whole)
-        return 100 * math.sqrt(moved / size) if size else math.nan
+        return apart(*with_and_without(bench, apply))
 
     return Measure("gradient through the target, of the whole", share, _ROUNDING, "%", witness=False)
-
-
-def _gradients(bench: Bench) -> list[Tensor]:
-    loss = Replay(bench.sandbox.copies).loss(bench.iterations[0].backwards[0], bench.sandbox.edit)
-    parameters = bench.sandbox.trainable()
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
 # --- a teacher that is trained ---------------------------------------------------------------------------------------
