@@ -22,7 +22,7 @@ REMOVE = "Leave the last activation out."
 class OutputActivation(Check):
     """An activation after the last layer keeps the output away from what the loss asks for.
 
-    What it is: a ReLU, tanh or sigmoid on the scores of a loss that expects any number (cross_entropy, BCE with
+    What it is: a ReLU, tanh or sigmoid on the scores of a loss that needs scores of any size (cross_entropy, BCE with
     logits, a Poisson loss of logarithms); an output range that does not hold the targets of a regression; a softmax
     over a single unit, always 1.
     Why it hurts: the targets cannot be reached; a ReLU that ends below 0 has no gradient at all.

@@ -54,7 +54,8 @@ def conflict(comparison: Comparison, target: Value, outside: float) -> tuple[str
     if loss.name in OTHERS_SAY:
         lower = Evidence("smallest score", comparison.prediction.low, "≥", low)
         upper = Evidence("largest score", comparison.prediction.high, "≤", high)
-        return f"goes into {loss.name}, which expects any number", lower if math.isfinite(low) else upper
+        end, other = (lower, "negative ones") if math.isfinite(low) else (upper, "large ones")
+        return f"goes into {loss.name}, which needs scores of any size, {other} too", end
     if loss.name == POISSON and low >= 0 and loss.attributes.get("log_input", True):
         says = "is taken for the logarithm of a rate (log_input=True), so that no rate is below 1"
         return says, Evidence("smallest logarithm of a rate", comparison.prediction.low, "≥", low)
