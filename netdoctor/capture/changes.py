@@ -25,7 +25,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._kinds: set[Kind] = set()
-        self._rates: dict[tuple[int, int], tuple[Any, int]] = {}  # → (rate, steps that it was the same)
+        self._rates: dict[tuple[int, int], tuple[Any, int]] = {}  # → (rate, the step that it is so since)
         self._begun = 0  # how many windows did
         self._last = 0  # the step of the last one
         self.due = False  # a learning rate moved, and no window has begun since
@@ -47,13 +47,12 @@ class Changes:
             self.due = True
         for number, group in enumerate(optimizer.param_groups[:4]):
             rate = group.get("lr")
-            before, steady = known.get((index, number), (None, 0))
-            if rate == before:
-                known[index, number] = rate, steady + 1
+            before, since = known.get((index, number), (None, step))
+            if before is not None and rate == before:
                 continue
-            known[index, number] = rate, 0
+            known[index, number] = rate, step
             if before is not None:
-                self._moved(float(before), float(math.nan if rate is None else rate), steady, step)
+                self._moved(float(before), float(math.nan if rate is None else rate), step - since - 1, step)
         return self.due
 
     def _moved(self, before: float, rate: float, steady: int, step: int) -> None:

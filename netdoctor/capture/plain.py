@@ -35,11 +35,14 @@ _NORMS = (
 )
 _MOVES = 0.5  # unless the loss moved by so much of itself since the step before
 _RATES = 4  # parameter groups of an optimizer whose learning rates are kept
+_STILL = 8  # plain steps in a row without a random number, after which the generator's state is no longer kept,
+_LOOK_AGAIN = 64  # but in every 64th step, to see whether that is still so
 _WARY_GROWTH, _WARY_STEPS = (
     10.0,
     32,
 )  # a number that grew so much from one step to the next: so many steps are not plain
-Passed = tuple[Key, Any, Any, "Tensor | None", "list[Tensor] | None"]  # key, arguments, random states
+_NOTHING_DRAWN = Context(True, None, None, None)
+Passed = tuple[Key, Any, Any, "Context | None"]  # key, arguments, and the random states where it is a model
 
 
 @dataclass(slots=True)
@@ -52,6 +55,7 @@ class _Place:
     index: int = 0  # of the optimizer
     groups: int = 0  # that it had then
     rates: tuple[SeriesRecorder, ...] = ()
+    lrs: tuple[Any, ...] = ()  # the learning rates that it had then
     look: tripwire.Gradients | None = None  # at its gradients; None where they are not all on the CPU
 
 
@@ -69,6 +73,8 @@ class PlainSteps(Pattern):
         self._places: list[_Place | None] = []  # one for each event
         self._products: dict[int, int | None] = {}  # weights of which a row and a column tell → their biases
         self._leaves: set[int] = set()  # all that were asked for
+        self._drawn: Tensor | None = None  # the generator's state before the first model of this step
+        self._still = 0  # plain steps in a row that drew no random number from there to `backward`
         self._passed: list[Passed] = []  # the calls of models and functions in this step
         self._ticking = True  # events are still kept one by one
         self._faults = 0
@@ -83,6 +89,7 @@ class PlainSteps(Pattern):
         """A step begins that is expected to be like the ones before; `plain`: and no more is wanted of it than that."""
         super().begin()
         self._passed.clear()
+        self._drawn = None
         self.on = plain = plain and self._faults < STRIKES and self._recorder.step >= self._wary
         if not plain:
             self._late.wait()
@@ -94,6 +101,7 @@ class PlainSteps(Pattern):
     def again(self) -> None:
         """The same, after a plain step and before another one."""
         self._cursor = self._reported = 0
+        self._drawn = None
         self._built.clear()
         self._passed.clear()
         self._filled.clear()
@@ -166,18 +174,24 @@ class PlainSteps(Pattern):
         if not torch.is_grad_enabled():
             return False
         self._cursor += 1
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda._initialized else None
-        self._passed.append((id(module), args, kwargs, self._state(), cuda))
+        context = _NOTHING_DRAWN
+        cuda = torch.cuda._initialized
+        if cuda or self._still < _STILL or not self._recorder.step % _LOOK_AGAIN:
+            state = self._state()
+            context = Context(True, None, state, torch.cuda.get_rng_state_all() if cuda else None)
+            if self._drawn is None:
+                self._drawn = state
+        self._passed.append((id(module), args, kwargs, context))
         return True
 
     def function(self, name: str, args: Any, kwargs: Any) -> None:
         """A function of torch.nn.functional is about to run, outside of any model."""
         if name in self.functions and torch.is_grad_enabled() and counts(args, kwargs):
-            self._passed.append((name, args, kwargs, None, None))
+            self._passed.append((name, args, kwargs, None))
 
     def _keep_operation(self, key: Key, args: Any, kwargs: Any) -> None:
         if self.on:
-            self._passed.append((key, args, kwargs, None, None))
+            self._passed.append((key, args, kwargs, None))
         else:
             super()._keep_operation(key, args, kwargs)
 
@@ -200,6 +214,9 @@ class PlainSteps(Pattern):
         outputs = self._observer.outputs
         if place.series is None or (outputs is not None and not self._outputs_fine(outputs)):
             return False
+        if self._drawn is not None:
+            self._still = self._still + 1 if torch.equal(self._drawn, self._state()) else 0
+            self._drawn = None
         if loss.is_cpu:
             value = loss.item()
             if not math.isfinite(value):
@@ -239,10 +256,15 @@ class PlainSteps(Pattern):
         place = self._places[cursor]
         if place is None or (place.look is not None and not place.look.of(groups)) or place.groups != len(groups):
             place = self._places[cursor] = self._stepping(optimizer)
-        if self._changes.rates(optimizer, place.index, step) or not self._gradients_fine(place, groups, step):
+        lrs = tuple([group.get("lr") for group in groups])
+        if lrs != place.lrs or self._changes.due:
+            place.lrs = lrs
+            if self._changes.rates(optimizer, place.index, step):
+                return False
+        if not self._gradients_fine(place, groups, step):
             return False
-        for group, series in zip(groups, place.rates, strict=False):
-            series.add(step, float(group.get("lr", math.nan)))
+        for rate, series in zip(lrs, place.rates, strict=False):
+            series.add(step, math.nan if rate is None else float(rate))
         self._cursor = cursor + 1
         self._observer.stepping = True
         return True
@@ -305,11 +327,7 @@ class PlainSteps(Pattern):
 
     def given(self, key: Key) -> list[Call]:
         """The calls of a module or function in the running step, those of its plain part included."""
-        passed = [
-            Call(args, kwargs, None if state is None else Context(True, None, state, cuda), [])
-            for at, args, kwargs, state, cuda in self._passed
-            if at == key
-        ]
+        passed = [Call(args, kwargs, context, []) for at, args, kwargs, context in self._passed if at == key]
         return passed + super().given(key)
 
 

@@ -162,7 +162,7 @@ class Ranks:
 
     def stepped(self, steps: int) -> None:
         """So many optimizer steps were taken: on measured steps, hear what the others sent last, and send what is here now."""
-        if self._schedule.due(steps - 1) and self._group is not None:
+        if self._group is not None and self._schedule.due(steps - 1):
             self._contained(self._exchange, steps - 1)
 
     def _exchange(self, step: int) -> None:

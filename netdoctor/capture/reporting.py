@@ -22,16 +22,17 @@ def reporting(watching: weakref.ref[Observer], name: str, original: Any) -> Any:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         observer = None if is_compiling() else watching()
-        if observer is None or observer.inside or observer.suspended or get_ident() != observer.thread:
+        if observer is None or observer.suspended or get_ident() != observer.thread:
             return original(*args, **kwargs)
         light = observer.light
-        if light is None or not light.on:
+        if light is not None and light.on:
+            if not observer.stack:  # inside of a model it is no call of the loop's own
+                try:
+                    light.function(name, args, kwargs)
+                except Exception as error:
+                    light.failed("known function", error)
+        elif not observer.inside:
             observer.containment.run("known function", known_function, observer, name, args, kwargs)
-            return original(*args, **kwargs)
-        try:
-            light.function(name, args, kwargs)
-        except Exception as error:
-            light.failed("known function", error)
         return original(*args, **kwargs)
 
     return wrapper

@@ -170,7 +170,8 @@ def test_there_is_an_end_to_new_windows():
     ("rates", "step", "due"),
     [
         ([0.1] * 30 + [0.2], 30, True),  # up by a factor
-        ([0.1] * 30 + [0.099], 30, True),  # a schedule begins
+        ([0.1] * (changes.STEADY + 1) + [0.099], 30, True),  # a schedule begins
+        ([0.1] * changes.STEADY + [0.099], 30, False),  # one that was on its way
         ([0.1 * 0.99**n for n in range(40)], 40, False),  # it goes on
         ([0.1 * 1.5**n for n in range(10)], 10, False),  # a warm-up
         ([0.1], 0, False),
@@ -178,9 +179,9 @@ def test_there_is_an_end_to_new_windows():
 )
 def test_which_rates_ask_for_one(rates, step, due):
     known, optimizer = Changes(), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    for rate in rates:
+    for number, rate in enumerate(rates, start=step + 1 - len(rates)):
         optimizer.param_groups[0]["lr"] = rate
-        found = known.rates(optimizer, 0, step)
+        found = known.rates(optimizer, 0, number)
     assert found is due
 
 

@@ -309,3 +309,49 @@ def test_two_models_in_turn():
     with preserved_random_state():
         replay = Replay(copies)
         assert replay.loss(step.iterations[0].backwards[0]).item() == values[0]
+
+
+class Sometimes(Net):
+    """Draws random numbers from one step on; `p` may be changed."""
+
+    p = 0.0
+
+    def forward(self, x):
+        return self.head(F.dropout(torch.relu(self.body(x)), self.p, self.training))
+
+
+def kept_states(model, starts, stops, steps=260):
+    """In which steps the generator's state before the model was kept, and (observation, steps that were plain)."""
+    kept, asked = [], {}
+
+    def loss(out, y):
+        calls = asked["observation"].observer.pattern.given(id(model))
+        kept.append(bool(calls) and calls[0].context is not None and calls[0].context.cpu_random is not None)
+        return F.cross_entropy(out, y)
+
+    def between(step, model):
+        model.p = 0.3 if starts <= step + 1 < stops else 0.0
+
+    seed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    plain = []
+    with observing() as observation:
+        asked["observation"] = observation
+        for step in range(steps):
+            x, y = torch.randn(6, 5), torch.randint(0, 3, (6,))  # these are drawn before the model
+            plain.append(observation.observer.pattern.on and observation.observer.light is not None)
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+            between(step, model)
+    return [step for step in range(steps) if plain[step] and not kept[step]], plain
+
+
+def test_the_state_of_the_generator_is_kept_where_the_model_draws():
+    """A model that draws nothing needs none; one that begins to draw is found out at the next look."""
+    without, plain = kept_states(Sometimes(), starts=100, stops=200)
+    assert sum(step < 100 for step in without) >= 30
+    assert not [step for step in without if 128 <= step < 200]
+    assert sum(step >= 220 for step in without) >= 20  # and that it no longer does
+    assert sum(plain[128:200]) > 60
+    assert kept_states(Net(), starts=0, stops=0)[0] == []
