@@ -250,7 +250,7 @@ class Taps:
                 original(scheduler, *args, **kwargs)
             finally:
                 self._building -= 1
-            made()
+            made(scheduler)
 
         return __init__
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor.capture import norms, statistics, strangers, unseen
+from netdoctor.capture import norms, schedules, statistics, strangers, unseen
 from netdoctor.capture.cleared import Cleared
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.flags import ModuleFlags
@@ -228,10 +228,11 @@ class TrainingTaps:
 
     # --- schedules ---------------------------------------------------------------------------------------------------
 
-    def scheduler_made(self) -> None:
-        """A learning-rate scheduler was built."""
+    def scheduler_made(self, scheduler: Any) -> None:
+        """A learning-rate scheduler was built; its event's value is its length in calls, where its kind has one."""
         self.schedulers += 1
-        self._observer.recorder.count("scheduler built", self._observer.step, source=user_line())
+        kind, length = schedules.length(scheduler)
+        self._observer.recorder.count("scheduler built", self._observer.step, kind, length, user_line())
 
     def scheduler_stepped(self) -> None:
         """The user's loop stepped a scheduler."""
