@@ -237,4 +237,4 @@ def by_reason(report: Report) -> list[tuple[str, list[str]]]:
 def cost(report: Report) -> str:
     """What watching and experiments took."""
     tried = f"experiments {seconds(report.experiments_s)}" if report.experiments_s else "no experiments were run"
-    return f"observing took {seconds(report.observing_s)}, {tried}"
+    return f"the training took {seconds(report.observing_s)} under watch, {tried}"
