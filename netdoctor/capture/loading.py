@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from torch.utils.data import WeightedRandomSampler
 from torch.utils.data.dataloader import _DatasetKind
 
 from netdoctor.capture.observer import Observer
@@ -37,15 +38,17 @@ class LoaderClock:
         self._batches = 0
         self._plain = False
         self._kinds: dict[int, list[float]] = {}  # batches per step → [steps, seconds, seconds waited]
-        # The user's lines that built loaders, by these and by their iterators.
+        # The user's lines that built loaders and samplers, by these and by the loaders' iterators.
         self._lines: MutableMapping[Any, SourceLine | None] = WeakKeyDictionary()
         self._told = False  # where the training's loader was built
+        self._short = False  # a sampler was found that leaves out the most part of its data
 
     def install(self) -> None:
         """Time the loaders from now on."""
         from torch.utils.data import dataloader
 
         self._patches.wrap(dataloader.DataLoader, "__init__", self._building)
+        self._patches.wrap(WeightedRandomSampler, "__init__", self._building)
         self._patches.wrap(dataloader._BaseDataLoaderIter, "__init__", self._beginning)
         self._patches.wrap(dataloader._BaseDataLoaderIter, "__next__", self._timing)
 
@@ -55,9 +58,9 @@ class LoaderClock:
 
     def _building(self, original: Any) -> Any:
         @functools.wraps(original)
-        def __init__(loader: Any, *args: Any, **kwargs: Any) -> None:
-            original(loader, *args, **kwargs)
-            self._observer.containment.run("data loading", lambda: self._lines.update({loader: user_line()}))
+        def __init__(made: Any, *args: Any, **kwargs: Any) -> None:
+            original(made, *args, **kwargs)
+            self._observer.containment.run("data loading", lambda: self._lines.update({made: user_line()}))
 
         return __init__
 
@@ -68,8 +71,25 @@ class LoaderClock:
             self._observer.containment.run(
                 "data loading", lambda: self._lines.update({iterator: self._lines.get(loader)})
             )
+            self._observer.containment.run("data loading", self._see_sampler, loader)
 
         return __init__
+
+    def _see_sampler(self, loader: Any) -> None:
+        """Note a sampler that has fewer weights than there are samples: it never draws the others."""
+        sampler = getattr(loader, "sampler", None)
+        if loader._dataset_kind == _DatasetKind.Iterable:
+            return
+        batches = getattr(loader.batch_sampler, "sampler", None)
+        weighted = next((one for one in (sampler, batches) if isinstance(one, WeightedRandomSampler)), None)
+        if weighted is None or self._short:
+            return
+        weights, samples = len(weighted.weights), len(loader.dataset)
+        self._short = weights < samples
+        if self._short:
+            self._observer.facts.update(sampler_weights=float(weights), sampler_samples=float(samples))
+            source = self._lines.get(weighted) or self._lines.get(loader)
+            self._observer.recorder.count("sampler", self._observer.step, source=source)
 
     def _timing(self, original: Any) -> Any:
         clock, observer = time.perf_counter, self._observer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from netdoctor.capture.loading import LoaderClock
@@ -152,3 +152,20 @@ def test_a_stream_is_told_from_a_list(observer: Observer) -> None:
 
     train(observer, DataLoader(Stream(), batch_size=40))
     assert [event.detail for event in observer.recorder.events if event.kind == "loader built"] == ["stream"]
+
+
+@pytest.mark.parametrize("weights", [399, 400, 401])
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_a_sampler_with_fewer_weights_than_samples(observer: Observer, weights: int, in_batches: bool) -> None:
+    sampler = WeightedRandomSampler([1.0] * weights, num_samples=20, replacement=True)
+    loader = (
+        DataLoader(Numbers(), batch_sampler=BatchSampler(sampler, 5, drop_last=False))
+        if in_batches
+        else DataLoader(Numbers(), batch_size=5, sampler=sampler)
+    )
+    for _ in range(2):  # told once
+        iter(loader)
+    told = {name: value for name, value in observer.facts.items() if name.startswith("sampler")}
+    assert told == ({"sampler_weights": 399.0, "sampler_samples": 400.0} if weights < 400 else {})
+    sources = [event.source for event in observer.recorder.events if event.kind == "sampler"]
+    assert [source.text.split(" = ")[0] for source in sources if source] == ["sampler"] * (weights < 400)
