@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from netdoctor.capture.moving import moving_target
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.recorder import rename
@@ -251,7 +252,7 @@ def _facts(recording: Recording) -> dict[str, float | str | bool]:
     graph = recording.graph
     if graph is not None and graph.loss is not None:
         behind = graph.loss_operations()
-        facts["moving_target"] = any(_moves(graph, operation) for operation in behind)
+        facts["moving_target"] = moving_target(graph)
         family, operation = _family(graph, behind)
         facts["loss_family"] = family
         unbounded = family == "custom" or _below_zero_too(graph, operation, behind)
@@ -270,12 +271,6 @@ def _each_for_itself(recording: Recording) -> bool:
     own, shared = counts.get("step", 0), counts.get("step without backward", 0)
     together = shared >= TOGETHER * (stepped - 1) * own and TOGETHER * counts.get("backward", 0) <= own
     return stepped > 1 and not together
-
-
-def _moves(graph: StepGraph, operation: Operation) -> bool:
-    """An operation behind the loss whose value depends on weights, though no gradient flows through it: a target that moves."""
-    trained = any(graph.values[value].trained for value in operation.inputs)
-    return trained and (operation.name == "detach" or (operation.inside and not operation.grad_enabled))
 
 
 def _below_zero_too(graph: StepGraph, family: Operation | None, behind: list[Operation]) -> bool:
