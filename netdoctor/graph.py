@@ -32,6 +32,9 @@ class Value:
     integral: bool = False
     requires_grad: bool = False
     trained: bool = False  # depends on a trainable parameter, by value
+    leaf: bool = (
+        False  # made anew by an operation, with a gradient of its own: `torch.tensor(losses, requires_grad=True)`
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class StepGraph:
                 if value in seen or (by_gradient and not self.values[value].requires_grad):
                     continue
                 seen.add(value)
-                producer = self.producer(value)
+                producer = None if by_gradient and self.values[value].leaf else self.producer(value)
                 queue.extend(() if producer is None else producer.inputs)
             reached[by_gradient] = frozenset(seen)
         return reached[by_gradient]

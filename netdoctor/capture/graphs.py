@@ -70,11 +70,13 @@ class GraphBuilder:
             return
         index = len(self._operations)
         trained = any(self._values[value].trained for value in operation.inputs)
-        outputs = tuple(
-            self._put(tensor, "operation", index, trained=trained or (tensor.requires_grad and tensor.is_leaf))
-            for tensor in tensors(result)
-        )
-        self._operations.append(replace(operation, index=index, outputs=outputs))
+        outputs = []
+        for tensor in tensors(result):
+            leaf, before = tensor.requires_grad and tensor.is_leaf, self.value_of(tensor)
+            outputs.append(self._put(tensor, "operation", index, trained=trained or leaf))
+            if leaf and operation.inputs and before not in operation.inputs:  # in place it is no other than before
+                self._values[-1] = replace(self._values[-1], leaf=True)
+        self._operations.append(replace(operation, index=index, outputs=tuple(outputs)))
 
     def finish(self, loss: Tensor | None, parameter_name: Callable[[Tensor], str], step: int = 0) -> StepGraph:
         """The graph so far, with the loss marked. Parameters that were met before their model was get their names now."""

@@ -102,7 +102,7 @@ class LoaderClock:
             batch = original(loader)
             observer.containment.run("data loading", self._got, loader, began, clock())
             if observer.detailed:
-                observer.containment.run("data loading", self._handed_out, loader, batch)
+                observer.ours("data loading", self._handed_out, loader, batch)
             return batch
 
         return __next__

@@ -61,6 +61,8 @@ def _gradient(step: TrainingStep, iteration: Iteration) -> Tensor:
     refuse_overwritten(iteration.backwards[0])
     Replay(sandbox.copies).loss(iteration.backwards[0]).backward()
     found = [p.grad for p in sandbox.trainable() if p.grad is not None and p.grad.layout is torch.strided]
+    if not found:
+        raise CannotReplayError("no weight gets a gradient")
     return torch.cat([gradient.double().flatten() for gradient in found])
 
 

@@ -20,13 +20,15 @@ def attached(cut: Cut, text: str) -> tuple[str, str]:
     if name in {"numpy", "tolist", "__array__"}:
         return "Stay in torch: what leaves it takes no gradient along.", ""
     again = text
-    while (shorter := rewrite_where(again, lambda node, line: _without(node, line))) is not None:
+    several = len(cut.operation.inputs) > 1  # a list of losses
+    while (shorter := rewrite_where(again, lambda node, line: _without(node, line, several))) is not None:
         again = shorter
     return f"Take {cut.way} out.", again if again != text else ""
 
 
-def _without(node: ast.expr, line: str) -> str | None:
-    """The tensor itself in place of `x.detach()`, `x.data`, `x.item()`, `torch.tensor(x, ...)`, `Variable(x, ...)`."""
+def _without(node: ast.expr, line: str, several: bool) -> str | None:
+    """The tensor itself in place of `x.detach()`, `x.data`, `x.item()`, `torch.tensor(x, ...)`, `Variable(x, ...)`; of `several`
+    tensors in a list, their stack."""
     if isinstance(node, ast.Attribute) and node.attr == "data":
         return source_of(node.value, line, atom=True)
     call = call_of(node)
@@ -38,4 +40,6 @@ def _without(node: ast.expr, line: str) -> str | None:
     if call[0] in {"from_numpy", "as_tensor", "tensor"} and inner is not None and inner[0] == "numpy" and inner[1]:
         return source_of(inner[1][0], line, atom=True)
     remade = call[0] in {"tensor", "Variable", "as_tensor"} and any(k.arg == "requires_grad" for k in call[2])
-    return source_of(call[1][0], line) if remade else None
+    if not remade:
+        return None
+    return f"torch.stack({source_of(call[1][0], line)})" if several else source_of(call[1][0], line)

@@ -27,6 +27,8 @@ class Cut:
             return f".{name}()"
         if name == "data":
             return ".data"
+        if name in {"tensor", "as_tensor", "Parameter"}:
+            return f"{name}(...)"
         return name if self.operation.grad_enabled else "torch.no_grad()"
 
 
@@ -63,7 +65,7 @@ def _first(graph: StepGraph, names: set[str], behind: frozenset[int] | None) -> 
 
 def _loses(graph: StepGraph, operation: Operation) -> bool:
     given = any(graph.values[i].requires_grad for i in operation.inputs)
-    return given and not any(graph.values[i].requires_grad for i in operation.outputs)
+    return given and not any(graph.values[i].requires_grad and not graph.values[i].leaf for i in operation.outputs)
 
 
 def _made_of_numbers(graph: StepGraph, index: int) -> bool:

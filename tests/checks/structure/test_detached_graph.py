@@ -53,6 +53,25 @@ def test_numbers_that_left_the_graph():
     assert found.fixes[0].code == "l = f(x)"
 
 
+@pytest.mark.parametrize(
+    ("terms", "text", "code"),
+    [
+        (2, "return torch.tensor(parts, requires_grad=True).sum()", "return torch.stack(parts).sum()"),
+        (1, "loss = torch.tensor(loss, requires_grad=True)", "loss = loss"),
+    ],
+)
+@pytest.mark.parametrize("leaf", [True, False])
+def test_losses_that_were_made_a_leaf_of_their_own(terms, text, code, leaf):
+    """The new tensor requires a gradient, and gives it to nobody."""
+    build = Model().layers("body").stepping()
+    hidden = build.run(build.value((BATCH, 16)), "body")
+    parts = [build.operation("mul", hidden, shape=()) for _ in range(terms)]
+    made = build.operation("tensor", *parts, shape=(terms,), line=8, text=text, out={"leaf": leaf})
+    build.backward(build.operation("sum", made, shape=()))
+    found = judged(DetachedGraph(), build)
+    assert [(one.location.line, one.fixes[0].code) for one in found] == [(8, code)] * leaf
+
+
 def test_a_failed_backward_names_the_line_even_without_an_optimizer_step():
     build = cut()
     build.recording.parameters["head.weight"] = replace(build.recording.parameters["head.weight"], requires_grad=False)

@@ -1,4 +1,4 @@
-"""When a target counts as one that moves."""
+"""What the graph of a step tells of gradients: targets that move, and leaves that were made on the way."""
 
 from __future__ import annotations
 
@@ -90,3 +90,28 @@ def test_what_moves(make, loss, moves):
             optimizer.step()
     assert any(graph.loss is not None for graph in graphs(observation.recording))
     assert observation.recording.facts["moving_target"] is moves
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
+@pytest.mark.parametrize(
+    ("loss", "leaves", "reached"),
+    [
+        (lambda net, x: torch.tensor([net(x).mean(), net(x).square().mean()], requires_grad=True).sum(), 1, False),
+        (lambda net, x: torch.stack([net(x).mean(), net(x).square().mean()]).sum(), 0, True),
+        (lambda net, x: net(x.requires_grad_()).mean(), 0, True),
+    ],
+)
+def test_a_leaf_that_an_operation_made_ends_the_gradient(loss, leaves, reached):
+    seed()
+    net = nn.Linear(5, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with observing() as observation:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss(net, torch.randn(6, 5)).backward()
+            optimizer.step()
+    graph = observation.recording.graph
+    assert sum(value.leaf for value in graph.values) == leaves
+    names = {graph.values[value].name for value in graph.values_behind(by_gradient=True)}
+    assert ("weight" in names) is reached
+    assert "weight" in {graph.values[value].name for value in graph.values_behind(by_gradient=False)}
