@@ -22,6 +22,7 @@ class Check:
     needs: ClassVar[frozenset[Stat]] = frozenset()  # capture takes only the statistics that the selected checks need
     explains: ClassVar[frozenset[str]] = frozenset()  # checks whose findings are symptoms of this one
     arms: ClassVar[frozenset[str]] = frozenset()  # experiments that it reads
+    suspects: ClassVar[bool] = False  # what it finds may be idle: where its fixes were tried in vain it is advice
     breaks: ClassVar[bool] = False  # names the birth of a NaN or Inf: from there on nothing that is measured counts
 
     @property

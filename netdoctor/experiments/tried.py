@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Collection
 from dataclasses import replace
 
+from netdoctor.capture.step import TrainingStep
 from netdoctor.experiments.treatments.untried import REASONS
-from netdoctor.finding import Fix, Trial, Verdict
+from netdoctor.finding import Finding, Fix, Severity, Trial, Verdict
 
 _ORDER = {Verdict.CURED: 0, Verdict.EASED: 1, Verdict.NO_EFFECT: 3, Verdict.WORSE: 4}
 _UNTRIED = 2
+_IN_VAIN = frozenset({Verdict.NO_EFFECT, Verdict.WORSE})
+_AHEAD = 0.25  # of what the control lost: a treated arm that loses so much more may be on its way to help
 
 
 def cures(fix: Fix) -> bool:
@@ -44,3 +49,30 @@ def without_trial(fix: Fix) -> Trial | None:
     """Why a fix cannot be tried, where that lies in its nature; None where there is nothing to say."""
     reason = REASONS.get(fix.treatment)
     return None if reason is None else Trial(Verdict.COULD_NOT_RUN, says=reason)
+
+
+def weighed(finding: Finding, suspicions: Collection[str], step: TrainingStep) -> list[Finding]:
+    """The finding; one of a check among `suspicions` whose fixes were tried in vain as advice, and its symptoms by themselves.
+
+    In vain: at least one was without effect or did harm and none helps, on captured steps that hold the finding's first.
+    """
+    first, tried = finding.first_step or 0, [fix.trial for fix in finding.fixes if fix.trial is not None]
+    seen = any(part.begins <= first <= part.begins + len(part.iterations) for part in step.parts())
+    vain = seen and any(trial.verdict in _IN_VAIN for trial in tried) and not any(map(_may_help, tried))
+    if finding.check not in suspicions or not vain:
+        return [finding]
+    return [replace(finding, severity=Severity.ADVICE, symptoms=()), *finding.symptoms]
+
+
+def _may_help(trial: Trial) -> bool:
+    """Whether a trial leaves open that the fix helps, or shows that it does."""
+    if trial.verdict in _IN_VAIN or trial.verdict is Verdict.COULD_NOT_RUN:
+        return False
+    if trial.verdict is not Verdict.NOT_REPRODUCED or not trial.control or not trial.treated:
+        return True
+    end = _end(trial.control)
+    return end - _end(trial.treated) > _AHEAD * (trial.control[0] - end)
+
+
+def _end(losses: Collection[float]) -> float:
+    return statistics.median(list(losses)[-max(2, len(losses) // 5) :])

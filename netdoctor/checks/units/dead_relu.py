@@ -23,23 +23,19 @@ class DeadRelu(Check):
 
     What it is: the input of the rectifier is negative for every sample and position. Its gradient is 0 there, so no
     update reaches the incoming weights, and nothing brings the unit back.
-
     Why it hurts: the layer works with the units that are left; when most or all are dead, it passes on next to nothing
     (or a constant), and training stops.
-
     How it is decided: per unit (channel), over every sample and position of the last third of the run (at least 4
     sampled steps and 256 samples, 64 where a whole layer is silent): not one value other than 0. A whole third,
     because a unit that an input shift revives would be seen in it. 50 % of a layer is an error, 20 % a warning where
     training is hurt; where the loss falls all the same, a warning when half of all rectified units are lost (trainings
-    that reach their goal were seen to lose 30 %), else advice. Weight gradients of exactly 0 confirm it.
-
+    that reach their goal were seen to lose 30 %), else advice. Weight gradients of exactly 0 confirm it. Advice as well
+    where its fixes were tried on a copy and none of them helps: then the units are not missed.
     When it stays silent: sparse but live ReLUs, however many zeros they give, as long as each unit fires for some
     sample; under 20 % of a layer; some units of a model that reads none of its input; GELU, SiLU, LeakyReLU and
     others that pass gradient below 0; short runs.
-
     Fix: by when they died: at initialisation (bias, He initialisation) or after an update (a lower learning rate); a
     LeakyReLU cannot die.
-
     Sources: peers.md c1 (SageMaker Debugger's 50 % of units; keras-contrib: never active); Maas et al. 2013; Lu et al.,
     "Dying ReLU and Initialization", 2019; advice A10, A32.
     """
@@ -53,6 +49,7 @@ class DeadRelu(Check):
     needs: ClassVar[frozenset[Stat]] = frozenset(
         {Stat.UNIT_ACTIVE, Stat.UNIT_ZERO_GRADIENT, Stat.SAMPLES, Stat.MEAN, Stat.STD, Stat.RMS}
     )
+    suspects: ClassVar[bool] = True
     explains: ClassVar[frozenset[str]] = frozenset({"constant-layer", "no-gradient", "initial-loss"}) | STALLED
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:

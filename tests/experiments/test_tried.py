@@ -1,0 +1,69 @@
+"""A suspicion whose fixes were tried in vain is advice, and what it explained stands by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from netdoctor.experiments.tried import weighed
+from netdoctor.finding import Finding, Fix, Location, Reach, Severity, Trial, Verdict
+
+FALLS, STILL = tuple(2.0 - 0.01 * n for n in range(100)), (2.0,) * 100
+
+
+@dataclass
+class Step:
+    begins: int = 0
+    iterations: list[int] = field(default_factory=lambda: [0] * 24)
+
+    def parts(self):
+        return [self]
+
+
+def fix(verdict, treated=STILL, control=STILL) -> Fix:
+    trial = None if verdict is None else Trial(verdict, control, treated, len(treated))
+    return Fix("leaky-relu", "", "", Reach.MODEL, trial)
+
+
+def finding(*fixes, first_step=7, check="dead-relu", symptoms=()) -> Finding:
+    return Finding(check, "t", Severity.ERROR, "", Location(), (), fixes, first_step=first_step, symptoms=symptoms)
+
+
+@pytest.mark.parametrize(
+    ("fixes", "advice"),
+    [
+        ([fix(Verdict.NO_EFFECT)], True),
+        ([fix(Verdict.NO_EFFECT), fix(Verdict.WORSE)], True),
+        ([fix(Verdict.NO_EFFECT), fix(None)], True),
+        ([fix(Verdict.NO_EFFECT), fix(Verdict.CURED)], False),
+        ([fix(Verdict.NO_EFFECT), fix(Verdict.EASED)], False),
+        ([fix(Verdict.WORSE), fix(Verdict.NOT_REPRODUCED, FALLS, FALLS)], True),
+        ([fix(Verdict.WORSE), fix(Verdict.NOT_REPRODUCED, tuple(2 * v - 2 for v in FALLS), FALLS)], False),
+        ([fix(Verdict.NOT_REPRODUCED, FALLS, FALLS)], False),
+        ([fix(Verdict.COULD_NOT_RUN)], False),
+        ([fix(Verdict.COULD_NOT_RUN), fix(Verdict.NO_EFFECT)], True),
+        ([fix(None)], False),
+        ([], False),
+    ],
+)
+def test_what_was_tried_in_vain(fixes, advice):
+    (found,) = weighed(finding(*fixes), {"dead-relu"}, Step())
+    assert (found.severity is Severity.ADVICE) is advice
+
+
+@pytest.mark.parametrize(("first", "advice"), [(None, True), (0, True), (24, True), (25, False)])
+def test_the_captured_steps_must_hold_it(first, advice):
+    (found,) = weighed(finding(fix(Verdict.NO_EFFECT), first_step=first), {"dead-relu"}, Step())
+    assert (found.severity is Severity.ADVICE) is advice
+
+
+def test_its_symptoms_stand_by_themselves():
+    below = finding(check="loss-not-decreasing")
+    above = finding(fix(Verdict.NO_EFFECT), symptoms=(below,))
+    found = weighed(above, {"dead-relu"}, Step())
+    assert [(f.check, f.severity, f.symptoms) for f in found] == [
+        ("dead-relu", Severity.ADVICE, ()),
+        ("loss-not-decreasing", Severity.ERROR, ()),
+    ]
+    assert weighed(above, {"another"}, Step()) == [above]
