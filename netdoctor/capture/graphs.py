@@ -16,18 +16,22 @@ from netdoctor.capture.tree import tensors
 from netdoctor.graph import Operation, Scalar, StepGraph, Value
 
 MAX_OPERATIONS = 20_000  # a step longer than this is cut off, so that memory stays bounded
+LONG = 4_096  # operations without a loss, from which it is asked whether they are worth a watch, after each
+ASKED = 512  # of them: a rollout has that many before its first update, and so has a loop that nobody can follow
 _MAX_MEASURED = 4_000_000  # elements; the range of a larger tensor is read from a strided part
 _OPERAND_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
 
 class GraphBuilder:
-    """Collects operations of one iteration. Tensors are known by identity and held weakly."""
+    """Collects operations of one iteration. Tensors are known by identity and held weakly. `overflow` is told now and then while
+    there are too many without a loss."""
 
-    def __init__(self) -> None:
+    def __init__(self, overflow: Callable[[], None] = lambda: None) -> None:
+        self._overflow = overflow
         self._operations: list[Operation] = []
         self._values: list[Value] = []
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self.full = False
+        self._watched = 0  # operations since the last loss
 
     def make_room(self) -> None:
         """Nothing seen so far belongs to the step that begins: let go of it where it would leave the step too little room."""
@@ -35,7 +39,6 @@ class GraphBuilder:
             self._operations.clear()
             self._values.clear()
             self._known.clear()
-            self.full = False
 
     def value_of(self, tensor: Tensor) -> int | None:
         """The index of the value that this tensor holds now, or None."""
@@ -65,8 +68,10 @@ class GraphBuilder:
 
     def add(self, operation: Operation, result: Any) -> None:
         """Append an operation and the values that it made. `operation.index` and `.outputs` are filled in here."""
+        self._watched += 1
+        if self._watched >= LONG and not self._watched % ASKED:
+            self._overflow()
         if len(self._operations) >= MAX_OPERATIONS:
-            self.full = True
             return
         index = len(self._operations)
         trained = any(self._values[value].trained for value in operation.inputs)
@@ -80,7 +85,7 @@ class GraphBuilder:
 
     def finish(self, loss: Tensor | None, parameter_name: Callable[[Tensor], str], step: int = 0) -> StepGraph:
         """The graph so far, with the loss marked. Parameters that were met before their model was get their names now."""
-        number = None if loss is None else self.value_of(loss)
+        number, self._watched = None if loss is None else self.value_of(loss), 0
         for ref, index in self._known.values():
             tensor, value = ref(), self._values[index]
             if tensor is not None and not value.name and tensor.is_leaf and tensor.requires_grad:

@@ -48,7 +48,7 @@ class Observer:
         self.layers = LayerRecorder(self.recorder)
         self.data = DataRecorder()
         self.evaluation = EvaluationRecorder(self.names.key_of)
-        self.graph: GraphBuilder | None = GraphBuilder()
+        self.graph: GraphBuilder | None = GraphBuilder(lambda: self.mode.rest())
         self.graphs: list[StepGraph] = []
         self.renewed = 0  # the loop became another one: steps in which its graph is still to be had
         self.origin: Origin | None = None
@@ -246,7 +246,7 @@ class Observer:
             )
         self.evaluating = not grad
         self.evaluation.enter(module, grad, self.step, (args, kwargs), self.made)
-        if self.detailed:
+        if self.detailed and (grad or not self.mode.resting):
             self.mode.enter()
         else:
             self.mode.leave()

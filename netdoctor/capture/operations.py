@@ -11,6 +11,7 @@ from torch.utils._device import DeviceContext
 
 from netdoctor.capture import functions
 from netdoctor.capture.calls import known_operation
+from netdoctor.capture.operands import counts
 
 if TYPE_CHECKING:
     from netdoctor.capture.observer import Observer
@@ -33,11 +34,12 @@ class OperationMode(TorchFunctionMode):
         super().__init__()
         self._observer = observer
         self.on = False
+        self.resting = False  # what runs without gradient is not worth a watch: see `rest`
         self.thin = False  # only the operations of the loop's pattern are of interest: see operands.py
 
     def enter(self, thin: bool = False) -> None:
         """Start watching, below all modes of the user's: they end in any order with ours. May be called when already on."""
-        self.thin = thin
+        self.thin, self.resting = thin, False
         if not self.on:
             above = _popped(lambda mode: isinstance(mode, DeviceContext))  # which insists on being the lowest
             torch._C._push_on_torch_function_stack(self)
@@ -55,6 +57,21 @@ class OperationMode(TorchFunctionMode):
             for mode in reversed(above):
                 torch._C._push_on_torch_function_stack(mode)
 
+    def rest(self) -> None:
+        """Stop watching a step that has no end, while nothing in sight could lead to a loss: a rollout, or a loop that makes its
+        gradients where no watch sees them. What asks for a gradient, and the next step, are watched again."""
+        # Torch takes a mode off the stack while it works, and puts it back after: it cannot leave from in there.
+        self.resting = self._observer.tape.idle()
+
+    def _worth(self, args: Any, kwargs: Any) -> bool:
+        """Whether an operation could lead to a loss; then there is a watch again, with room for what comes."""
+        if not torch.is_grad_enabled() or not counts(args, kwargs):
+            return False
+        self.resting = False
+        if self._observer.graph is not None:
+            self._observer.graph.make_room()
+        return True
+
     def end_thin(self) -> None:
         """Stop watching where only the operations of the pattern are of interest: it does not hold any longer."""
         if self.thin:
@@ -62,6 +79,8 @@ class OperationMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.resting and not self._worth(args, kwargs):
+            return func(*args, **kwargs)
         # The compiler traces through here, and must find nothing of ours; inside of torch.func tensors have no values to read.
         if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)

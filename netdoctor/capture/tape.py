@@ -185,6 +185,10 @@ def _base(tensor: Tensor) -> Tensor:
     return tensor if base is None else base
 
 
+def _gone() -> None:
+    """What is left of a tensor that nobody holds any more."""
+
+
 def _first(tensor: Tensor, _: Tensor) -> Tensor:
     return tensor
 
@@ -194,6 +198,9 @@ class Tape:
 
     def __init__(self) -> None:
         self._slots: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._sharing: dict[
+            int, dict[int, None]
+        ] = {}  # keys of slots in order, by the tensor that they may be views of
         self._entries: list[Entry] = []
         self._count = 0
         self._bytes = 0
@@ -206,6 +213,7 @@ class Tape:
     def clear(self) -> None:
         """Forget the step."""
         self._slots.clear()
+        self._sharing.clear()
         self._entries.clear()
         self.births.clear()
         self._bytes = 0
@@ -247,6 +255,7 @@ class Tape:
         """Keep an entry, and remember which tensors it made."""
         for tensor in tensors(result):
             self._slots[id(tensor)] = (weakref.ref(tensor), self._count)
+            self._sharing.setdefault(id(_base(tensor)), {})[id(tensor)] = None
             entry.outputs.append(self._count)
             self._count += 1
         self._entries.append(entry)
@@ -258,7 +267,8 @@ class Tape:
     def _renew_aliases(self, changed: Tensor) -> None:
         """Whatever shares its memory with a tensor that was changed in place holds another value from now on."""
         number = self._slots[id(changed)][1]
-        for ref, old in list(self._slots.values()):
+        for key in list(self._sharing.get(id(_base(changed)), ())):
+            ref, old = self._slots.get(key, (_gone, 0))
             other = ref()
             if other is not None and other is not changed and _base(other) is _base(changed):
                 self.add(Entry(_first, None, (Slot(old), Slot(number)), {}, name="alias"), other)
@@ -283,6 +293,10 @@ class Tape:
         self._entries = kept[::-1]
         made = {number for entry in kept for number in entry.outputs}
         self._slots = {key: slot for key, slot in self._slots.items() if slot[1] in made and slot[1] in alive}
+        self._sharing = {}
+        for key, (ref, _) in self._slots.items():
+            if (tensor := ref()) is not None:
+                self._sharing.setdefault(id(_base(tensor)), {})[key] = None
         self._bytes = sum(entry.bytes() for entry in self._entries)
         self._limits = (2 * len(self._entries) + _PRUNE_ENTRIES, 2 * self._bytes + _PRUNE_BYTES)
 
