@@ -12,6 +12,7 @@ from torch import Tensor
 from netdoctor.capture.step import Copies, Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Entry
 from netdoctor.errors import why_it_failed
+from netdoctor.experiments.adam import Adam
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm
 
@@ -45,7 +46,7 @@ def _run(name: str, step: TrainingStep, change: Change, rate: float, budget: Bud
         with quiet():
             for backward in held:
                 refuse_overwritten(backward)
-            sandbox = Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=rate))
+            sandbox = Sandbox(step, optimizer=lambda ps: Adam(ps, lr=rate))
             change(sandbox)
             optimizer = trainable_with_adam(sandbox, rate)
             last = float("nan")
@@ -73,7 +74,7 @@ def trainable_with_adam(sandbox: Sandbox, rate: float) -> torch.optim.Optimizer:
     """Adam over what trains now, whatever the change put in place of the old parameters included."""
     held: dict[int, Tensor] = {id(p): p for module in sandbox.modules() for p in module.parameters() if p.requires_grad}
     held |= {id(p): p for p in sandbox.trainable()}
-    sandbox.optimizers = [torch.optim.Adam(held.values(), lr=rate)]
+    sandbox.optimizers = [Adam(held.values(), lr=rate)]
     return sandbox.optimizers[0]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from netdoctor.capture.step import Copies, Replay, TrainingStep
 from netdoctor.errors import CannotReplayError, why_it_failed
+from netdoctor.experiments.adam import Adam
 from netdoctor.experiments.blocking import broadcast, classify, idle
 from netdoctor.experiments.loss_terms import (
     BINARY_LOSSES,
@@ -106,7 +107,7 @@ class _Setting:
         rate = self.rate
         if rate is None:
             return Sandbox(step, lr_factor=self.factor)
-        return Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=rate))
+        return Sandbox(step, optimizer=lambda ps: Adam(ps, lr=rate))
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from netdoctor.capture.tape import Constant, Entry
 from netdoctor.checks.data.harm import level
 from netdoctor.checks.data.mixing import labelled
 from netdoctor.errors import why_it_failed
+from netdoctor.experiments.adam import Adam
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASS_LOSSES, DIFFERENCES
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.tiny_batch import input_rows
@@ -106,7 +107,7 @@ def _enough(recording: Recording, step: TrainingStep, seconds: float) -> int:
 
 def _pace(step: TrainingStep) -> float:
     """The seconds of a step, taken now: the median of a few, as the first one warms up."""
-    sandbox, times = Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=0.0)), []
+    sandbox, times = Sandbox(step, optimizer=lambda ps: Adam(ps, lr=0.0)), []
     for iteration in (step.iterations * TIMED)[:TIMED]:
         began = time.perf_counter()
         sandbox.iterate(iteration)
@@ -117,7 +118,7 @@ def _pace(step: TrainingStep) -> float:
 def _arm(step: TrainingStep, iterations: list[Iteration], name: str, rate: float, seed: int, budget: Budget) -> Arm:
     try:
         with quiet():
-            sandbox = Sandbox(step, optimizer=lambda ps: torch.optim.Adam(ps, lr=rate))
+            sandbox = Sandbox(step, optimizer=lambda ps: Adam(ps, lr=rate))
             bench = Bench(sandbox, iterations)
             if seed:
                 shuffle = _Shuffle(iterations, seed)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from netdoctor.capture.step import Iteration, TrainingStep, refuse_overwritten
 from netdoctor.errors import CannotReplayError
+from netdoctor.experiments.adam import Adam
 from netdoctor.experiments.final import classes_of, switched
 from netdoctor.experiments.loss_terms import CLASSES, watched_terms
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
@@ -40,7 +41,7 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
     try:
         with quiet():
             late = replace(step, starts={}, verified=True)  # the copies are of the weights as they are now
-            sandbox = Sandbox(late, optimizer=lambda parameters: torch.optim.Adam(parameters, RATE))
+            sandbox = Sandbox(late, optimizer=lambda parameters: Adam(parameters, RATE))
             facts = _go_on(sandbox, budget)
     except CannotReplayError as error:
         return {NAME: Arm(NAME, np.empty(0), time.perf_counter() - began, failure=str(error))}
