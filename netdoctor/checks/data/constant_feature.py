@@ -31,7 +31,8 @@ class ConstantFeature(Check):
     advice, as in pixels or counts, some of which are rarely anything but 0, and where columns are places of a function
     that is held there (a boundary value, the start of a path): from there on the others spread more and more.
     When it stays silent: single columns; whole numbers and one-hot tables; columns that are constant with most others.
-    Advice as well where a step asks the model several times (an agent, move after move): only its first input is seen.
+    Advice as well where a step asks the model several times (an agent, move after move): only its first input is seen;
+    and with several optimizers, where a model may be given what another one made (a probe on features).
     Fix: drop it, or mend where it comes from.
     Sources: Breck et al., Data Validation for Machine Learning, 2019; scikit-learn's VarianceThreshold; advice A30.
     """
@@ -50,7 +51,7 @@ class ConstantFeature(Check):
             if constant.size < 2 or not constant.any() or (~constant).mean() < self.others:
                 continue
             if len(set(facts.batches)) > 1 or facts.shape[0] >= self.rows:
-                yield self._finding(facts, constant, _once(recording))
+                yield self._finding(facts, constant, _once(recording) and len(recording.optimizers) < 2)
                 return
 
     def _wrong(self, facts: TensorFacts, constant: Array) -> list[int]:
@@ -63,8 +64,8 @@ class ConstantFeature(Check):
         odd = constant.astype(bool) & (columns.low != ONES) & np.logical_not(pinned(constant, columns.std))
         return list(map(int, np.flatnonzero(odd))) if dense else []
 
-    def _finding(self, facts: TensorFacts, constant: Array, once: bool) -> Finding:
-        wrong = self._wrong(facts, constant) if once else []
+    def _finding(self, facts: TensorFacts, constant: Array, given: bool) -> Finding:
+        wrong = self._wrong(facts, constant) if given else []
         found = wrong or list(map(int, np.flatnonzero(constant)))
         numbers = [index * facts.stride for index in found]
         values = sorted({float(facts.columns.low[index]) for index in found})

@@ -124,6 +124,14 @@ def test_a_column_that_never_varies(values, expected):
     assert severities(ConstantFeature(), table(values)) == expected
 
 
+@pytest.mark.parametrize(("optimizers", "expected"), [(1, Severity.WARNING), (2, Severity.ADVICE)])
+def test_a_probe_on_the_features_of_another_model(optimizers: int, expected: Severity) -> None:
+    build = table(with_column(0.0))
+    for _ in range(optimizers):
+        build.optimizer("Adam", lr=0.01)
+    assert severities(ConstantFeature(), build) == [expected]
+
+
 def along(points: int = 32, count: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Functions at equal distances: sine series that are 0 at both ends, walks from 0, and a 10 × 10 field that is 0 on its rim."""
     draw = np.random.default_rng(0)

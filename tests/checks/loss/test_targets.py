@@ -9,6 +9,7 @@ from netdoctor.checks.loss.loss_sum_reduction import LossSumReduction
 from netdoctor.checks.loss.softmax_then_log import SoftmaxThenLog
 from netdoctor.checks.loss.wrong_loss import WrongLoss
 from netdoctor.finding import Severity, Verdict
+from tests.checks.builders import Builder
 from tests.checks.loss.steps import BATCH, CLASSES, Step, judged
 
 FALLING = [2.3 * 0.9**at for at in range(40)]
@@ -148,3 +149,26 @@ def summed(losses: list[float], update: float, reduction: str = "sum") -> Step:
 )
 def test_a_sum_that_hurts(losses, update, reduction, fires):
     assert bool(judged(LossSumReduction(), summed(losses, update, reduction))) is fires
+
+
+@pytest.mark.parametrize(
+    ("shape", "low", "high", "blank", "losses", "fires"),
+    [
+        ((40,), 0, 5, 0, 2.0, True),
+        ((40,), 1, 5, 0, 2.0, False),
+        ((40,), 0, 5, 6, 2.0, False),
+        ((40,), 0, 6, 6, 2.0, True),
+        ((8, 5), 0, 5, 0, 2.0, False),  # what fills up the rows
+        ((8, 5), 0, 5, 0, lambda step: 2.0 - 0.1 * step, True),
+        ((8, 5), 1, 5, 0, lambda step: 2.0 - 0.1 * step, False),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_the_blank_of_ctc_is_no_symbol(shape, low, high, blank, losses, fires, named):
+    step = Builder().loss(losses)
+    scores = step.operation("log_softmax", step.value((20, 8, 7)), out={"trained": True})
+    targets = step.value(shape, "int64", low=low, high=high, integral=True)
+    given = {"blank": blank} if named else {"4": blank}
+    step.backward(step.operation("ctc_loss", scores, targets, shape=(), line=9, text="ctc(...)", **given))
+    found = list(LabelRange().judge(step.done()))
+    assert [(one.location.line, one.severity) for one in found] == [(9, Severity.ERROR)] * fires
