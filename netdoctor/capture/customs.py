@@ -9,15 +9,13 @@ from typing import Any
 import torch
 
 from netdoctor.capture.observer import Observer
-from netdoctor.capture.patching import torch_apply
+from netdoctor.capture.patching import next_apply
 
 
 def watched_apply(observer: Observer, original: Any) -> Any:
     """`apply` of all custom functions, shown to the observer while its watch is on."""
 
-    def inner(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = isinstance(original, classmethod)  # of another session; else torch's own, further up
-        return original.__func__(cls, *args, **kwargs) if bound else torch_apply(cls)(*args, **kwargs)
+    inner = next_apply(original)
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         library = cls.__module__.startswith("torch.")

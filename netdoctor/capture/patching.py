@@ -18,6 +18,16 @@ def torch_apply(function: Any) -> Any:
     return above.apply
 
 
+def next_apply(original: Any) -> Callable[..., Any]:
+    """What stood in the place of `FUNCTIONS.apply` before it was replaced, as a function of the class and the arguments."""
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = isinstance(original, classmethod)  # of another session; else torch's own, further up
+        return original.__func__(cls, *args, **kwargs) if bound else torch_apply(cls)(*args, **kwargs)
+
+    return apply
+
+
 # Replacements whose session ended while another session's wrapper stood above them: what was there before each of them, and
 # whether its owner defined it. Whoever takes the wrapper away puts that back instead.
 _orphans: dict[int, tuple[Any, Any, bool]] = {}

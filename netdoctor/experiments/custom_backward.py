@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import math
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netdoctor.capture.patching import Patches
+from netdoctor.capture.patching import FUNCTIONS, Patches, next_apply
 from netdoctor.capture.source import user_position
 from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tree import substitute, tensors
@@ -62,8 +63,9 @@ def compare(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
 
     Facts: "off" (the median relative error over random directions of the input that fits worst), "passes" (all that is
     off is a gradient where the forward pass is flat, as in rounding and clipping), "identity" (it gives back what it is
-    given), "stops" (backward gives None for that input), "input", "factor" (how much too large the gradient is, where
-    that is the same along all directions), "file", "line". No arm where there is no such function.
+    given), "stops" (backward gives None for that input), "silent" (it gives an input no gradient at all), "input",
+    "factor" (how much too large the gradient is, where that is the same along all directions), "file", "line", and
+    "backward_file", "backward_line" of its backward. No arm where there is no such function.
     """
     arms: dict[str, Arm] = {}
     try:
@@ -90,7 +92,7 @@ def _calls(step: TrainingStep) -> dict[str, _Call]:
     patches, replay = Patches(), Replay(step.copies())
 
     def watch(original: Any) -> Any:
-        inner = original.__func__
+        inner = next_apply(original)
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             if not cls.__module__.startswith("torch.") and cls.__name__ not in found:
@@ -104,7 +106,7 @@ def _calls(step: TrainingStep) -> dict[str, _Call]:
 
     backward = step.iterations[0].backwards[0]
     refuse_overwritten(backward)
-    patches.wrap(torch.autograd.Function, "apply", watch)
+    patches.wrap(FUNCTIONS, "apply", watch)  # also where the user kept `apply` under a name of their own
     try:
         replay.loss(backward)
     finally:
@@ -126,7 +128,7 @@ def _arm(name: str, call: _Call) -> Arm:
     try:
         if not _repeats(call):
             return Arm(name, np.empty(0), failure=f"{call.cls.__name__} gives something else each time")
-        facts.update(_judge(call))
+        facts.update(_judge(call), **_written(call.cls))
     except Exception as error:  # it asks for another precision, or for a state that is gone
         return Arm(name, np.empty(0), failure=why_it_failed(error))
     return Arm(name, np.empty(0), time.perf_counter() - began, facts)
@@ -137,6 +139,8 @@ def _judge(call: _Call) -> dict[str, float | str | bool]:
     worst: dict[str, float | str | bool] = {"off": 0.0, "identity": _identity(call, inputs)}
     for number, given in enumerate(inputs):
         slopes = [_slopes(call, given, seed) for seed in range(DIRECTIONS)]
+        if all(slope.backward == 0 for slope in slopes):
+            worst["silent"] = True
         flat = all(
             abs(s.finer) <= FLAT * abs(s.backward) and abs(s.difference) <= FLAT * abs(s.backward) for s in slopes
         )
@@ -148,6 +152,17 @@ def _judge(call: _Call) -> dict[str, float | str | bool]:
             worst["factor"] = _factor(slopes)
     worst["says"] = "agrees" if float(worst["off"]) < 1e-3 else f"differs by {100 * float(worst['off']):.2g} %"
     return worst
+
+
+def _written(cls: type[torch.autograd.Function]) -> dict[str, float | str | bool]:
+    """Where the backward of a function stands: "backward_file", "backward_line", "backward_text"; nothing where it is not known."""
+    code = getattr(inspect.unwrap(cls.backward), "__code__", None)
+    if code is None:
+        return {}
+    lines = range(code.co_firstlineno, code.co_firstlineno + 8)  # decorators stand before it
+    line = next((at for at in lines if "def " in linecache.getline(code.co_filename, at)), code.co_firstlineno)
+    text = linecache.getline(code.co_filename, line).strip()
+    return {"backward_file": code.co_filename, "backward_line": float(line), "backward_text": text}
 
 
 def _factor(slopes: list[_Slopes]) -> float:

@@ -276,6 +276,14 @@ class Rounded(torch.autograd.Function):
         return gradient
 
 
+class Silent(Rounded):
+    """Passes what lies outside of the range, where nothing is."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 0
+
+
 class Reversed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -293,11 +301,14 @@ class Reversed(torch.autograd.Function):
         (WrongCube, 1 / 3, {"passes": False, "identity": False, "stops": False}),
         (Deaf, None, {"passes": False, "identity": False, "stops": False}),
         (Rounded, 1.0, {"passes": True}),
+        (Silent, 0.0, {"silent": True, "backward_text": "def backward(ctx: Any, gradient: Tensor) -> Tensor:"}),
         (Reversed, 1.0, {"identity": True}),
     ],
 )
-def test_custom_functions_beside_finite_differences(function, off, facts):
-    step = fit(Model(lambda model, x: function.apply(x)), F.cross_entropy, X, Y)
+@pytest.mark.parametrize("kept", [False, True])
+def test_custom_functions_beside_finite_differences(function, off, facts, kept):
+    own = function.apply  # a name of the user's own, as most scripts have it
+    step = fit(Model(lambda model, x: own(x) if kept else function.apply(x)), F.cross_entropy, X, Y)
     (arm,) = asked(custom_backward.compare, step).values()
     assert arm.name == f"custom backward/{function.__name__}"
     measured = float(arm.facts["off"])
@@ -305,6 +316,7 @@ def test_custom_functions_beside_finite_differences(function, off, facts):
         measured > 0.1 if off is None else measured == pytest.approx(off, abs=1e-5) or (off == 1.0 and measured >= 1.0)
     )
     assert {key: arm.facts[key] for key in facts} == facts
+    assert ("silent" in arm.facts) is (function is Silent)
     if function is WrongCube:
         assert float(arm.facts["factor"]) == pytest.approx(2 / 3, abs=1e-5)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from netdoctor.check import Check
 from netdoctor.checks.loss.symptoms import EVERYTHING
+from netdoctor.checks.structure.silent_backward import starved, starving
 from netdoctor.finding import Abstention, Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Arm, Recording, SourceLine
 
@@ -24,7 +25,8 @@ class WrongCustomBackward(Check):
     Why it hurts: everything behind it is trained along a wrong direction, without any error message.
     How it is decided: the function is called with the arguments of the captured step in double precision on a copy, and
     its gradient along 4 random directions of each input is set beside central differences. An error where the median is
-    off by 1 % or more.
+    off by 1 % or more. Also where it gives no gradient at all, and parameters that go through it have a gradient of
+    exactly 0 in all of at least 8 sampled steps.
     When it stays silent: functions that fit; random ones and those that refuse double precision (an abstention). Where
     the gradient is off on purpose it is advice: a gradient through what is flat (rounding, clipping: straight-through
     and surrogate gradients), a function that gives back its input (gradient reversal, scaling), an input whose gradient
@@ -38,6 +40,7 @@ class WrongCustomBackward(Check):
     arms = frozenset({PREFIX})
     explains = EVERYTHING
 
+    steps: int = 8  # sampled ones: a gradient that comes and goes shows
     off: float = 0.01  # of the gradient: central differences are off by 1e-8, approximate formulas by 1e-3
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
@@ -46,6 +49,8 @@ class WrongCustomBackward(Check):
                 continue
             if arm.failure:
                 yield Abstention(self.name, arm.failure)
+            elif arm.facts.get("silent") and (lost := starved(recording, self.steps)):
+                yield starving(self.name, name.removeprefix(PREFIX), arm, lost, recording)
             elif float(arm.facts.get("off", 0.0)) >= self.off:
                 yield self._finding(name.removeprefix(PREFIX), arm)
 

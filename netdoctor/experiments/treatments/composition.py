@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netdoctor.capture.functions import function_name, plain
-from netdoctor.capture.patching import Patches
+from netdoctor.capture.patching import FUNCTIONS, Patches, next_apply
 from netdoctor.checks.structure.batchnorm_tiny_batch import groups
 from netdoctor.experiments import company, custom_backward
 from netdoctor.experiments.leakage import positions_of, samples_of
@@ -224,7 +224,7 @@ def derive_again(case: Case) -> Treatment | None:
 
     def apply(bench: Bench) -> None:
         patches = Patches()
-        patches.wrap(torch.autograd.Function, "apply", partial(_by_autograd, name))
+        patches.wrap(FUNCTIONS, "apply", partial(_by_autograd, name))
         bench.stack.callback(patches.remove)
         bench.notes.append(f"the derivative of {name}.forward taken by autograd")
 
@@ -235,7 +235,7 @@ def derive_again(case: Case) -> Treatment | None:
 
 
 def _by_autograd(name: str, original: Any) -> Any:
-    inner = original.__func__
+    inner = next_apply(original)
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if cls.__name__ != name or cls.__module__.startswith("torch."):

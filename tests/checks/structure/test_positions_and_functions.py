@@ -9,6 +9,7 @@ import pytest
 from netdoctor.checks.structure.missing_positional_encoding import MissingPositionalEncoding
 from netdoctor.checks.structure.wrong_custom_backward import WrongCustomBackward
 from netdoctor.finding import Abstention, Severity
+from netdoctor.recording import Track
 from tests.checks.builders import Builder
 
 STUCK = 2.3
@@ -82,6 +83,28 @@ def function(**facts: Any) -> Builder:
 )
 def test_gradients_beside_finite_differences(build, expected):
     assert [f.severity for f in WrongCustomBackward().judge(build.done())] == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "values", "silent", "found"),
+    [
+        (8, 0.0, True, ["b.weight"]),
+        (7, 0.0, True, []),
+        (8, lambda step: 1e-12 * (step == 3), True, []),
+        (8, 0.0, False, []),
+    ],
+)
+def test_a_backward_that_gives_nothing(steps, values, silent, found):
+    build = function(off=0.0, backward_file="train.py", backward_line=20.0, **({"silent": True} if silent else {}))
+    for name, gradient in (("a.weight", 0.3), ("b.weight", values)):
+        build.parameter(name, (4, 4), gradient=gradient)
+    build.optimizer("Adam", lr=0.01)
+    recording = build.done()
+    for key, track in list(recording.tracks.items()):
+        recording.tracks[key] = Track(track.steps[:steps], track.values[:steps])
+    judged = list(WrongCustomBackward().judge(recording))
+    assert [one.places for one in judged] == [tuple(found)] * bool(found)
+    assert all((one.severity, one.location.line) == (Severity.ERROR, 20) for one in judged)
 
 
 def test_a_constant_factor_is_said_and_a_function_that_cannot_be_called_abstains():
