@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from netdoctor.experiments.treatments import (
+    axes,
     batches,
     composition,
     connections,
@@ -27,6 +28,7 @@ from netdoctor.experiments.treatments import (
 from netdoctor.experiments.treatments.treatment import Case, Maker, Treatment
 
 TREATMENTS: dict[str, Maker] = {
+    **axes.TREATMENTS,
     **weights.TREATMENTS,
     **layers.TREATMENTS,
     **connections.TREATMENTS,
