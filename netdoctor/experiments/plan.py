@@ -18,6 +18,7 @@ from netdoctor.experiments import (
     blanking,
     classes,
     learning_rate,
+    masks,
     noise,
     overfit,
     pairing,
@@ -97,6 +98,8 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) 
 def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: float, say: Say) -> None:
     """What needs whole batches, and so more time than there is where steps are slow."""
     learning = judge(recording).learning
+    most = budget.share(seconds * 0.3)  # first: what a wrong mask hides is the cause of much that the others would find
+    _add(recording, lambda: masks.look(recording, step, most), say, "turning the masks of attention round")
     tenth, fifth = partial(budget.share, seconds * 0.1), partial(budget.share, seconds * 0.2)
     if not learning:
         _rates(recording, step, budget, seconds, say)

@@ -19,6 +19,7 @@ _GROUPS = {
     "regularisation": "going on without regularisation",
     "time": "gradients on their way back through time",
     "side-terms": "a side term of the loss made small",
+    "masks": "masks of attention turned round",
     "scores": "smaller scores of a softmax",
     "rates": "a tenth of the learning rate",
     "underflow": "gradients of a scaled loss",

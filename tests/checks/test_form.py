@@ -30,9 +30,9 @@ accumulation-scaling scheduler-order clip-too-small unstable-loss noisy-gradient
 loss-diverging memory-growth adam-l2-weight-decay sgd-without-momentum over-regularised
 resumed-without-optimizer-state output-activation double-softmax probabilities-into-logit-loss
 logits-into-probability-loss wrong-loss loss-shape-broadcast loss-sum-reduction initial-loss softmax-then-log
-sensitive-loss wrong-dim-softmax unnormalised-input feature-scales unnormalised-target constant-feature
+sensitive-loss wrong-dim-softmax wrong-dim-similarity unnormalised-input feature-scales unnormalised-target constant-feature
 sentinel-values input-outliers unshuffled-data class-imbalance conflicting-labels label-input-mismatch label-range
-cross-sample-leakage wrong-reshape causal-leak missing-positional-encoding missing-nonlinearity missing-bias
+cross-sample-leakage wrong-reshape causal-leak inverted-mask missing-positional-encoding missing-nonlinearity missing-bias
 bias-before-norm eval-mode-in-training train-mode-in-eval batchnorm-tiny-batch batchnorm-drift dropout-too-high
 recurrent-dropout ignored-input nondeterministic-eval wrong-custom-backward oversized-model slow-data-loading
 padding-share unaligned-width overfitting underfitting train-eval-shift cannot-overfit-tiny-batch rank-desync

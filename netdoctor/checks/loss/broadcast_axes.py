@@ -44,7 +44,7 @@ def same_along(graph: StepGraph, value: int, dim: int) -> bool:
 
 
 def features(graph: StepGraph, operation: Operation) -> int | None:
-    """The last dimension along which both operands vary, from the end; not the first one, which are samples. None: there is none."""
+    """The last dimension along which both operands vary, from the end; None where there is none but the first, the samples."""
     size = len(compared(graph, operation))
     both = [
         dim for dim in range(-1, -size, -1) if not any(same_along(graph, value, dim) for value in operation.inputs[:2])
