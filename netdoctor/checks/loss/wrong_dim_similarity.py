@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.loss.broadcast_axes import compared, features, reduced, same_along
 from netdoctor.checks.loss.comparisons import graphs, place
+from netdoctor.checks.loss.normalised_products import of_normalised, off_axis
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.checks.numerics.rewriting import Edit, rewrite
+from netdoctor.checks.signal.outcome import hurt
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Recording, SourceLine
+from netdoctor.trend import judge
 
 NAME = "cosine_similarity"
 TREATMENT = "similarity-along-features"
@@ -27,10 +30,14 @@ class WrongDimSimilarity(Check):
     Why it hurts: the result is (samples, features) in place of (samples, samples), which nobody notices where both are
     as many. A side that is the same all along the sum drops out of its own direction: of each of its numbers only the
     sign is left, and the rest is a statistic of the other side.
+    Or `F.normalize` of (samples, views, features), which takes dimension 1 as well: products of its vectors are no cosines.
     How it is decided: on the captured step. The loss depends on a cosine similarity over a dimension along which one
-    side has size 1 (or was expanded from it), while both vary along another one, which is not the first.
+    side has size 1 (or was expanded from it), while both vary along another one, which is not the first. Or, a warning
+    where training does not work: it depends on a product of two normalised tensors that sums over another dimension
+    than one of them was normalised along.
     When it stays silent: pairs of vectors (samples, features), sequences with dim=-1, feature maps along their
-    channels, comparisons with prototypes along the features; similarities that no loss depends on.
+    channels, comparisons with prototypes along the features; similarities that no loss depends on; normalised tensors in a
+    training that works, or whose sizes leave a doubt.
     Fix: dim=-1, tried on a copy.
     Sources: PyTorch's documentation (torch.nn.functional.cosine_similarity: dim=1 by default, operands are broadcast).
     """
@@ -45,6 +52,10 @@ class WrongDimSimilarity(Check):
                 if (operation.file, operation.line) not in seen and at_fault(graph, operation):
                     seen.add((operation.file, operation.line))
                     yield self._finding(graph, operation)
+            for operation, taken, summed in off_axis(graph) if hurt(judge(recording)) else ():
+                if (operation.file, operation.line) not in seen:
+                    seen.add((operation.file, operation.line))
+                    yield of_normalised(self.name, TREATMENT, graph, operation, taken, summed)
 
     def _finding(self, graph: StepGraph, operation: Operation) -> Finding:
         summed, right = reduced(graph, operation) or 0, features(graph, operation) or -1

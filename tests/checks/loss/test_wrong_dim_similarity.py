@@ -67,3 +67,41 @@ def test_a_similarity_that_no_loss_depends_on():
     step = Step()
     step.operation("cosine_similarity", step.scores((N, 1, D)), step.scores((1, N, D)), shape=(N, D))
     assert judged(WrongDimSimilarity(), step.loss_of("cross_entropy", step.scores(), step.labels())) == []
+
+
+def normalised(shape=(N, 2, D), both=True, contracted=D, product="matmul", stuck=True, **given):
+    """A product of two halves of what was normalised, in a training that gets nowhere (or works)."""
+    step = Step(steps=100)
+    step.loss(lambda number: 1.0 if stuck else 0.95**number)
+    made = step.operation("normalize", step.scores(shape), shape=shape, line=5, text="f = F.normalize(z)", **given)
+    one, two = (step.operation("getitem", made, shape=(N, contracted)) for _ in range(2))
+    two = two if both else step.scores((N, contracted))
+    turned = step.operation("t", two, shape=(contracted, N))
+    score = step.operation("div", step.operation(product, one, turned, shape=(N, N)), shape=(N, N))
+    return step.loss_of("cross_entropy", score, step.labels((N,)))
+
+
+@pytest.mark.parametrize("given", [{}, {"dim": 1}, {"2": 1}, {"dim": 0}, {"shape": (N, 3, 5, D)}, {"shape": (D, 2, D)}])
+def test_a_product_along_another_dimension_than_was_normalised(given):
+    (found,) = judged(WrongDimSimilarity(), normalised(**given))
+    assert found.severity.value == "warning"
+    assert found.location.line == 5
+    assert found.fixes[0].code == ("F.normalize(x, dim=-1)" if "2" in given else "f = F.normalize(z, dim=-1)")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        normalised(stuck=False),  # it learns all the same
+        normalised(dim=-1),
+        normalised((N, D)),  # samples and features: dimension 1 is right
+        normalised((N, D, 6)),  # feature maps along their channels
+        normalised((N, D, D)),  # along which it is multiplied cannot be told
+        normalised(both=False),  # a projection
+        normalised(contracted=7),
+        normalised(product="add"),
+        normalised((D, 2, 3)),  # along the samples
+    ],
+)
+def test_a_product_of_normalised_tensors_that_says_nothing(step):
+    assert judged(WrongDimSimilarity(), step) == []
