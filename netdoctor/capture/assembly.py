@@ -85,6 +85,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.facts["first_of_batches"] = observer.data.handed.first_again(recording.inputs)
     recording.facts["inputs_made_anew"] = observer.data.made_anew()
     recording.facts["frozen_zeros"] = ",".join(_frozen_zeros(observer, display))
+    recording.facts.update(observer.evaluation.norms.found)
     recording.facts["scheduler_never_stepped"] = training.schedulers > 0 and not recording.counts.get("scheduler")
     if not recording.counts.get("step"):
         changed = observer.program.changed()
@@ -98,7 +99,9 @@ def _late_events(observer: Observer, training: TrainingTaps, display: dict[str, 
     """Events of which only the end of the run tells whether they are any."""
     flags = observer.containment.run("module flags", lambda: list(training.flags.events(display)))
     norms = observer.containment.run("frozen norms", lambda: list(training.frozen_norms.events(display)))
-    return [*(flags or ()), *(norms or ())]
+    stale = observer.evaluation.norms.source
+    found = [] if stale is None else [Event(observer.step, "stale norms", source=stale)]
+    return [*(flags or ()), *(norms or ()), *found]
 
 
 def pulse(observer: Observer) -> Recording:

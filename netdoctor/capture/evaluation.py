@@ -17,6 +17,7 @@ from netdoctor.capture import functions
 from netdoctor.capture.data import LOSSES, DataRecorder
 from netdoctor.capture.recorder import SeriesRecorder
 from netdoctor.capture.source import user_chain
+from netdoctor.capture.stale_norms import StaleNorms
 from netdoctor.capture.tape import Backward, Entry
 from netdoctor.capture.tree import tensors
 from netdoctor.data import Evaluation
@@ -94,6 +95,7 @@ class EvaluationRecorder:
 
     def __init__(self, key_of: Callable[[nn.Module], str]) -> None:
         self._key_of = key_of
+        self.norms = StaleNorms()
         self._places: dict[Chain, _Place] = {}
         self._pass: _Pass | None = None
         self._trained: tuple[str, ...] = ()  # how the training makes its loss: the functions after the model
@@ -105,12 +107,14 @@ class EvaluationRecorder:
     def enter(self, module: nn.Module, grad: bool, step: int, arguments: Any, made: Made) -> None:
         """An outermost module is about to run."""
         if grad and module.training:
+            self.norms.trains(module)
             if self._pass is not None:
                 self._commit()
             return
         if self._pass is not None and any(made(tensor) for tensor in tensors(arguments)):
             return  # the rest of the model, or a loss with weights of its own
         self._commit()
+        self.norms.evaluates(module, step)
         place = self._place(user_chain())
         if place is None:
             return
