@@ -14,6 +14,7 @@ from netdoctor.checks.training.lr_trials import rescue_on_few, works
 from netdoctor.checks.training.slow_rate import OWN
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import (
+    alignment,
     batchnorm,
     blanking,
     classes,
@@ -106,6 +107,8 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     elif learning_rate.hasty(recording) and rescue_on_few(recording, up=False) is not None:
         _lower(recording, step, budget.share(seconds * 0.4), say)
     _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
+    half = budget.share(seconds * 0.4)  # of it a training whose targets lie where its inputs lie uses the first arm's
+    _add(recording, lambda: alignment.trials(recording, step, half, say), say, "turning the targets")
     _add(
         recording,
         lambda: revival.look(recording, step, budget.share(seconds * 0.3)),

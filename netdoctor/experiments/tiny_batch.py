@@ -243,9 +243,7 @@ def sample(
 
     def entry_of(entry: Entry) -> Entry:
         if id(entry) not in made:
-            changed = (
-                entry if kept is not None and id(entry) not in kept else _rewritten(entry, pick, size, len(indices))
-            )
+            changed = entry if kept is not None and id(entry) not in kept else resized(entry, pick, size, len(indices))
             made[id(entry)] = changed
         return made[id(entry)]
 
@@ -259,7 +257,8 @@ def _constant(tensor: Tensor) -> Constant:
     return Constant(tensor, version(tensor))
 
 
-def _rewritten(entry: Entry, pick: Rewrite, size: int, new: int) -> Entry:
+def resized(entry: Entry, pick: Rewrite, size: int, new: int) -> Entry:
+    """The entry with every constant changed, and with shapes that count `size` samples counting `new` ones."""
     args = rewrite(entry.args, pick)
     if entry.name in _SHAPES and len(args) > 1:  # `logits.view(64 * 30, -1)` in the loop counts samples by itself
         if isinstance(args[1], int):

@@ -35,6 +35,7 @@ _GROUPS = {
     "inputs": "inputs blanked",
     "noise": "gradients of several batches",
     "pairing": "targets shuffled",
+    "alignment": "dense targets turned",
     "combination": "all fixes together",
 }
 _ARMS = {"control": "as it is", "own": "as it is"}
