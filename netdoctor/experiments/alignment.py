@@ -16,15 +16,18 @@ from netdoctor.checks.data.turned import ASSIGNED, COMMON, LEFT, SHARE, SHUFFLED
 from netdoctor.errors import why_it_failed
 from netdoctor.experiments.dense import Chooser, dense_of
 from netdoctor.experiments.grids import TURNS, Turn
-from netdoctor.experiments.sandbox import Budget, Run, quiet
+from netdoctor.experiments.sandbox import Budget, Run, Sandbox, quiet
 from netdoctor.experiments.tiny_batch import refuse_opposed
 from netdoctor.experiments.treatments.treatment import as_trained
 from netdoctor.recording import Arm, Recording
 
 STEPS = 72  # three passes over the captured batches: U-Nets and detectors left their plateau within one
+LONG = 160  # from the start, of a model that went blank on the way: seven passes
 CLEAR = 0.1  # of a sample's loss: what another way round must save
 ALIKE = 0.1  # of what lies between a sample's best and its worst way round: two that are as good as each other
 FEW = 0.05  # of the samples: so few fit better another way round because they are hard
+MOST = 0.5  # of the samples, which fit as they are: a model that can tell
+Make = Callable[[TrainingStep], Sandbox]
 Facts = dict[str, float | str | bool]
 
 
@@ -36,11 +39,12 @@ def trials(recording: Recording, step: TrainingStep, budget: Budget, say: Callab
     transposed) to where the sample's loss is lowest at that moment. Where hardly any sample fits better turned after one
     pass, that is all. Else "true": as they are; and, where one way round fits nearly all, "turned": all by that one; where
     not, "shuffled": assigned, after the targets were permuted over the samples of each batch, as choosing among eight wins
-    something by itself.
+    something by itself. A model that went blank cannot tell a way round: then all of this from the start of the training.
 
     Facts of "assigned": `others`, the share of samples that fit clearly better turned than as they are, `common`, the way
-    round that fits most samples, `fits`, the share that it fits as well as any other, `ways`, how many there are, and the
-    line (`file`, `line`, `text`) that compares with the targets.
+    round that fits most samples, `fits`, the share that it fits as well as any other, `lie`, the share that fits as it is,
+    `ways`, how many there are, `trained`, whether it went on from the trained weights, and the line (`file`, `line`,
+    `text`) that compares with the targets.
     """
     final = recording.arms.get("final/evaluation")
     left = math.nan if final is None else float(final.facts.get("left", math.nan))
@@ -61,22 +65,31 @@ def trials(recording: Recording, step: TrainingStep, budget: Budget, say: Callab
 
 def _compare(step: TrainingStep, budget: Budget, say: Callable[[str], None], arms: dict[str, Arm]) -> None:
     say("turning targets to where they fit")
-    arms[ASSIGNED] = _assigned(ASSIGNED, step, False, budget.share(budget.left / 2.5))
+    steps, make = STEPS, as_trained
+    arms[ASSIGNED] = _assigned(ASSIGNED, step, make, steps, False, budget.share(budget.left / 3))
+    if float(arms[ASSIGNED].facts["others"]) < SHARE and not _told(arms[ASSIGNED]):
+        steps, make = LONG, Sandbox
+        arms[ASSIGNED] = _assigned(ASSIGNED, step, make, steps, False, budget.share(budget.left / 2.5))
     facts = arms[ASSIGNED].facts
     if float(facts["others"]) < SHARE:
         return
     say("learning targets as they are")
-    arms[TRUE] = _plain(TRUE, step, None, budget.share(budget.left / 2))
+    arms[TRUE] = _plain(TRUE, step, make, steps, None, budget.share(budget.left / 2))
     if float(facts["fits"]) >= COMMON:
         say("learning turned targets")
-        arms[TURNED] = _plain(TURNED, step, TURNS[str(facts["common"])], budget)
+        arms[TURNED] = _plain(TURNED, step, make, steps, TURNS[str(facts["common"])], budget)
     else:
         say("turning shuffled targets to where they fit")
-        arms[SHUFFLED] = _assigned(SHUFFLED, step, True, budget)
+        arms[SHUFFLED] = _assigned(SHUFFLED, step, make, steps, True, budget)
 
 
-def _assigned(name: str, step: TrainingStep, shuffled: bool, budget: Budget) -> Arm:
-    sandbox, scratch = as_trained(step), step.copies()
+def _told(arm: Arm) -> bool:
+    """Whether the model can tell that targets fit as they are."""
+    return float(arm.facts["lie"]) >= MOST
+
+
+def _assigned(name: str, step: TrainingStep, make: Make, steps: int, shuffled: bool, budget: Budget) -> Arm:
+    sandbox, scratch = make(step), step.copies()
     choosers: list[Chooser] = []
 
     def chosen(backward: Backward) -> Backward:
@@ -90,15 +103,17 @@ def _assigned(name: str, step: TrainingStep, shuffled: bool, budget: Budget) -> 
     iterations = _changed(step.iterations, chosen)
 
     def lie(losses: list[float]) -> bool:
-        return len(losses) == len(iterations) and float(torch.cat([c.others for c in choosers]).double().mean()) < FEW
+        if len(losses) != len(iterations):
+            return False
+        few = float(torch.cat([c.others for c in choosers]).double().mean()) < FEW
+        return few and float(torch.cat([c.fits[0] for c in choosers]).double().mean()) >= MOST
 
-    run = sandbox.run(iterations, STEPS, budget, lie)
-    return _arm(name, run, _facts(choosers))
+    return _arm(name, sandbox.run(iterations, steps, budget, lie), make, _facts(choosers))
 
 
-def _plain(name: str, step: TrainingStep, turn: Turn | None, budget: Budget) -> Arm:
+def _plain(name: str, step: TrainingStep, make: Make, steps: int, turn: Turn | None, budget: Budget) -> Arm:
     """The steps with all targets turned by one way, or as they are."""
-    sandbox, scratch = as_trained(step), step.copies()
+    sandbox, scratch = make(step), step.copies()
 
     def turned(backward: Backward) -> Backward:
         dense = None if turn is None else dense_of(backward, scratch)
@@ -107,7 +122,7 @@ def _plain(name: str, step: TrainingStep, turn: Turn | None, budget: Budget) -> 
         held = dense.turned([turn] * dense.grid.size)
         return dense.tail.replaced(backward, lambda *outputs: dense.run(sandbox.copies, outputs, held))
 
-    return _arm(name, sandbox.run(_changed(step.iterations, turned), STEPS, budget), {})
+    return _arm(name, sandbox.run(_changed(step.iterations, turned), steps, budget), make, {})
 
 
 def _changed(iterations: list[Iteration], change: Callable[[Backward], Backward]) -> list[Iteration]:
@@ -120,20 +135,27 @@ def _changed(iterations: list[Iteration], change: Callable[[Backward], Backward]
     return made
 
 
-def _arm(name: str, run: Run, facts: Facts) -> Arm:
-    return Arm(name, np.asarray(run.losses), run.seconds, {"ended": run.ended} | facts)
+def _arm(name: str, run: Run, make: Make, facts: Facts) -> Arm:
+    kept: Facts = {"ended": run.ended, "trained": make is as_trained}
+    return Arm(name, np.asarray(run.losses), run.seconds, kept | facts)
 
 
 def _facts(choosers: list[Chooser]) -> Facts:
     """What the last pass over the batches found."""
     first = choosers[0].dense
     ways = first.grid.turns()
-    same = [c for c in choosers if len(c.fits) == len(ways)]
+    same = [c for c in choosers if c.seen and len(c.fits) == len(ways)] or choosers[:1]
     others = float(torch.cat([c.others for c in same]).double().mean())
     fits = torch.cat([c.fits for c in same], 1).double().mean(1)
     best = int(fits.argmax())
     at = source_line(*first.position())
     line: Facts = {} if at is None else {"file": at.file, "line": float(at.line), "text": at.text}
     says = f"{100 * others:.3g} % of the samples fit better turned; {100 * float(fits[best]):.3g} % fit best {ways[best].name}"
-    facts: Facts = {"others": others, "common": ways[best].name, "fits": float(fits[best]), "ways": float(len(ways))}
+    facts: Facts = {
+        "others": others,
+        "common": ways[best].name,
+        "fits": float(fits[best]),
+        "ways": float(len(ways)),
+        "lie": float(fits[0]),
+    }
     return facts | line | {"says": says}

@@ -122,10 +122,12 @@ class Chooser:
         self.dense, self._copies, self._held = dense, copies, held
         self._clear, self._alike = clear, alike
         size = dense.grid.size
+        self.seen = False  # whether it ran
         self.others = torch.zeros(size, dtype=torch.bool)
         self.fits = torch.zeros(len(dense.grid.turns()), size, dtype=torch.bool)
 
     def __call__(self, *outputs: Tensor) -> tuple[Tensor, ...]:
+        self.seen = True
         turns = self._choose(tuple(output.detach().clone() for output in outputs))
         return self.dense.run(self._copies, outputs, self.dense.turned(turns, self._held))
 

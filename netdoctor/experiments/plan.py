@@ -103,12 +103,13 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     _add(recording, lambda: masks.look(recording, step, most), say, "turning the masks of attention round")
     tenth, fifth = partial(budget.share, seconds * 0.1), partial(budget.share, seconds * 0.2)
     if not learning:
+        _turn(recording, step, budget.share(seconds * 0.25), say)
         _rates(recording, step, budget, seconds, say)
     elif learning_rate.hasty(recording) and rescue_on_few(recording, up=False) is not None:
         _lower(recording, step, budget.share(seconds * 0.4), say)
     _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
-    half = budget.share(seconds * 0.4)  # of it a training whose targets lie where its inputs lie uses the first arm's
-    _add(recording, lambda: alignment.trials(recording, step, half, say), say, "turning the targets")
+    if learning:  # what it left of the loss is known by now, and spares most trainings of it
+        _turn(recording, step, budget.share(seconds * 0.4), say)
     _add(
         recording,
         lambda: revival.look(recording, step, budget.share(seconds * 0.3)),
@@ -135,6 +136,11 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
         _add(recording, lambda: noise.measure(recording, step, tenth()), say, "comparing gradients")
         most = budget.share(seconds * 0.4)  # the last: three arms that learn by heart
         _add(recording, lambda: pairing.trials(recording, step, most, say), say, "shuffling the targets")
+
+
+def _turn(recording: Recording, step: TrainingStep, budget: Budget, say: Say) -> None:
+    """Targets on a grid, turned: before the learning rates where the loss does not fall, as these leave no time for it."""
+    _add(recording, lambda: alignment.trials(recording, step, budget, say), say, "turning the targets")
 
 
 def _rates(recording: Recording, step: TrainingStep, budget: Budget, seconds: float, say: Say) -> None:

@@ -20,7 +20,7 @@ class MisalignedTargets(Check):
     or the direction of the y axis were exchanged on the way to all targets.
     Why it hurts: what the model sees in one place it must answer in another. It learns a blurred average of all ways
     round, or only what lies on an axis of symmetry, and the loss stays on a plateau.
-    How it is decided: by experiment. A copy of the trained model goes on with the captured batches, and in each step the
+    How it is decided: by experiment. A copy goes on from the trained weights (anew where these went blank), and in each step the
     targets of each sample are turned to where they fit best (eight ways on square grids, four on others). It is an error
     where it ends under 70 % of the loss of a copy that goes on as it is, and at least a fifth of the samples fit clearly
     better turned. Where one way round fits 90 % of the samples, it is a copy with all targets turned so that must get
@@ -35,7 +35,13 @@ class MisalignedTargets(Check):
 
     name = "misaligned-targets"
     arms = frozenset({ASSIGNED, TRUE, SHUFFLED, TURNED})
-    explains = NO_LEARNING | {"input-independent-output", "train-eval-shift", "overfitting", "dead-relu"}
+    explains = NO_LEARNING | {
+        "input-independent-output",
+        "train-eval-shift",
+        "overfitting",
+        "dead-relu",
+        "conflicting-labels",
+    }
 
     steps: int = 24  # of each arm: one pass over the captured batches
     better: float = 0.7  # of the loss: masks of U-Nets flipped by themselves gave 0.3 and 0.35, transposed cells 0.15
@@ -70,7 +76,8 @@ class MisalignedTargets(Check):
             fix, limit = together(beside[0], treated, steps), self.share
         names = ["as they are", "those of other samples, turned to where they fit"]
         ends = "; ".join(f"{end(a.losses[:steps]):.3g} {name}" for a, name in zip(beside, names, strict=False))
-        says = f"Copies of the trained model went on for {steps} steps. The loss came to {ends}; "
+        began = "went on from the trained weights" if facts.get("trained", True) else "began anew"
+        says = f"Copies {began} for {steps} steps. The loss came to {ends}; "
         says += f"and to {end(treated.losses[:steps]):.3g} {how if common else 'each turned to where it fits best'}."
         evidence = (
             Evidence("targets that fit another way round", 100 * share, "≥", 100 * limit, "%"),
