@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,55 +12,26 @@ from torch import Tensor
 
 from netdoctor.capture.source import source_line
 from netdoctor.capture.step import Copies, Iteration, TrainingStep, refuse_overwritten
-from netdoctor.capture.tape import Backward, Constant, Entry
+from netdoctor.capture.tape import Backward, Constant
 from netdoctor.checks.structure.causal_leak import CausalLeak
 from netdoctor.checks.structure.copied_target import COPIES
 from netdoctor.errors import why_it_failed
-from netdoctor.experiments.final import switched
-from netdoctor.experiments.loss_terms import CLASS_LOSSES, CLASSES, Term, watched_terms
 from netdoctor.experiments.passes import ROUNDING, differ
 from netdoctor.experiments.replacing import other_future
 from netdoctor.experiments.sandbox import Budget, quiet
-from netdoctor.experiments.tiny_batch import rewrite
+from netdoctor.experiments.tokens import LONG, Given, class_terms, constants_of, rewritten, targets_of, tokens_of
 from netdoctor.recording import Arm, Recording
 
 BATCHES = 3  # captured ones in all of which the tokens must be the targets
-LONG = 4  # positions, and different tokens, under which being the same may be chance
 SHARE = 0.3  # of the positions get another token: the others still look like a text
 Facts = dict[str, float | str | bool]
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """Tokens that a model or an embedding is given: a matrix in one call, or a row per call of a loop over positions.
-
-    `key` tells the place in the code: which batches' tokens belong together. `value` is (samples, positions), or (positions,
-    samples) as the script has it; rows of a loop are laid side by side.
-    """
-
-    key: tuple[Any, ...]
-    constants: tuple[Constant, ...]
-    entry: Entry
-
-    @property
-    def value(self) -> Tensor:
-        parts = [c.tensor.detach() for c in self.constants]
-        return parts[0] if len(parts) == 1 else torch.stack([part.reshape(-1) for part in parts], 1)
-
-    def replaced(self, backward: Backward, new: Tensor) -> Backward:
-        """The backward with other tokens in these calls, and nowhere else."""
-        parts = [new] if len(self.constants) == 1 else list(new.unbind(1))
-        made = {
-            id(c): Constant(p.reshape(c.tensor.shape), p._version) for c, p in zip(self.constants, parts, strict=True)
-        }
-        return _rewritten(backward, lambda item: made.get(id(item), item))
 
 
 @dataclass(frozen=True, slots=True)
 class _Match:
     """Given tokens that are the targets. `lay` brings what has the targets' layout into that of the tokens."""
 
-    given: _Given
+    given: Given
     lay: Callable[[Tensor], Tensor]
 
 
@@ -93,7 +63,7 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
 def _matches(step: TrainingStep) -> list[_Match]:
     """The given tokens of the first batch that are the targets, in all of the first batches."""
     iterations = step.iterations[:BATCHES]
-    if not all(any(True for _ in _tokens(iteration.backwards[0])) for iteration in iterations):
+    if not all(any(True for _ in tokens_of(iteration.backwards[0])) for iteration in iterations):
         return []
     copies = Copies(step.modules, step.leaves)
     per_batch = [list(_matching(copies, iteration)) for iteration in iterations]
@@ -104,30 +74,15 @@ def _matches(step: TrainingStep) -> list[_Match]:
 def _matching(copies: Copies, iteration: Iteration) -> Iterator[_Match]:
     backward = iteration.backwards[0]
     refuse_overwritten(backward)
-    target, counted = _targets(_class_terms(copies, backward))
+    target, counted = targets_of(class_terms(copies, backward))
     if target is None or int(counted.sum()) < LONG or len(target[counted].unique()) < LONG:
         return
-    for given in _tokens(backward):
+    for given in tokens_of(backward):
         for lay in _layouts(given.value, target):
             there = lay(counted)
             if bool((given.value == lay(target))[there].all()):
                 yield _Match(given, lay)
                 break
-
-
-def _class_terms(copies: Copies, backward: Backward) -> list[Term]:
-    _, terms = watched_terms(copies, switched(backward, False))
-    return [term for term in terms if term.kind == CLASSES and term.name in CLASS_LOSSES]
-
-
-def _targets(terms: list[Term]) -> tuple[Tensor | None, Tensor]:
-    """(targets, which of them count): those of one cross-entropy, or of one per position side by side."""
-    targets = [term.target for term in terms if term.target is not None and not term.target.is_floating_point()]
-    if not targets or len({target.shape for target in targets}) > 1 or len(targets) != len(terms):
-        return None, torch.empty(0)
-    whole = targets[0] if len(targets) == 1 else torch.stack([target.reshape(-1) for target in targets], 1)
-    ignored = (terms[0].attributes or {}).get("ignore_index", -100)
-    return whole.detach(), (whole != ignored) & (whole >= 0)
 
 
 def _layouts(given: Tensor, target: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -139,36 +94,13 @@ def _layouts(given: Tensor, target: Tensor) -> Iterator[Callable[[Tensor], Tenso
     yield lambda one: one.reshape(shape[::-1]).t()
 
 
-def _tokens(backward: Backward) -> Iterator[_Given]:
-    """The whole-number inputs of models and embeddings, those of a loop over positions together."""
-    places: dict[tuple[Any, ...], list[tuple[Constant, Entry]]] = {}
-    for entry in backward.entries:
-        if entry.module is None and entry.name != "embedding":
-            continue
-        for place, constant in enumerate(_constants(entry)):
-            if constant.tensor.dtype in (torch.int64, torch.int32) and constant.tensor.dim() in (1, 2):
-                key = (id(entry.module), entry.position, place, constant.tensor.dim())
-                places.setdefault(key, []).append((constant, entry))
-    for key, found in places.items():
-        if key[-1] == 2 and found[0][0].tensor.shape[1] > 1:
-            for nth, (constant, entry) in enumerate(found):
-                yield _Given((*key, nth), (constant,), entry)
-        elif len(found) >= LONG and len({constant.tensor.shape for constant, _ in found}) == 1:
-            yield _Given(key, tuple(constant for constant, _ in found), found[0][1])
-
-
-def _constants(entry: Entry) -> list[Constant]:
-    found = entry.meanings()
-    return [item for item in found if isinstance(item, Constant) and item.tensor.layout is torch.strided]
-
-
 # --- what the trained model makes of it ------------------------------------------------------------------------------
 
 
 def _asked(step: TrainingStep, match: _Match) -> Facts:
     backward = step.iterations[0].backwards[0]
     copies, tokens = Copies(step.modules, step.leaves), match.given.value
-    target, counts = _targets(_class_terms(copies, backward))
+    target, counts = targets_of(class_terms(copies, backward))
     assert target is not None
     counted = match.lay(counts)
     as_it_is = _scores(copies, backward, match)
@@ -180,7 +112,7 @@ def _asked(step: TrainingStep, match: _Match) -> Facts:
     facts["others"] = float(len(beside))
     facts["shifted"] = any(_is_shifted(given, tokens, axis) for given in (c.tensor for c in beside) for axis in (0, 1))
     if beside:
-        strange = _rewritten(backward, lambda item: _rolled(item) if any(item is one for one in beside) else item)
+        strange = rewritten(backward, lambda item: _rolled(item) if any(item is one for one in beside) else item)
         facts["alone"] = _share(_scores(copies, strange, match).argmax(-1) == tokens, counted)
     says = f"of the positions that were given another token, {100 * float(facts['follows']):.0f} % predict that one"
     copies_it = facts["causal"] and not facts["shifted"] and float(facts["follows"]) >= CausalLeak.follows
@@ -190,7 +122,7 @@ def _asked(step: TrainingStep, match: _Match) -> Facts:
 
 def _scores(copies: Copies, backward: Backward, match: _Match) -> Tensor:
     """What the model says of each class, laid out as the tokens are: (..., classes)."""
-    terms = _class_terms(copies, backward)
+    terms = class_terms(copies, backward)
     parts = [term.prediction.detach().movedim(1, -1) for term in terms if term.prediction is not None]
     whole = parts[0] if len(parts) == 1 else torch.stack(parts, 1)
     flat = whole.reshape(-1, whole.shape[-1])
@@ -234,11 +166,11 @@ def _causal(copies: Copies, backward: Backward, match: _Match, before: Tensor, a
 # --- what else it is given -------------------------------------------------------------------------------------------
 
 
-def _beside(backward: Backward, given: _Given) -> list[Constant]:
+def _beside(backward: Backward, given: Given) -> list[Constant]:
     """All other data that models and embeddings are given."""
     calls = [e for e in backward.entries if e.module is not None or e.name == "embedding"]
     own = {id(constant) for constant in given.constants}
-    return [c for entry in calls for c in _constants(entry) if id(c) not in own]
+    return [c for entry in calls for c in constants_of(entry) if id(c) not in own]
 
 
 def _varies(constant: Constant) -> bool:
@@ -262,18 +194,7 @@ def _rolled(constant: Constant) -> Constant:
     return Constant(new, new._version)
 
 
-def _rewritten(backward: Backward, change: Callable[[Constant], Constant]) -> Backward:
-    """The backward with other data in the calls of models and embeddings; what the loss is given stays."""
-
-    def changed(entry: Entry) -> Entry:
-        if entry.module is None and entry.name != "embedding":
-            return entry
-        return replace(entry, args=rewrite(entry.args, change), kwargs=rewrite(entry.kwargs, change))
-
-    return replace(backward, entries=[changed(entry) for entry in backward.entries])
-
-
-def _call(given: _Given) -> Facts:
+def _call(given: Given) -> Facts:
     """Where the tokens are given, and as which argument."""
     entry, constant = given.entry, given.constants[0]
     names = [key for key, value in entry.kwargs.items() if value is constant]
