@@ -13,6 +13,7 @@ _GROUPS = {
     "final": "the trained model on the captured batches",
     "determinism": "the same batch twice in evaluation mode",
     "leakage": "samples and positions exchanged",
+    "targets": "which token each position learns",
     "stability": "each step on its own batch",
     "single-sample": "a step on each sample",
     "batchnorm-put-back": "BatchNorm put back over mended weights",
@@ -40,7 +41,7 @@ _GROUPS = {
 }
 _ARMS = {"control": "as it is", "own": "as it is"}
 # Those with one arm, or with numbered ones.
-_ALONE = frozenset({"noise", "determinism", "labels", "redundancy", "single-sample", "underflow", "usage"})
+_ALONE = frozenset({"noise", "determinism", "labels", "redundancy", "single-sample", "targets", "underflow", "usage"})
 
 
 def of_group(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from netdoctor.experiments.treatments import (
+    alignment,
     axes,
     batches,
     composition,
@@ -31,6 +32,7 @@ from netdoctor.experiments.treatments.treatment import Case, Maker, Treatment
 TREATMENTS: dict[str, Maker] = {
     **axes.TREATMENTS,
     **weights.TREATMENTS,
+    **alignment.TREATMENTS,
     **layers.TREATMENTS,
     **connections.TREATMENTS,
     **dependences.TREATMENTS,
