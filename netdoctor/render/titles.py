@@ -14,6 +14,7 @@ _GROUPS = {
     "determinism": "the same batch twice in evaluation mode",
     "leakage": "samples and positions exchanged",
     "targets": "which token each position learns",
+    "curvature": "second derivatives of a smooth model",
     "stability": "each step on its own batch",
     "single-sample": "a step on each sample",
     "batchnorm-put-back": "BatchNorm put back over mended weights",
@@ -41,7 +42,9 @@ _GROUPS = {
 }
 _ARMS = {"control": "as it is", "own": "as it is"}
 # Those with one arm, or with numbered ones.
-_ALONE = frozenset({"noise", "determinism", "labels", "redundancy", "single-sample", "targets", "underflow", "usage"})
+_ALONE = frozenset(
+    {"curvature", "noise", "determinism", "labels", "redundancy", "single-sample", "targets", "underflow", "usage"}
+)
 
 
 def of_group(name: str) -> str:

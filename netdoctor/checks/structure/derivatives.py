@@ -42,17 +42,17 @@ def without_graph(operation: Operation) -> bool:
 def _weights(recording: Recording, graph: StepGraph, operation: Operation) -> frozenset[int]:
     """The trained parameters that the derivative is of. None where it is with respect to them, or to what they make: such gradients
     are those of steps, of features, of attacks on embeddings."""
-    if len(operation.inputs) < 2 or any(_parameters(graph, value) for value in operation.inputs[1:]):
+    if len(operation.inputs) < 2 or any(parameters_behind(graph, value) for value in operation.inputs[1:]):
         return frozenset()
     held, failed = recording.parameters, "does not require grad" in recording.header.ended
-    found = _parameters(graph, operation.inputs[0])
+    found = parameters_behind(graph, operation.inputs[0])
     named = ((value, held.get(graph.values[value].name)) for value in found)
     return frozenset(
         value for value, parameter in named if parameter is not None and (failed or owned(recording, parameter))
     )
 
 
-def _parameters(graph: StepGraph, value: int) -> frozenset[int]:
+def parameters_behind(graph: StepGraph, value: int) -> frozenset[int]:
     """The parameters that a value depends on by gradient."""
     seen: set[int] = set()
     queue = [value]
@@ -89,7 +89,7 @@ def _made(
     """What an operation makes of a term, and whether it has met by then what trains the same parameters."""
     if reader.name not in _ARITHMETIC:
         return
-    live = frozenset().union(*(_parameters(graph, i) for i in reader.inputs if i != value and not met))
+    live = frozenset().union(*(parameters_behind(graph, i) for i in reader.inputs if i != value and not met))
     if live and (reader.name not in _TERMS or weights.isdisjoint(live)):
         return
     met = met or bool(live)
