@@ -166,6 +166,9 @@ class Finding:
     share: float = 0.0
     symptoms: tuple[Finding, ...] = ()
     apart: bool = False  # a trial showed that the fixes of the other findings do not do without this one's
+    causes: frozenset[str] = (
+        frozenset()
+    )  # checks that a trial showed to follow from this, beside those that its check explains
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,12 @@ def rank(findings: Iterable[Finding], checks: Iterable[Check]) -> tuple[Finding,
     """The root findings in order, each with its symptoms under it; every finding appears exactly once.
 
     A finding is a symptom of another when that one's check explains its check, directly or through other findings, and
-    did not appear later. Where two checks explain each other the better ranked finding is the cause; where several
-    roots explain a symptom it lies under the best ranked one. Advice is no cause of anything graver, and what a trial
-    showed to be a cause apart is no symptom. A root is raised to the severity of its gravest symptom, so that nothing
-    grave is hidden. Order: severity, certainty, first step, number of symptoms, what a trial eased, upstream first,
-    share; of errors, the birth of a NaN in the first step stands before all others. The result does not depend on the
-    order of the input.
+    did not appear later; a trial may show that it causes more than that. Where two checks explain each other the better
+    ranked finding is the cause; where several roots explain a symptom it lies under the best ranked one. Advice is no
+    cause of anything graver, and what a trial showed to be a cause apart is no symptom. A root is raised to the severity
+    of its gravest symptom, so that nothing grave is hidden. Order: severity, certainty, first step, number of symptoms,
+    what a trial eased, upstream first, share; of errors, the birth of a NaN in the first step stands before all others.
+    The result does not depend on the order of the input.
     """
     known, findings = list(checks), list(findings)
     reach = _closure({check.name: check.explains for check in known}, {finding.check for finding in findings})
@@ -111,7 +111,7 @@ def _assign(ordered: Sequence[Finding], reach: Mapping[str, frozenset[str]]) -> 
 def _causes(ordered: Sequence[Finding], cause: int, symptom: int, reach: Mapping[str, frozenset[str]]) -> bool:
     """Whether one finding explains another; acyclic: mutual explanation follows the order, all else the closure."""
     above, below = ordered[cause], ordered[symptom]
-    if above.check == below.check or below.check not in reach.get(above.check, ()):
+    if above.check == below.check or below.check not in {*reach.get(above.check, ()), *above.causes}:
         return False
     if below.apart or (above.severity is Severity.ADVICE and below.severity is not Severity.ADVICE):
         return False

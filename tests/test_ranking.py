@@ -52,6 +52,15 @@ def test_without_an_explanation_findings_stay_apart():
     assert len(rank(map(finding, "ab"), [check("a"), check("b")])) == 2
 
 
+def test_a_finding_may_cause_more_than_its_check_explains():
+    """As a trial showed of this one; what that explains in turn comes along, another finding of the check causes nothing."""
+    checks = [check("a"), check("b", "c"), check("c")]
+    (root,) = rank([finding("a", causes=frozenset("b")), finding("b"), finding("c")], checks)
+    assert (root.check, names(root.symptoms)) == ("a", ["b", "c"])
+    assert len(rank([finding("a"), finding("b"), finding("c")], checks)) == 2
+    assert len(rank([finding("a", causes=frozenset("b"), first_step=9), finding("b", first_step=2)], checks)) == 2
+
+
 def test_one_check_in_two_places_stays_two_findings():
     two = [finding("a", places=("x",)), finding("a", places=("y",))]
     assert len(rank(two, [check("a", "a")])) == 2

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from netdoctor.capture.step import TrainingStep
 from netdoctor.experiments import (
     along_time,
+    bounding,
     conflicts,
     copying,
     curvature,
@@ -34,6 +35,7 @@ QUESTIONS: dict[str, Look] = {
     "inputs that are the target": copying.look,
     "which token each position learns": offsets.look,
     "second derivatives of a smooth model": curvature.look,
+    "derivatives with a graph": bounding.look,
     "gradients on their way back through time": along_time.look,
     "steps on their own batch": stability.look,
     "steps on one sample at a time": single_sample.look,

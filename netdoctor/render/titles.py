@@ -14,6 +14,7 @@ _GROUPS = {
     "determinism": "the same batch twice in evaluation mode",
     "leakage": "samples and positions exchanged",
     "targets": "which token each position learns",
+    "derivatives": "derivatives with a graph",
     "curvature": "second derivatives of a smooth model",
     "stability": "each step on its own batch",
     "single-sample": "a step on each sample",
@@ -43,7 +44,18 @@ _GROUPS = {
 _ARMS = {"control": "as it is", "own": "as it is"}
 # Those with one arm, or with numbered ones.
 _ALONE = frozenset(
-    {"curvature", "noise", "determinism", "labels", "redundancy", "single-sample", "targets", "underflow", "usage"}
+    {
+        "curvature",
+        "derivatives",
+        "noise",
+        "determinism",
+        "labels",
+        "redundancy",
+        "single-sample",
+        "targets",
+        "underflow",
+        "usage",
+    }
 )
 
 

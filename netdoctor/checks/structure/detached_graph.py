@@ -12,6 +12,7 @@ from netdoctor.checks.structure.cut_lines import attached
 from netdoctor.checks.structure.cuts import Cut, find
 from netdoctor.checks.structure.derivatives import graphless, with_graph, without_graph
 from netdoctor.checks.structure.gradients import copies, ever_had_gradient, listed, modules, owned, reached_anywhere
+from netdoctor.checks.structure.unbounded import BOUNDS, with_explosion
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import Operation
 from netdoctor.recording import Recording, Stat
@@ -27,7 +28,8 @@ class DetachedGraph(Check):
     How it is decided: on the captured step. Parameters that an optimizer holds got no gradient in any step, no captured
     loss reaches them by gradient, and yet the loss is computed from them; the first operation whose input requires a
     gradient and whose output does not is named. When backward failed because nothing requires a gradient, too.
-    A derivative without a graph is named where it is added to, or compared with, what trains the same parameters.
+    A derivative without a graph is named where it is added to, or compared with, what trains the same parameters; it is
+    the cause of an explosion where the gradient of a copy grows ten times more without the graph than with it.
     When it stays silent: another path or another loss reaches them (GANs, straight-through estimators); copies of other
     parameters (target networks); parameters in no optimizer; derivatives that move an input or a weight, that scale a loss,
     or that are detached by hand. A backbone under no_grad after weights were loaded is advice.
@@ -37,6 +39,7 @@ class DetachedGraph(Check):
 
     name = "detached-graph"
     needs = frozenset({Stat.RMS})
+    arms = frozenset({BOUNDS})
     explains = NO_LEARNING | NO_SIGNAL | {"missing-optimizer-step", "symmetric-initialization"}
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
@@ -47,7 +50,7 @@ class DetachedGraph(Check):
         if others:
             yield self._finding(recording, max(others, key=lambda cut: len(cut.names)))
         elif taken := graphless(recording) or [cut.operation for cut in cuts[:1]]:
-            yield _of_derivatives(recording, taken)
+            yield with_explosion(recording, _of_derivatives(recording, taken))
 
     def _finding(self, recording: Recording, cut: Cut) -> Finding:
         operation, where = cut.operation, modules(recording, cut.names)

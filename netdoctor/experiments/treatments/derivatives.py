@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from netdoctor.checks.structure.derivatives import graphless
@@ -21,8 +22,7 @@ def create_graph(case: Case) -> Treatment | None:
         return None
 
     def apply(bench: Bench) -> None:
-        for line in lines:
-            exchange_on_line(bench, _NAMES, _with_graph, line)
+        build_graphs(bench, lines)
 
     def lacking(bench: Bench) -> float:
         """How far the gradient of the weights is from the one that goes through the derivatives too."""
@@ -30,6 +30,12 @@ def create_graph(case: Case) -> Treatment | None:
         return apart(whole, own)
 
     return Treatment(apply, measure=Measure("gradient that is off, of the whole", lacking, _ROUNDING, "%"))
+
+
+def build_graphs(bench: Bench, lines: Sequence[tuple[str, int]]) -> None:
+    """`create_graph=True` in these lines of the user's."""
+    for line in lines:
+        exchange_on_line(bench, _NAMES, _with_graph, line)
 
 
 def _with_graph(call: Any, args: Any, kwargs: Any) -> Any:

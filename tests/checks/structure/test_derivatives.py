@@ -8,6 +8,7 @@ import pytest
 
 from netdoctor.checks.structure.derivatives import with_graph
 from netdoctor.checks.structure.detached_graph import DetachedGraph
+from netdoctor.checks.structure.unbounded import BOUNDS
 from netdoctor.finding import Severity
 from tests.checks.structure.models import BATCH, Model, judged
 
@@ -133,6 +134,36 @@ def test_gradients_of_weights_make_steps():
     held = next(v.index for v in build.graph.values if v.name == "body.weight")
     step = build.operation("grad", build.u, held, line=6, out={"requires_grad": False}, create_graph=False)
     assert judged(DetachedGraph(), build.ends(build.operation("add", build.u, step))) == []
+
+
+@pytest.mark.parametrize(
+    ("without", "bounded", "causes"),
+    [
+        (10.0, 0.2, True),
+        (9.9, 0.2, False),
+        (40.0, 4.0, True),
+        (39.0, 4.0, False),
+        (float("inf"), 1.0, True),
+        (float("inf"), 9.9, True),
+        (float("inf"), 10.0, False),
+        (float("inf"), float("inf"), False),
+    ],
+)
+def test_an_explosion_follows_where_a_copy_with_a_graph_has_none(without, bounded, causes):
+    build = Equation()
+    build.ends(build.operation("sub", build.d, build.u)).arm(
+        BOUNDS, **{"without": without, "with": bounded, "steps": 90.0}
+    )
+    (found,) = judged(DetachedGraph(), build)
+    assert ("exploding-gradients" in found.causes) is causes
+    assert ("copy explodes" in found.explanation) is causes
+
+
+def test_an_explosion_that_was_not_tried_is_one_of_its_own():
+    build = Equation()
+    build.ends(build.operation("sub", build.d, build.u)).arm(BOUNDS, failure="no time was left for it")
+    (found,) = judged(DetachedGraph(), build)
+    assert not found.causes
 
 
 @pytest.mark.parametrize(
