@@ -17,7 +17,7 @@ from netdoctor.capture.functions import function_name
 from netdoctor.capture.source import source_line
 from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward
-from netdoctor.checks.structure.misaligned_target import BACK, NEXT, OFFSET, TWICE, MisalignedTarget
+from netdoctor.checks.structure.misaligned_target import BACK, COPIED, NEXT, OFFSET, TWICE, MisalignedTarget
 from netdoctor.errors import why_it_failed
 from netdoctor.experiments.loss_terms import Term
 from netdoctor.experiments.passes import ROUNDING
@@ -84,8 +84,8 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
     token after the last one that it sees), `moved` (the same beside the position's own), `agree` (share of the targets), `length`
     (predictions per sample), `twice` (targets that were the next tokens already were shifted once more on the way to the loss),
     `handed` (the model is given these), `looped` (a call per position) and, of the call that is given the tokens, `file`, `line`,
-    `text`. Where it is `BACK`: `learned`, the loss on the next tokens of a copy that learns these, of that of the best constant
-    prediction, on batches that it did not see (NaN where it could not be tried).
+    `text`. Where it is `BACK` or `COPIED`: `learned`, the loss on the next tokens of a copy that learns these, of that of the
+    best constant prediction, on batches that it did not see (NaN where it could not be tried).
     """
     if recording.origin is not None or step.lost or not step.iterations:
         return {}
@@ -168,10 +168,10 @@ def _facts(step: TrainingStep, found: list[tuple[Aligned, Backward]], budget: Bu
     backward = found[0][1]
     agree = _agreeing(one.tokens, one.target, one.counted, one.moved)
     facts: Facts = {"offset": float(ahead), "moved": float(one.moved), "agree": agree, "length": float(one.length)}
-    facts |= {"twice": ahead == TWICE and _twice(one, ahead, backward), "handed": _handed(one, backward)}
+    facts |= {"twice": ahead == TWICE and _twice(one, ahead, backward), "handed": _handed(one, backward, ahead)}
     facts["looped"] = len(one.given.constants) > 1
-    if ahead == BACK:
-        facts["learned"] = _learned(step, one, budget)
+    if BACK <= ahead <= COPIED:
+        facts["learned"] = _learned(step, one, ahead, budget)
     faulty = ahead == TWICE or float(facts.get("learned", math.inf)) <= MisalignedTarget.learned
     facts["verdict"] = "failed" if faulty else "passed"
     facts["says"] = f"each position learns the token {ahead} places on, where 1 is the next one"
@@ -211,14 +211,14 @@ def _twice(one: Aligned, ahead: int, backward: Backward) -> bool:
     """Whether there were two shifts by one: the model is handed targets that are the next tokens, and shifts them; or the loss
     leaves out the last prediction, as for tokens of the same sequence, and yet asks for one token that is not among them."""
     ends = int(one.counted.any(0).nonzero().max())
-    return _handed(one, backward) or (one.moved == ahead and ends == one.tokens.shape[1] - 2)
+    return _handed(one, backward, ahead) or (one.moved == ahead and ends == one.tokens.shape[1] - 2)
 
 
-def _handed(one: Aligned, backward: Backward) -> bool:
-    """Whether the model is given the next tokens as well, as labels are handed to a model that makes its own loss."""
+def _handed(one: Aligned, backward: Backward, ahead: int) -> bool:
+    """Whether the model is given its targets as well, by one position less than it learns: it makes its own loss, and shifts."""
     handed = [c.tensor for e in backward.entries if e.module is not None for c in constants_of(e)]
     same = [t if one.axis else t.t() for t in handed if t.shape == one.given.value.shape and not t.is_floating_point()]
-    return any(_agreeing(one.tokens, t, t >= 0, 1) >= SAME for t in same)
+    return any(_agreeing(one.tokens, t, t >= 0, ahead - 1) >= SAME for t in same)
 
 
 # --- a copy that learns the next tokens ------------------------------------------------------------------------------
@@ -280,12 +280,12 @@ def next_loss(copies: Copies, backwards: Sequence[Backward], one: Aligned, ahead
     return float(lost) / constant if constant > 0 else math.nan
 
 
-def _learned(step: TrainingStep, one: Aligned, budget: Budget) -> float:
+def _learned(step: TrainingStep, one: Aligned, ahead: int, budget: Budget) -> float:
     cut = len(step.iterations) - len(step.iterations) // 3
     if len(step.iterations) < FEWEST or len(one.given.constants) > 1:
         return math.nan
     sandbox = Sandbox(step)
-    with Moved(one, BACK - NEXT):
+    with Moved(one, ahead - NEXT):
         sandbox.run(step.iterations[:cut], STEPS, budget.share(budget.left / 2))
     held = [iteration.backwards[0] for iteration in step.iterations[cut:]]
-    return next_loss(sandbox.copies, held, one, BACK)
+    return next_loss(sandbox.copies, held, one, ahead)

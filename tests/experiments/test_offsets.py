@@ -174,6 +174,20 @@ def test_the_wrong_way_where_there_is_something_to_predict() -> None:
     assert found.severity is Severity.ERROR
 
 
+@pytest.mark.parametrize(("draw", "told"), [(text, True), (noise, False)])
+def test_a_shift_that_undoes_the_model_s_own(draw: Callable[[], Tensor], told: bool) -> None:
+    def undone(model: nn.Module) -> Tensor:
+        tokens = draw()
+        labels = torch.full_like(tokens, -100)
+        labels[:, 1:] = tokens[:, :-1]
+        return model(tokens, labels)
+
+    arm, found = asked(Language(), undone, steps=24)
+    assert arm is not None
+    assert (arm.facts["offset"], arm.facts["handed"]) == (0.0, True)
+    assert bool(found) is told
+
+
 def test_a_treated_copy_learns_the_next_tokens() -> None:
     step = trained(Language(), inside, steps=8)
     recording, (found,) = judged(step)

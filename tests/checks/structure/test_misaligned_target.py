@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from netdoctor.checks.structure.copied_target import COPIES
 from netdoctor.checks.structure.misaligned_target import OFFSET, MisalignedTarget
 from netdoctor.checks.structure.shifts import moved_back
 from netdoctor.finding import Abstention, Certainty, Severity
@@ -72,12 +73,28 @@ def test_one_shift_by_two_may_be_meant(dropped):
     assert "ignore this" in found.explanation
 
 
-def test_the_wrong_way_is_told_where_a_copy_learns_the_next_tokens():
+@pytest.mark.parametrize("offset", [-1.0, 0.0])
+def test_the_wrong_way_is_told_where_a_copy_learns_the_next_tokens(offset):
     check = MisalignedTarget()
-    (found,) = judged(check, asked(offset=-1.0, twice=False, learned=check.learned))
+    (found,) = judged(check, asked(offset=offset, twice=False, learned=check.learned))
     assert (found.severity, found.certainty) == (Severity.ERROR, Certainty.PROVEN)
-    assert judged(check, asked(offset=-1.0, twice=False, learned=check.learned + 0.01)) == []
-    assert judged(check, asked(offset=-1.0, twice=False, learned=float("nan"))) == []
+    assert judged(check, asked(offset=offset, twice=False, learned=check.learned + 0.01)) == []
+    assert judged(check, asked(offset=offset, twice=False, learned=float("nan"))) == []
+
+
+def test_what_causal_leak_says_is_not_said_twice():
+    build = asked(offset=0.0, twice=False, learned=0.2)
+    copies = {
+        "causal": True,
+        "shifted": False,
+        "right": 1.0,
+        "follows": 1.0,
+        "others": 0.0,
+        "looped": False,
+        "place": 0.0,
+    }
+    build.arm(COPIES, **CALL, **copies, keyword="", arguments=1.0)
+    assert judged(MisalignedTarget(), build) == []
 
 
 @pytest.mark.parametrize("offset", [-2.0, 0.0, 1.0, 3.0])
