@@ -288,6 +288,11 @@ def periodic(model: nn.Module) -> Tensor:
     return cross_entropy(model(tokens[:, :-2]), tokens[:, 2:])
 
 
+def test_two_offsets_that_agree_tell_nothing() -> None:
+    assert aligned(trained(Language(), periodic)) == []
+    assert len(aligned(trained(Language(), in_the_loop))) == 1
+
+
 def numbers(model: nn.Module) -> Tensor:
     waves = torch.sin(torch.arange(LENGTH + 2) + 6 * torch.rand(SAMPLES, 1))
     return F.mse_loss(model(waves[:, :-2, None]), waves[:, 2:, None])

@@ -53,7 +53,8 @@ def test_two_lines_of_the_user_s_own():
 def test_what_makes_the_text_and_windows_of_it_are_no_shifts():
     build = asked()
     window = cut(build, build.value((16, 400), "int64"), 21, 3, "chunk = stream[i : i + 21]")
-    made = build.operation("cat", cut(build, window, 1, 4, "last = notes[:, -1:]"), window, shape=(16, 21))
+    begun = cut(build, build.value((16, 2), "int64"), 1, 4, "notes = torch.cat([notes, rule[notes[:, -1:]]], 1)")
+    made = build.operation("cat", begun, window, shape=(16, 21))
     (found,) = judged(MisalignedTarget(), compared(build, cut(build, made, 20, 7, SHIFTED)))
     assert found.location.line == 7
 
