@@ -17,7 +17,7 @@ from netdoctor.capture.functions import function_name
 from netdoctor.capture.source import source_line
 from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward
-from netdoctor.checks.structure.misaligned_target import BACK, COPIED, NEXT, OFFSET, TWICE, MisalignedTarget
+from netdoctor.checks.structure.shifted_target import BACK, COPIED, NEXT, OFFSET, TWICE, ShiftedTarget
 from netdoctor.errors import why_it_failed
 from netdoctor.experiments.loss_terms import Term
 from netdoctor.experiments.passes import ROUNDING
@@ -172,7 +172,7 @@ def _facts(step: TrainingStep, found: list[tuple[Aligned, Backward]], budget: Bu
     facts["looped"] = len(one.given.constants) > 1
     if BACK <= ahead <= COPIED:
         facts["learned"] = _learned(step, one, ahead, budget)
-    faulty = ahead == TWICE or float(facts.get("learned", math.inf)) <= MisalignedTarget.learned
+    faulty = ahead == TWICE or float(facts.get("learned", math.inf)) <= ShiftedTarget.learned
     facts["verdict"] = "failed" if faulty else "passed"
     facts["says"] = f"each position learns the token {ahead} places on, where 1 is the next one"
     source = source_line(*one.given.entry.position)

@@ -36,7 +36,7 @@ cross-sample-leakage wrong-reshape causal-leak inverted-mask missing-positional-
 bias-before-norm eval-mode-in-training train-mode-in-eval batchnorm-tiny-batch batchnorm-drift dropout-too-high
 recurrent-dropout ignored-input nondeterministic-eval wrong-custom-backward oversized-model slow-data-loading
 padding-share unaligned-width overfitting underfitting train-eval-shift cannot-overfit-tiny-batch rank-desync
-rank-imbalance schedule-too-long sampler-weights stale-statistics misaligned-targets misaligned-target
+rank-imbalance schedule-too-long sampler-weights stale-statistics misaligned-targets shifted-target
 zero-second-derivative
 """
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netdoctor.capture.step import Copies, TrainingStep
-from netdoctor.checks.structure.misaligned_target import OFFSET, MisalignedTarget
+from netdoctor.checks.structure.shifted_target import OFFSET, ShiftedTarget
 from netdoctor.experiments.offsets import aligned, look, next_loss
 from netdoctor.experiments.sandbox import Budget, Sandbox
 from netdoctor.experiments.treatments import treatment_of
@@ -77,7 +77,7 @@ def trained(model: nn.Module, loss: Loss, steps: int = STEPS) -> TrainingStep:
 
 def judged(step: TrainingStep) -> tuple[Recording, list[Finding]]:
     recording = Recording(arms=look(Recording(), step, Budget(60)))
-    return recording, [f for f in MisalignedTarget().judge(recording) if isinstance(f, Finding)]
+    return recording, [f for f in ShiftedTarget().judge(recording) if isinstance(f, Finding)]
 
 
 def asked(model: nn.Module, loss: Loss, steps: int = STEPS) -> tuple[Arm | None, list[Finding]]:

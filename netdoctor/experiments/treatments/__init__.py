@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from netdoctor.experiments.treatments import (
-    alignment,
     axes,
     batches,
     composition,
@@ -25,6 +24,7 @@ from netdoctor.experiments.treatments import (
     safe_operations,
     samples,
     scores,
+    shifting,
     targets,
     weights,
 )
@@ -33,7 +33,7 @@ from netdoctor.experiments.treatments.treatment import Case, Maker, Treatment
 TREATMENTS: dict[str, Maker] = {
     **axes.TREATMENTS,
     **weights.TREATMENTS,
-    **alignment.TREATMENTS,
+    **shifting.TREATMENTS,
     **layers.TREATMENTS,
     **connections.TREATMENTS,
     **curvature.TREATMENTS,

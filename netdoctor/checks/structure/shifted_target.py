@@ -20,7 +20,7 @@ _LABELS = "labels = input_ids.clone()"
 
 
 @dataclass(frozen=True)
-class MisalignedTarget(Check):
+class ShiftedTarget(Check):
     """A language model learns the token after the next one, or one that it was given, and never the next.
 
     What it is: the loader or the loop shifts the targets by one, and the model (every `...ForCausalLM` of transformers
@@ -38,7 +38,7 @@ class MisalignedTarget(Check):
     Sources: transformers' documentation of `labels` of its causal models ("the labels are shifted inside the model").
     """
 
-    name = "misaligned-target"
+    name = "shifted-target"
     arms = frozenset({OFFSET, COPIES})
     explains = NO_LEARNING | {"overfitting", "missing-positional-encoding", "train-eval-shift"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netdoctor.checks.structure.misaligned_target import NEXT, OFFSET, MisalignedTarget
+from netdoctor.checks.structure.shifted_target import NEXT, OFFSET, ShiftedTarget
 from netdoctor.experiments.offsets import Moved, aligned, next_loss
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment
 
@@ -25,7 +25,7 @@ def next_token(case: Case) -> Treatment | None:
         return 100 * next_loss(bench.sandbox.copies, backwards, one, ahead)
 
     name = "loss on the next tokens, of the best constant prediction's"
-    return Treatment(apply, measure=Measure(name, left, 100 * MisalignedTarget.learned, "%", witness=False))
+    return Treatment(apply, measure=Measure(name, left, 100 * ShiftedTarget.learned, "%", witness=False))
 
 
 TREATMENTS: dict[str, Maker] = {"next-token": next_token}

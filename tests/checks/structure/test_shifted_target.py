@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netdoctor.checks.structure.copied_target import COPIES
-from netdoctor.checks.structure.misaligned_target import OFFSET, MisalignedTarget
+from netdoctor.checks.structure.shifted_target import OFFSET, ShiftedTarget
 from netdoctor.checks.structure.shifts import moved_back
 from netdoctor.finding import Abstention, Certainty, Severity
 from tests.checks.structure.models import Model, judged
@@ -35,7 +35,7 @@ def compared(build: Model, target: int) -> Model:
 
 def test_the_line_of_the_shift_that_is_one_too_many():
     build = asked()
-    (found,) = judged(MisalignedTarget(), compared(build, cut(build, build.ids, 20, 7, SHIFTED)))
+    (found,) = judged(ShiftedTarget(), compared(build, cut(build, build.ids, 20, 7, SHIFTED)))
     assert (found.severity, found.certainty) == (Severity.ERROR, Certainty.MEASURED)
     assert (found.location.line, found.location.text) == (7, SHIFTED)
     assert "the model shifts them again" in found.explanation
@@ -45,7 +45,7 @@ def test_the_line_of_the_shift_that_is_one_too_many():
 def test_two_lines_of_the_user_s_own():
     build = asked(length=19.0, handed=False)
     first = cut(build, build.ids, 20, 7, "x, y = ids[:, :-1], ids[:, 1:]")
-    (found,) = judged(MisalignedTarget(), compared(build, cut(build, first, 19, 9, "y = y[:, 1:]")))
+    (found,) = judged(ShiftedTarget(), compared(build, cut(build, first, 19, 9, "y = y[:, 1:]")))
     assert found.location.line == 7
     assert "line 9 shifts them again" in found.explanation
 
@@ -55,12 +55,12 @@ def test_what_makes_the_text_and_windows_of_it_are_no_shifts():
     window = cut(build, build.value((16, 400), "int64"), 21, 3, "chunk = stream[i : i + 21]")
     begun = cut(build, build.value((16, 2), "int64"), 1, 4, "notes = torch.cat([notes, rule[notes[:, -1:]]], 1)")
     made = build.operation("cat", begun, window, shape=(16, 21))
-    (found,) = judged(MisalignedTarget(), compared(build, cut(build, made, 20, 7, SHIFTED)))
+    (found,) = judged(ShiftedTarget(), compared(build, cut(build, made, 20, 7, SHIFTED)))
     assert found.location.line == 7
 
 
 def test_without_a_graph_of_the_data_the_call_is_named():
-    (found,) = judged(MisalignedTarget(), asked())
+    (found,) = judged(ShiftedTarget(), asked())
     assert (found.location.line, found.fixes[0].code) == (40, "labels = input_ids.clone()")
 
 
@@ -69,14 +69,14 @@ def test_one_shift_by_two_may_be_meant(dropped):
     """In one place, by what the loss leaves out or by what the line drops."""
     build = asked(twice=dropped, handed=False, length=19.0)
     target = cut(build, build.ids, 19, 7, "targets = ids[:, 2:]")
-    (found,) = judged(MisalignedTarget(), compared(build, target))
+    (found,) = judged(ShiftedTarget(), compared(build, target))
     assert found.severity is Severity.WARNING
     assert "ignore this" in found.explanation
 
 
 @pytest.mark.parametrize("offset", [-1.0, 0.0])
 def test_the_wrong_way_is_told_where_a_copy_learns_the_next_tokens(offset):
-    check = MisalignedTarget()
+    check = ShiftedTarget()
     (found,) = judged(check, asked(offset=offset, twice=False, learned=check.learned))
     assert (found.severity, found.certainty) == (Severity.ERROR, Certainty.PROVEN)
     assert judged(check, asked(offset=offset, twice=False, learned=check.learned + 0.01)) == []
@@ -95,23 +95,23 @@ def test_what_causal_leak_says_is_not_said_twice():
         "place": 0.0,
     }
     build.arm(COPIES, **CALL, **copies, keyword="", arguments=1.0)
-    assert judged(MisalignedTarget(), build) == []
+    assert judged(ShiftedTarget(), build) == []
 
 
 @pytest.mark.parametrize("offset", [-2.0, 0.0, 1.0, 3.0])
 def test_other_offsets_are_no_finding(offset):
-    assert judged(MisalignedTarget(), asked(offset=offset)) == []
+    assert judged(ShiftedTarget(), asked(offset=offset)) == []
 
 
 def test_targets_that_do_not_all_agree():
-    check = MisalignedTarget()
+    check = ShiftedTarget()
     assert judged(check, asked(agree=check.agree - 0.001)) == []
     assert len(judged(check, asked(agree=check.agree))) == 1
 
 
 def test_it_says_why_it_could_not_tell():
-    (found,) = judged(MisalignedTarget(), Model().arm(OFFSET, failure="no copy"))
-    assert found == Abstention("misaligned-target", "no copy")
+    (found,) = judged(ShiftedTarget(), Model().arm(OFFSET, failure="no copy"))
+    assert found == Abstention("shifted-target", "no copy")
 
 
 @pytest.mark.parametrize(
