@@ -193,8 +193,10 @@ def _ahead(step: TrainingStep, one: Aligned, backward: Backward) -> int | None:
     for place in (one.tokens.shape[1] // 3, 2 * one.tokens.shape[1] // 3):
         after = one.scores(copies, one.replaced(backward, _other(one.tokens, place)))
         changed = (after - before).abs().amax((0, 2)) > ROUNDING * before.abs().max()
-        if not bool(changed.any()):
-            return None
+        if not bool(changed.any()) or (one.moved == 0 and int(changed.sum()) == 1):
+            return (
+                None  # targets that are the tokens lie so along the samples as well, which know nothing of each other
+            )
         seen.add(int(changed.nonzero()[0]) - place)
     return one.moved + seen.pop() if len(seen) == 1 else None
 
