@@ -36,7 +36,7 @@ def judged(build: Builder) -> list[Finding | Abstention]:
 def test_targets_turned_by_themselves() -> None:
     (finding,) = judged(recording(0.2, 1.0, 0.8))
     assert isinstance(finding, Finding)
-    assert (finding.severity, finding.certainty) == (Severity.ERROR, Certainty.PROVEN)
+    assert (finding.severity, finding.certainty) == (Severity.ERROR, Certainty.MEASURED)
     assert finding.location.line == 9
     assert "75 %" in finding.title
     assert finding.fixes[0].treatment == "one-draw-for-both"
@@ -47,6 +47,7 @@ def test_all_targets_turned_by_one_way(how: str, code: str) -> None:
     (finding,) = judged(recording(0.3, turned=0.2, common=how, fits=0.95))
     assert isinstance(finding, Finding)
     assert how in finding.title
+    assert finding.certainty is Certainty.PROVEN
     assert code in finding.fixes[0].code
     assert finding.fixes[0].trial is not None
     assert finding.fixes[0].trial.treated[-1] == 0.2
