@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -72,8 +73,8 @@ def test_it_is_taken_along_the_features(wrong: Match, right: Match) -> None:
     recording.graphs.append(graph)
     treatment = treatment_of(Case(step, recording, finding, Fix(TREATMENT, ""), Places(step)))
     assert treatment is not None
-    with quiet():
-        bench = Bench(Sandbox(step), step.iterations)
+    with quiet(), ExitStack() as stack:
+        bench = Bench(Sandbox(step), step.iterations, stack)
         treatment.apply(bench)
         losses = bench.sandbox.run(bench.iterations, STEPS, Budget(60)).losses
     assert losses == pytest.approx(train(right))
