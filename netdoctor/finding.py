@@ -166,9 +166,8 @@ class Finding:
     share: float = 0.0
     symptoms: tuple[Finding, ...] = ()
     apart: bool = False  # a trial showed that the fixes of the other findings do not do without this one's
-    causes: frozenset[str] = (
-        frozenset()
-    )  # checks that a trial showed to follow from this, beside those that its check explains
+    # Checks whose findings a trial showed to follow from this one, beside those that its check explains.
+    causes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
