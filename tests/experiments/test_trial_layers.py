@@ -17,7 +17,7 @@ from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.safe_operations import _OTHERS, _computed
 from netdoctor.experiments.treatments.treatment import Bench
-from netdoctor.finding import Fix
+from netdoctor.finding import Fix, Location
 from netdoctor.recording import Kind, Layer, Operand, Origin, Recording, SourceLine
 from tests.experiments.test_trial_treatments import STEPS, by_hand, case, data, seeded, step_of, treated
 
@@ -40,6 +40,16 @@ def test_activations_are_exchanged_where_the_finding_says() -> None:
     leaky.load_state_dict(step.copies().of(model).state_dict())
     assert treated(step, "leaky-relu", seen=seen, places=("1",)) == pytest.approx(by_hand(leaky))
     assert treatment_of(case(step, Fix("leaky-relu", ""), seen, ("0",))) is None
+
+
+def test_without_a_norm() -> None:
+    model = nn.Sequential(nn.Linear(6, 2), nn.LayerNorm(2))
+    step = step_of(model)
+    plain = nn.Sequential(nn.Linear(6, 2))
+    plain.load_state_dict({k: v for k, v in step.copies().of(model).state_dict().items() if k.startswith("0.")})
+    seen = layers(("0", "Linear", Kind.LINEAR), ("1", "LayerNorm", Kind.NORM))
+    assert treated(step, "without-norm", seen=seen, at=Location("1")) == pytest.approx(by_hand(plain))
+    assert treatment_of(case(step, Fix("without-norm", ""), seen, at=Location("0"))) is None
 
 
 def deep(scale: float) -> nn.Sequential:

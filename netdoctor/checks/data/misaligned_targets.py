@@ -84,6 +84,8 @@ class MisalignedTargets(Check):
             Evidence("loss with turned targets, of the least without", 100 * ratio, "≤", 100 * self.better, "%"),
         )
         at = SourceLine(str(facts["file"]), int(float(facts["line"])), str(facts["text"])) if "file" in facts else None
-        proven = common and fix.trial is not None and fix.trial.verdict is Verdict.CURED  # else the arm chose by the loss
+        proven = (
+            common and fix.trial is not None and fix.trial.verdict is Verdict.CURED
+        )  # else the arm chose by the loss
         sure, place = Certainty.PROVEN if proven else Certainty.MEASURED, Location.at(at, step=0)
         return Finding(self.name, title, Severity.ERROR, says, place, evidence, (fix,), sure, 0, share=share)

@@ -10,8 +10,9 @@ import numpy as np
 
 from netdoctor.check import Check
 from netdoctor.checks.signal import outcome
+from netdoctor.checks.units import narrow_norms
 from netdoctor.checks.units.window import STALLED, before, finite_until
-from netdoctor.finding import Abstention, Evidence, Finding, Fix, Location, Severity
+from netdoctor.finding import Abstention, Evidence, Finding, Location, Severity
 from netdoctor.recording import Kind, Layer, Recording, Role, Stat, shared
 from netdoctor.trend import judge
 
@@ -32,7 +33,7 @@ class ConstantLayer(Check):
     outputs of a zero-initialised layer at the start.
 
     Fix: look upstream of the layer: dead or saturated units, weights or a bias that swamp the signal, a reduction over
-    the wrong dimension.
+    the wrong dimension. A LayerNorm over a single number gives its bias for every sample: leave it out.
 
     Sources: advice B-1; float32 resolves 1.2e-7, so that a variation under 1e-6 is next to rounding.
     """
@@ -78,7 +79,7 @@ class ConstantLayer(Check):
                         Stat.BATCH_STD,
                     ),
                 ),
-                (Fix("look-upstream", f"Look at what goes into {layer.spoken}, sample by sample.", _code(layer)),),
+                (narrow_norms.fix(layer, recording),),
                 places=tuple(item.name for item, _ in chain[index:]),
             )
 
@@ -92,7 +93,3 @@ class ConstantLayer(Check):
             return None
         late, size = (found[-self.min_steps :] for found in values)
         return float(np.max(np.divide(late, size, out=np.zeros_like(late), where=size > 0)))
-
-
-def _code(layer: Layer) -> str:
-    return f"# before and behind {layer.path or layer.type}:\nprint(x.std(dim=0).max(), x.abs().max())"

@@ -116,6 +116,20 @@ def _dropping(rate: float, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **{**kwargs, "p": rate})
 
 
+def without_norm(case: Case) -> Treatment | None:
+    """What goes into the finding's norm in place of what comes out of it."""
+    original = case.places.module(case.finding.location.module or "")
+    if not isinstance(original, nn.LayerNorm):
+        return None
+
+    def apply(bench: Bench) -> None:
+        module = bench.copy_of(original)
+        if module is not None:
+            module.register_forward_hook(lambda _, given, result: given[0])
+
+    return Treatment(apply)
+
+
 # --- time and batch --------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +289,7 @@ TREATMENTS: dict[str, Maker] = {
     "tie-weights": tie_weights,
     "groupnorm": group_norm,
     "dropout-rate": dropout_rate,
+    "without-norm": without_norm,
     "one-direction": one_direction,
     "pad-left": pad_left,
     "keep-samples-apart": keep_samples_apart,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +35,26 @@ def test_first_constant_layer_is_named_with_those_behind_it() -> None:
     assert isinstance(finding, Finding)
     assert finding.location.module == "layers.2"
     assert finding.places == ("layers.2", "layers.3")
+
+
+@pytest.mark.parametrize(
+    ("type_", "units", "treatment"),
+    [
+        ("LayerNorm", 1, "without-norm"),
+        ("LayerNorm", 2, "look-upstream"),
+        ("Linear", 1, "look-upstream"),
+    ],
+)
+def test_a_norm_of_a_single_number_is_to_be_left_out(type_: str, units: int, treatment: str) -> None:
+    recording = chain(1.0, 0.5, 0.0, 0.0).facts(model_variable="net").done()
+    recording.layers[2] = replace(recording.layers[2], type=type_, units=units)
+    for site, stat in list(recording.tracks):
+        if site.module == "layers.2":
+            recording.tracks[replace(site, layer=type_), stat] = recording.tracks.pop((site, stat))
+    (finding,) = run(recording)
+    assert isinstance(finding, Finding)
+    assert finding.fixes[0].treatment == treatment
+    assert ('net.set_submodule("layers.2", nn.Identity())' in finding.fixes[0].code) is (treatment == "without-norm")
 
 
 def test_branch_that_does_not_depend_on_the_input_is_silent() -> None:
