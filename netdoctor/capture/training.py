@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor.capture import norms, schedules, statistics, strangers, unseen
+from netdoctor.capture import carried, norms, schedules, statistics, strangers, unseen
 from netdoctor.capture.cleared import Cleared
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.flags import ModuleFlags
@@ -130,6 +130,7 @@ class TrainingTaps:
         value = sum(float(loss.detach().sum()) for loss in true_losses) if losses else math.nan
         if captured is not None:
             captured.fresh, captured.retain, captured.value = self._fresh, retain, value
+            carried.note(observer.recorder, observer.step, captured)
             captured.seeds = seeds if true_losses[0] is losses[0] else ()
             if any(seed is not None for seed in captured.seeds):
                 pairs = zip(true_losses, captured.seeds, strict=False)

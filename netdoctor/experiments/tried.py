@@ -13,6 +13,7 @@ from netdoctor.finding import Finding, Fix, Severity, Trial, Verdict
 _ORDER = {Verdict.CURED: 0, Verdict.EASED: 1, Verdict.NO_EFFECT: 3, Verdict.WORSE: 4}
 _UNTRIED = 2
 _IN_VAIN = frozenset({Verdict.NO_EFFECT, Verdict.WORSE})
+_BLOCKED = frozenset({"constant-layer", "input-independent-output"})  # nothing of the input passes
 _AHEAD = 0.25  # of what the control lost: a treated arm that loses so much more may be on its way to help
 
 
@@ -55,11 +56,14 @@ def weighed(finding: Finding, suspicions: Collection[str], step: TrainingStep) -
     """The finding; one of a check among `suspicions` whose fixes were tried in vain as advice, and its symptoms by themselves.
 
     In vain: at least one was without effect or did harm and none helps, on captured steps that hold the finding's first.
+    What concerns all of a layer (a share of 1) is not idle, whatever was tried: nothing passes through it. No more is what
+    leaves a layer constant.
     """
     first, tried = finding.first_step or 0, [fix.trial for fix in finding.fixes if fix.trial is not None]
     seen = any(part.begins <= first <= part.begins + len(part.iterations) for part in step.parts())
     vain = seen and any(trial.verdict in _IN_VAIN for trial in tried) and not any(map(_may_help, tried))
-    if finding.check not in suspicions or not vain:
+    blocks = finding.share >= 1 or any(symptom.check in _BLOCKED for symptom in finding.symptoms)
+    if finding.check not in suspicions or blocks or not vain:
         return [finding]
     return [replace(finding, severity=Severity.ADVICE, symptoms=()), *finding.symptoms]
 

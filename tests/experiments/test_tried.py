@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -56,6 +56,18 @@ def test_what_was_tried_in_vain(fixes, advice):
 def test_the_captured_steps_must_hold_it(first, advice):
     (found,) = weighed(finding(fix(Verdict.NO_EFFECT), first_step=first), {"dead-relu"}, Step())
     assert (found.severity is Severity.ADVICE) is advice
+
+
+@pytest.mark.parametrize(("share", "advice"), [(0.99, True), (1.0, False)])
+def test_all_of_a_layer_is_missed_whatever_was_tried(share, advice):
+    (found,) = weighed(replace(finding(fix(Verdict.NO_EFFECT)), share=share), {"dead-relu"}, Step())
+    assert (found.severity is Severity.ADVICE) is advice
+
+
+@pytest.mark.parametrize(("check", "advice"), [("constant-layer", False), ("loss-not-decreasing", True)])
+def test_what_leaves_a_layer_constant_is_missed(check, advice):
+    found = weighed(finding(fix(Verdict.NO_EFFECT), symptoms=(finding(check=check),)), {"dead-relu"}, Step())
+    assert (found[0].severity is Severity.ADVICE) is advice
 
 
 def test_its_symptoms_stand_by_themselves():

@@ -30,7 +30,8 @@ class CannotOverfitTinyBatch(Check):
     Then one thing at a time is removed or mended; what makes it fit is named.
     When it stays silent: any Adam setting fits and the real run learns (the learning-rate checks say the rest); the
     real run lost half of its loss, or learns and the copy got most of the way; a loss that is neither of classes nor
-    regression, unless it never falls; a sampling model that lost 95 %; experiments under 50 steps.
+    regression, unless it never falls; a copy that lost 95 %, of a sampling model or a run of a few steps; experiments
+    under 50 steps.
     Fix: what unblocked it; else the cause found.
     Sources: Karpathy's recipe (overfit one batch), CS231n (20 examples to zero cost), FSDL (rises, explodes, plateaus).
     """
@@ -69,7 +70,7 @@ class CannotOverfitTinyBatch(Check):
         best = min(arms, key=overfit.remaining)
         left = overfit.remaining(best)
         causes, trend = overfit.unblocked(recording), judge(recording)
-        drawn = overfit.draws(recording) if left < self.drawn else ""
+        drawn = overfit.draws(recording, trend.kind == "unknown") if left < self.drawn else ""
         reason = drawn or overfit.unclear(recording, arms, self.steps, trend.kind != "unknown" and left >= self.other)
         if reason:
             yield Abstention(self.name, reason)

@@ -91,8 +91,10 @@ def adam_code(arm: Arm) -> str:
     return f"optimizer = torch.optim.Adam(model.parameters(), lr={arm.name.rpartition(' ')[2]})"
 
 
-def draws(recording: Recording) -> str:
-    """Why no floor can be asked for, where the model samples even in evaluation mode; else ""."""
+def draws(recording: Recording, short: bool = False) -> str:
+    """Why no floor can be asked for, where the model samples even in evaluation mode, or the run is `short`; else ""."""
+    if short:
+        return "nearly all of the loss was lost on a tiny batch, and the run is too short to show more"
     arm = recording.arms.get("determinism/evaluation")
     drawn = arm is not None and not arm.failure and bool(arm.facts.get("differs"))
     return "the model draws random numbers of its own: what it cannot foresee stays in the loss" if drawn else ""

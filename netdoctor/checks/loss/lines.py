@@ -88,9 +88,9 @@ def _operands(node: ast.expr, operation: str) -> tuple[ast.expr, ast.expr] | Non
 
 def over_classes(text: str) -> str:
     """The line with `dim=-1` in its softmax; the general form where there is none in it."""
-    changed = re.sub(r"(\bdim\s*=\s*)0\b", r"\g<1>-1", text)
+    changed = re.sub(r"(\bdim\s*=\s*)[01]\b", r"\g<1>-1", text)
     if changed == text:
-        changed = re.sub(r"((?:softmax|Softmax)\([^()]*?(?:,\s*)?)\b0\)", r"\g<1>-1)", text)
+        changed = re.sub(r"((?:softmax|Softmax)\([^()]*?(?:,\s*)?)\b[01]\)", r"\g<1>-1)", text)
     if changed == text:
         changed = re.sub(r"(?<=Softmax\()\)", "dim=-1)", text)
     return changed if changed != text else "softmax(scores, dim=-1)"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.loss.comparisons import CROSS_ENTROPY, dimension, graphs, line, place
+from netdoctor.checks.loss.class_axis import axis, beside_classes, downstream, samples
+from netdoctor.checks.loss.comparisons import CROSS_ENTROPY, graphs, line, place
 from netdoctor.checks.loss.lines import over_classes
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
@@ -19,13 +20,14 @@ MIXING = frozenset({"linear", "matmul", "mm", "bmm", "einsum", "conv1d", "conv2d
 
 @dataclass(frozen=True)
 class WrongDimSoftmax(Check):
-    """The softmax runs over the batch dimension, so the samples of a batch compete with each other.
+    """The softmax runs over the batch, or over the positions, and not over the classes.
 
     What it is: `softmax(dim=0)` of scores of shape (samples, classes), or a softmax without `dim`, which takes
     dimension 0 for three-dimensional input.
     Why it hurts: the probabilities of a sample do not add up to 1, and depend on which other samples are in the batch.
     How it is decided: on the captured step. A softmax over dimension 0 of scores that are as many as the samples given
-    to the model, and no other layer between it and the loss.
+    to the model, and no other layer between it and the loss. Or one over a dimension that is not the last, of three or
+    more, whose logarithm comes to nll_loss as (everything else, last dimension).
     When it stays silent: attention over time in sequence-first layout; a softmax over parameters or over a set; vectors,
     which have no other dimension; batches of one sample; a softmax before cross_entropy, which should not be there at
     all (double-softmax).
@@ -40,24 +42,30 @@ class WrongDimSoftmax(Check):
         seen: set[tuple[int, str, str, int]] = set()
         for graph in graphs(recording):
             for operation in graph.named_behind(SOFTMAXES):
-                if operation.identity not in seen and _at_fault(graph, operation):
+                if operation.identity not in seen and (_at_fault(graph, operation) or _beside(graph, operation)):
                     seen.add(operation.identity)
                     yield self._finding(recording, graph, operation)
 
     def _finding(self, recording: Recording, graph: StepGraph, softmax: Operation) -> Finding:
         source = line(recording, softmax)
         shape = graph.values[softmax.inputs[0]].shape
+        code, dim = over_classes("" if source is None else source.text), axis(graph, softmax) % len(shape)
+        batch = not dim and shape[0] == samples(graph)
         given = "dim" in softmax.attributes or "1" in softmax.attributes
-        how = "over dimension 0" if given else "without dim, so over dimension 0,"
-        code = over_classes("" if source is None else source.text)
+        how = f"over dimension {dim}" if given else f"without dim, so over dimension {dim},"
+        what = "the batch" if batch else f"the classes are in dimension {len(shape) - 1}"
+        says = f"The loss has the classes in the last dimension. Here {shape[dim]} others compete with each other"
+        if batch:
+            says = f"The loss has {shape[0]} samples, and dimension 0 of the scores is these samples: they compete with each other"
+        limit = 1.0 if batch else float(len(shape) - 1)
+        several = Evidence("samples of the batch" if batch else "entries along it", shape[dim], ">", 1.0)
         return Finding(
             self.name,
-            f"{softmax.name} in {place(softmax)} runs {how} of {shape}: the batch",
+            f"{softmax.name} in {place(softmax)} runs {how} of {shape}: {what}",
             Severity.ERROR,
-            f"The loss has {shape[0]} samples, and dimension 0 of the scores is these samples: they compete with each "
-            "other, and the probabilities of one sample do not add up to 1.",
+            f"{says}, and the probabilities of one prediction do not add up to 1.",
             Location.at(source, softmax.module or None, softmax.name, step=0),
-            (Evidence("dimension of the softmax", 0.0, "<", 1.0), Evidence("samples of the batch", shape[0], ">", 1.0)),
+            (Evidence("dimension of the softmax", float(dim), "<", limit), several),
             (Fix("softmax-over-classes", "Take it over the classes.", code, Reach.MODEL),),
             first_step=0,
             share=1.0,
@@ -69,26 +77,13 @@ def _at_fault(graph: StepGraph, softmax: Operation) -> bool:
     if not softmax.inputs or not graph.values[softmax.inputs[0]].requires_grad:
         return False
     shape = graph.values[softmax.inputs[0]].shape
-    dim = dimension(softmax, 0 if len(shape) in (0, 1, 3) else 1)  # torch's own choice where none is given
+    dim = axis(graph, softmax)
     if len(shape) < 2 or dim not in (0, -len(shape)) or shape[0] < 2 or shape[1] in (1, shape[0]):
         return False
-    ends = [operation.name for operation in _downstream(graph, softmax)]
-    return shape[0] == _samples(graph) and not MIXING.intersection(ends) and CROSS_ENTROPY not in ends
+    ends = [operation.name for operation in downstream(graph, softmax)]
+    return shape[0] == samples(graph) and not MIXING.intersection(ends) and CROSS_ENTROPY not in ends
 
 
-def _downstream(graph: StepGraph, operation: Operation) -> list[Operation]:
-    """All operations that depend on this one."""
-    depends = set(operation.outputs)
-    found = []
-    for later in graph.operations[operation.index + 1 :]:
-        if depends.intersection(later.inputs):
-            depends.update(later.outputs)
-            found.append(later)
-    return found
-
-
-def _samples(graph: StepGraph) -> int:
-    """How many samples the model was given: the first dimension of what its first operation read; 0 when unknown."""
-    first = next((o for o in graph.operations if o.inside and o.inputs), None)
-    shape = graph.values[first.inputs[0]].shape if first is not None else ()
-    return shape[0] if shape else 0
+def _beside(graph: StepGraph, softmax: Operation) -> bool:
+    trained = bool(softmax.inputs) and graph.values[softmax.inputs[0]].requires_grad
+    return trained and beside_classes(graph, softmax, axis(graph, softmax))

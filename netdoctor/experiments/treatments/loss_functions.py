@@ -143,7 +143,8 @@ def log_softmax_first(case: Case) -> Treatment | None:
 
 
 def over_classes(case: Case) -> Treatment | None:
-    """The softmax along the classes: the last dimension of a matrix, the second of anything larger."""
+    """The softmax along the classes: the last dimension of a matrix, the second of anything larger, or the last where it took
+    the second."""
     return _everywhere(case, _SOFTMAXES, _other_dimension)
 
 
@@ -156,7 +157,8 @@ def _log_softmax(_: Any, args: Any, kwargs: Any) -> Tensor:
 def _other_dimension(func: Any, args: Any, kwargs: Any) -> Any:
     values = first_argument(args, kwargs)
     named = {key: value for key, value in kwargs.items() if key not in ("dim", "input")}
-    return func(values, dim=1 if values.dim() > 1 else 0, **named)
+    given, dim = kwargs.get("dim", args[1] if len(args) > 1 else 0), 1 if values.dim() > 1 else 0
+    return func(values, dim=-1 if given == dim else dim, **named)
 
 
 def _exchanges(case: Case, bench: Bench, names: frozenset[str], change: Change) -> list[Exchange]:

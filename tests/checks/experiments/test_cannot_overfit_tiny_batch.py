@@ -7,6 +7,7 @@ import pytest
 
 from netdoctor.checks.experiments.cannot_overfit_tiny_batch import CannotOverfitTinyBatch
 from netdoctor.finding import Abstention, Certainty, Finding, Severity
+from netdoctor.recording import Series
 from tests.checks.builders import Builder
 
 RATES = ("0.01", "0.001", "0.0001")
@@ -149,4 +150,13 @@ def test_a_regression_is_measured_from_its_floor():
 )
 def test_a_model_that_samples_keeps_what_it_cannot_foresee(best, differs, kind):
     (found,) = judged(tried(best).arm("determinism/evaluation", [], differs=differs, share=0.1))
+    assert isinstance(found, kind)
+
+
+@pytest.mark.parametrize(("steps", "best", "kind"), [(2, 0.03, Abstention), (2, 1.5, Finding), (60, 0.03, Finding)])
+def test_a_run_of_a_few_steps_whose_copy_lost_nearly_all(steps, best, kind):
+    build = tried(best)
+    series = build.recording.losses["loss"]
+    build.recording.losses["loss"] = Series(series.steps[:steps], series.values[:steps])
+    (found,) = judged(build)
     assert isinstance(found, kind)

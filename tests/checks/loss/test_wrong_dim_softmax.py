@@ -51,3 +51,32 @@ def test_attention_over_the_first_dimension():
     weights = step.then("softmax", step.scores(), dim=0)
     step.loss_of("cross_entropy", step.operation("matmul", weights, step.x, shape=(BATCH, 16)), step.labels())
     assert judged(WrongDimSoftmax(), step) == []
+
+
+@pytest.mark.parametrize(
+    ("dim", "classes", "name", "mixed", "fires"),
+    [
+        (1, 5, "nll_loss", "", True),
+        (2, 5, "nll_loss", "", False),
+        (-1, 5, "nll_loss", "", False),
+        (1, 1, "nll_loss", "", False),
+        (1, 5, "nll_loss", "linear", False),  # attention over positions
+        (1, 5, "mse_loss", "", False),
+    ],
+)
+def test_beside_the_classes_of_a_sequence(dim, classes, name, mixed, fires):
+    """(positions, samples, classes), of which nll_loss gets (positions and samples, classes)."""
+    step = Step()
+    shape = (24, BATCH, classes)
+    text = "return torch.softmax(self.out(h), dim=1)"
+    made = step.then("softmax", step.scores(shape), low=0.0, high=1.0, dim=dim, text=text)
+    if mixed:
+        made = step.then(mixed, made)
+    made = step.then("log", step.then("add", made))
+    made = step.operation("flatten", made, shape=(24 * BATCH, classes))
+    step.loss_of(name, made, step.labels((24 * BATCH,)))
+    found = judged(WrongDimSoftmax(), step)
+    assert len(found) == fires
+    for one in found:
+        assert "the classes are in dimension 2" in one.title
+        assert one.fixes[0].code == "return torch.softmax(self.out(h), dim=-1)"
