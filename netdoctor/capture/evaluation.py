@@ -114,7 +114,7 @@ class EvaluationRecorder:
         if self._pass is not None and any(made(tensor) for tensor in tensors(arguments)):
             return  # the rest of the model, or a loss with weights of its own
         self._commit()
-        self.norms.evaluates(module, step)
+        self.norms.evaluates(module, step, arguments)
         place = self._place(user_chain())
         if place is None:
             return

@@ -75,6 +75,7 @@ def test_copies(make, update, stale):
     if stale:
         assert recording.facts["stale_norms"] == 1.0
         assert recording.facts["stale_norms_shift"] > 0.1
+        assert recording.facts["stale_norms_given"] < 0.5 * recording.facts["stale_norms_own"]
 
 
 def test_too_early_and_mended_in_time():
