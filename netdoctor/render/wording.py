@@ -215,7 +215,7 @@ def ended(report: Report) -> str:
     return (
         f"It was {said}, as asked."
         if said.startswith("stopped after")
-        else f"The script did not finish by itself: {said}."
+        else f"The script did not finish by itself: {said.rstrip('.')}."
     )
 
 

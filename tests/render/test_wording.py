@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -114,3 +115,16 @@ def test_headlines() -> None:
     assert wording.headline(builders.sick()) == "2 root causes found: 1 error, 1 warning; 3 symptoms explained."
     assert wording.headline(builders.healthy()) == "Healthy: nothing wrong was found in 100 steps."
     assert "no verdict" in wording.headline(builders.unseen())
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("finished", ""),
+        ("stopped after 5 steps", "It was stopped after 5 steps, as asked."),
+        ("raised TypeError: no", "The script did not finish by itself: raised TypeError: no."),
+        ("raised RuntimeError: a. b.", "The script did not finish by itself: raised RuntimeError: a. b."),
+    ],
+)
+def test_how_it_ended_is_one_sentence(how, says):
+    assert wording.ended(replace(builders.sick(), ended=how)) == says
