@@ -42,12 +42,12 @@ class CarriedGraph(Check):
         what = name or "a tensor"
         yield Finding(
             self.name,
-            f"{what} comes from the step before with its graph, through which backward went already",
+            f"{what} comes from an earlier step with its graph, through which backward went already",
             Severity.ERROR,
             f"What {found.detail or 'this call'} is given in step {found.step} was computed in an earlier one. backward freed the "
             "graph that it hangs on, and cannot go through it again.",
             Location.at(found.source, operation=found.detail or None, step=found.step),
-            (Evidence("steps that the graph reaches back", 1.0, ">", 0.0),),
+            (Evidence("step in which it is used again", float(found.step), ">", 0.0),),
             (Fix("detach-carried", "Detach it before the next step, and keep its values.", _code(name), Reach.RUN),),
             first_step=found.step,
             share=1.0,

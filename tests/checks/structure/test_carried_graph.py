@@ -21,7 +21,8 @@ def judged(ended=ENDED, event=True) -> list:
 def test_the_call_that_is_given_it():
     (found,) = judged()
     assert (found.location.line, found.location.operation, found.location.step) == (9, "GRU", 1)
-    assert found.title.startswith("hidden comes from the step before")
+    assert found.title.startswith("hidden comes from an earlier step")
+    assert found.evidence[0].measured == 1.0  # the step of the event
     assert found.fixes[0].code.startswith("hidden = hidden.detach()")
 
 
