@@ -48,6 +48,20 @@ def test_several_labels_per_sample(per_sample, fires):
 
 
 @pytest.mark.parametrize(
+    ("per_sample", "classes", "fires"),
+    [(1.0, CLASSES, False), (1.02, CLASSES, False), (1.03, CLASSES, True), (3.0, 9, False)],
+)
+def test_argmax_of_several_labels(per_sample, classes, fires):
+    step, text = Step(), "loss = F.cross_entropy(z, y.argmax(1))"
+    table = step.numbers((BATCH, classes), 0, 1, mean=per_sample / classes, integral=True)
+    picked = step.then("argmax", table, 0, CLASSES - 1, shape=(BATCH,))
+    step.loss_of("cross_entropy", step.scores(), picked, text)
+    found = judged(WrongLoss(), step)
+    assert [f.fixes[0].code for f in found] == (["loss = F.binary_cross_entropy_with_logits(z, y)"] if fires else [])
+    assert [f.location.text for f in found] == ([text] if fires else [])
+
+
+@pytest.mark.parametrize(
     ("numbers", "names", "beside", "fires"),
     [
         (0.3, 0.5, 0.3, True),
