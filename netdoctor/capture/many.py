@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netdoctor.capture.statistics import (
-    CANCELS,
-    FEATURES,
     MAX_UNITS,
     NORMAL_SQUARES,
-    SAMPLES,
+    RAISED,
     Moments,
+    batch_spread,
     brief_moments,
     quick_moments,
 )
@@ -45,52 +44,37 @@ def vectors(tensors: list[Tensor]) -> list[Moments]:
     return [Moments(tensor.numel(), *numbers) for tensor, *numbers in columns]
 
 
-def batches(values: list[Tensor], extremes: bool) -> tuple[list[Moments], list[float], NDArray[np.float32]]:
+def batches(values: list[Tensor], extremes: bool) -> tuple[list[Moments], list[float], FloatArray]:
     """Of batches of outputs, all of one shape with at least two samples along dimension 0: the moments of each, with `extremes` all
     of them; its spread over the batch, as `batch_spread` has it; and its sums over the batch, of shape (batches, *one sample)."""
     stacked = torch.stack(values)
     many, samples = stacked.shape[:2]
-    flat = stacked.reshape(many, samples, -1)
-    whole, sums = flat.reshape(many, -1), flat.sum(1)
-    columns = [torch.linalg.vector_norm(whole, dim=1), sums.sum(1), torch.linalg.vector_norm(sums, dim=1)]
-    columns += [whole.amin(1), whole.amax(1)] if extremes else []
-    numbers = torch.stack(columns).numpy().astype(np.float64)
-    squares = numbers[0] ** 2
-    with np.errstate(invalid="ignore"):
-        apart = squares - numbers[2] ** 2 / samples
-        spreads = np.sqrt(np.maximum(apart, 0.0) / whole.shape[1])
-        alike = np.flatnonzero(~(apart > CANCELS * squares) | ~(squares > NORMAL_SQUARES[0]))
-    if alike.size:
-        spreads[alike] = _spreads(flat[torch.from_numpy(alike)])
-    moments = [
-        _moments(*given, extremes)
-        for given in zip(values, squares.tolist(), np.delete(numbers, (0, 2), axis=0).T.tolist(), strict=True)
-    ]
-    return moments, spreads.tolist(), sums.reshape(many, *stacked.shape[2:]).numpy()
+    flat = stacked.view(many, samples, -1)
+    ends = torch.stack([flat.amin((1, 2)), flat.amax((1, 2))]).tolist() if extremes else []
+    # Everything is told from the differences to the first sample: nothing cancels where all samples are nearly alike.
+    first = flat[:, 0].clone()
+    apart = flat.sub_(first[:, None])
+    norms, sums = torch.linalg.vector_norm(apart.view(many, -1), dim=1), apart.sum(1)
+    base, moved = first.numpy().astype(np.float64), sums.numpy().astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf
+        squares, whole = norms.numpy().astype(np.float64) ** 2, moved + samples * base
+        totals, off = whole.sum(1).tolist(), np.einsum("ij,ij->i", moved, moved)
+        spreads = np.sqrt(np.maximum(squares - off / samples, 0.0) / apart[0].numel())
+        both = np.einsum("ij,ij->i", base, 2 * moved + samples * base) + squares
+    moments, found = [], zip(values, both.tolist(), squares.tolist(), totals, strict=True)
+    for at, (each, square, differ, total) in enumerate(found):
+        low, high = (ends[0][at], ends[1][at]) if extremes else (0.0, 0.0)
+        moments.append(_moments(each, square, [total, low, high], extremes))
+        usual = NORMAL_SQUARES[0] < square < NORMAL_SQUARES[1]
+        if not NORMAL_SQUARES[0] < differ < NORMAL_SQUARES[1] and not (differ == 0 and usual):
+            spreads[at] = batch_spread(each.double())
+    return moments, spreads.tolist(), whole.reshape(many, *stacked.shape[2:])
 
 
 def _moments(values: Tensor, square: float, numbers: list[float], extremes: bool) -> Moments:
     if not NORMAL_SQUARES[0] < square < NORMAL_SQUARES[1]:
         return Moments(values.numel(), *quick_moments(values)) if extremes else brief_moments(values, mean=True)
-    low, high = numbers[1:] if extremes else (0.0, 0.0)
-    return Moments(values.numel(), numbers[0], square, low, high, 1.0, 3 if extremes else 2)
-
-
-def _spreads(flat: Tensor, dtype: torch.dtype | None = None) -> FloatArray:
-    """The spreads of batches (batches, samples, features) by the differences from their first samples: see `batch_spread`."""
-    rows = flat[:, :SAMPLES, :: max(1, math.ceil(flat.shape[2] / FEATURES))]
-    apart = rows - rows[:, :1]
-    parts = apart.flatten(1), apart.sum(1)
-    norms = torch.stack([torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in parts])
-    squares = norms.numpy().astype(np.float64) ** 2
-    count = rows.shape[1]
-    with np.errstate(invalid="ignore"):
-        found: FloatArray = (squares[0] / count - squares[1] / count**2) / rows.shape[2]
-        spreads = np.sqrt(np.where(found < 0, 0.0, found))
-    odd = np.flatnonzero(~((NORMAL_SQUARES[0] < squares[0]) & (squares[0] < NORMAL_SQUARES[1])))
-    if odd.size and dtype is None:
-        spreads[odd] = _spreads(flat[torch.from_numpy(odd)], torch.float64)
-    return spreads
+    return Moments(values.numel(), numbers[0], square, numbers[1], numbers[2], 1.0, 3 if extremes else 2)
 
 
 def whole(tensors: list[Tensor]) -> list[Moments]:
@@ -112,40 +96,88 @@ def whole(tensors: list[Tensor]) -> list[Moments]:
     return [found[at] for at in range(len(tensors))]
 
 
-def matrices(gradients: list[Tensor]) -> list[Rows]:
-    """What one kernel tells of each weight's gradient, of at least two dimensions: see `Rows`."""
+Past = tuple[
+    bool, FloatArray | None
+]  # of a gradient in the step before: did its squares vanish, and which rows were idle
+
+
+def matrices(gradients: list[Tensor], before: list[Past]) -> list[Rows]:
+    """What one kernel tells of each weight's gradient, of at least two dimensions: see `Rows`.
+
+    Of those that vanished in the step before the squares do so again, most likely: numbers so small that a processor takes a
+    hundred times as long over them. And a row that was idle, and whose squares are zero again, is not asked again.
+    """
+    usual = [at for at, (vanished, _) in enumerate(before) if not vanished]
+    told = _usual([gradients[at] for at in usual], [before[at][1] for at in usual]) if usual else []
+    found = dict(zip(usual, told, strict=True))
+    odd = [at for at in range(len(gradients)) if found.get(at) is None]
+    rest = _vanishing([gradients[at] for at in odd], [before[at][1] for at in odd])
+    others = dict(zip(odd, rest, strict=True))
+    return [others[at] if (rows := found.get(at)) is None else rows for at in range(len(gradients))]
+
+
+def _usual(gradients: list[Tensor], before: list[FloatArray | None]) -> list[Rows | None]:
+    """The same; None where the squares vanish or overflow, or are no numbers."""
     norms, starts = _joined([_row_norms(gradient) for gradient in gradients])
     with np.errstate(invalid="ignore"):
         squares = np.add.reduceat(norms * norms, starts).tolist()
-    found = []
-    for gradient, start, square in zip(gradients, starts.tolist(), squares, strict=True):
-        rows = norms[start : start + gradient.shape[0]]
-        found.append(
-            _rows(gradient, rows, square) if NORMAL_SQUARES[0] < square < NORMAL_SQUARES[1] else _in_double(gradient)
-        )
+    idle = (norms == 0).astype(np.float64)
+    asked = bool(idle.any())
+    found: list[Rows | None] = []
+    for gradient, was, start, square in zip(gradients, before, starts.tolist(), squares, strict=True):
+        rows = idle[start : start + min(MAX_UNITS, gradient.shape[0])]
+        if not NORMAL_SQUARES[0] < square < NORMAL_SQUARES[1]:
+            found.append(None)
+            continue
+        found.append(Rows(Moments(gradient.numel(), 0.0, square, 0.0, 0.0, 1.0, 1), rows))
+        if asked:
+            _ask_in_full(gradient, rows, was)
     return found
 
 
-def changes(before: Tensor, after: Tensor, sizes: list[int]) -> list[float]:
+def changes(before: Tensor, after: Tensor, sizes: NDArray[np.int64]) -> list[float]:
     """The root mean square of `after - before` over each of the pieces of these sizes, which lie one behind the other."""
     apart = (after - before).numpy().astype(np.float64)
-    starts = np.concatenate([[0], np.cumsum(sizes[:-1])]).astype(np.int64)
+    starts = sizes.cumsum() - sizes
     with np.errstate(invalid="ignore"):
-        means: FloatArray = np.sqrt(np.add.reduceat(apart * apart, starts) / np.asarray(sizes))
-    return [float(mean) for mean in means]
+        means: list[float] = np.sqrt(np.add.reduceat(apart * apart, starts) / sizes).tolist()
+    return means
 
 
-def _rows(gradient: Tensor, norms: FloatArray, square: float) -> Rows:
-    """From the norms of the rows in single precision, in which the squares of some may have vanished."""
-    idle = (norms[:MAX_UNITS] == 0).astype(np.float64)
-    if idle.any():
-        where = np.flatnonzero(idle)
-        idle[where] = _row_norms(gradient[torch.from_numpy(where)], torch.float64).numpy() == 0
-    return Rows(Moments(gradient.numel(), 0.0, square, 0.0, 0.0, 1.0, 1), idle)
+def _ask_in_full(gradient: Tensor, idle: FloatArray, before: FloatArray | None) -> None:
+    """Which of the rows whose squares are all zero are zero themselves: `idle` is set right."""
+    if before is not None and idle.tobytes() == before.tobytes():
+        return
+    new = idle > before if before is not None and before.shape == idle.shape else idle
+    where = np.flatnonzero(new)
+    if where.size:
+        rows = gradient[torch.from_numpy(where)].flatten(1)
+        idle[where] = torch.linalg.vector_norm(rows, math.inf, dim=1).numpy() == 0
+
+
+def _vanishing(gradients: list[Tensor], before: list[FloatArray | None]) -> list[Rows]:
+    """The same of gradients whose squares vanish in single precision, those of one shape at once; in double what else they are."""
+    groups: dict[torch.Size, list[int]] = {}
+    for at, gradient in enumerate(gradients):
+        groups.setdefault(gradient.shape, []).append(at)
+    found: dict[int, Rows] = {}
+    for shape, members in groups.items():
+        stacked = torch.stack([gradients[at] for at in members]).mul_(RAISED).view(len(members), shape[0], -1)
+        norms = torch.linalg.vector_norm(stacked, dim=2).numpy().astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            squares = (norms * norms).sum(1).tolist()
+        for at, square, row in zip(members, squares, norms[:, :MAX_UNITS] == 0, strict=True):
+            if not NORMAL_SQUARES[0] < square < NORMAL_SQUARES[1]:
+                found[at] = _in_double(gradients[at])
+                continue
+            idle = row.astype(np.float64)
+            found[at] = Rows(Moments(gradients[at].numel(), 0.0, square / RAISED**2, 0.0, 0.0, 1.0, 1), idle)
+            _ask_in_full(gradients[at], idle, before[at])
+    return [found[at] for at in range(len(gradients))]
 
 
 def _in_double(gradient: Tensor) -> Rows:
-    """The same where the squares of all vanish or overflow, or are no numbers."""
+    """The same where the squares of all vanish even so, or overflow, or are no numbers."""
     norms = _row_norms(gradient, torch.float64).numpy()
     square, idle = float(np.dot(norms, norms)), (norms[:MAX_UNITS] == 0).astype(np.float64)
     if math.isfinite(square):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from netdoctor.capture import many, statistics
 from netdoctor.capture.naming import ModuleNames
-from netdoctor.capture.recorder import FIRST_STEPS, MomentRows, Recorder, ValueRows
+from netdoctor.capture.recorder import FIRST_STEPS, MomentRows, Recorder, ValueRows, vanished
 from netdoctor.recording import Role, Site, Stat
 
 
@@ -27,8 +30,16 @@ class _Probe:
     idle_rows: ValueRows
     weight_site: Site
     gradient_site: Site
+    plain: bool  # a dense float32 parameter of torch's own kind on the CPU: its values need no further look
+    vector: bool  # such a one, measured along with the others of its kind: a call for each costs more than all of them at once
     told_apart: bool = False  # once its gradient was not zero, rows that are alike have shown
     view: Tensor | None = None
+
+    def values(self, tensor: Tensor) -> Tensor | None:
+        """The parameter or its gradient as `floats` gives it."""
+        if self.plain and tensor.dtype is torch.float32 and tensor.layout is torch.strided:
+            return tensor.detach()
+        return statistics.floats(tensor)
 
 
 def site_of(names: ModuleNames, parameter: Tensor, role: Role) -> Site:
@@ -38,9 +49,14 @@ def site_of(names: ModuleNames, parameter: Tensor, role: Role) -> Site:
     return Site(module, layer, role, 0, names.parameter_key(parameter))
 
 
-def _is_vector(values: Tensor) -> bool:
-    """Whether it is measured along with the others of its kind: a call for each would cost more than all of them at once."""
-    return values.dim() == 1 and values.dtype is torch.float32 and values.is_cpu and values.numel() <= many.SMALL
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether a parameter is as most are."""
+    return parameter.dtype is torch.float32 and parameter.is_cpu and type(parameter) is torch.nn.Parameter
+
+
+def _past(probe: _Probe) -> many.Past:
+    rows = probe.idle_rows[-1][1] if probe.idle_rows else None
+    return vanished(probe.gradient), rows if isinstance(rows, np.ndarray) else None
 
 
 def _distinct(probe: _Probe, values: Tensor) -> Tensor:
@@ -57,34 +73,34 @@ class ParameterRecorder:
         self._names = names
         self._probes: dict[int, _Probe] = {}
         self._version = -1
+        self.sharded = False  # whether of any parameter only a part lies here
         self._moving: list[tuple[_Probe, Tensor]] = []  # the parameters that the optimizer is about to move
-        self._before: dict[torch.device, tuple[Tensor, list[int]]] = {}
+        self._before: dict[torch.device, tuple[Tensor, NDArray[np.int64]]] = {}
 
     def gradients(self, parameters: list[Tensor]) -> float | None:
         """Measure the gradients, as they are before they are clipped or used. Gives the 2-norm over all of them, where all were
         measured here and now."""
-        recorder, found = self._recorder, []
-        whole = True
-        for parameter in parameters:
+        step, found, whole = self._recorder.step, [], True
+        for probe, parameter in self._probed(parameters):
             gradient = parameter.grad
             if gradient is None:
                 continue
-            probe, values = self._probe(parameter), statistics.floats(gradient)
-            if probe is None or values is None or (probe.gradient and probe.gradient[-1][0] == recorder.step):
+            values = None if probe is None else probe.values(gradient)
+            if probe is None or values is None or (probe.gradient and probe.gradient[-1][0] == step):
                 whole = False  # nothing to measure, or measured when it was clipped
                 continue
             found.append((probe, values))
         self._measure_gradients(found)
         squares = 0.0
         for probe, _ in found:
-            step, last = probe.gradient[-1] if probe.gradient else (-1, None)
-            whole = whole and step == recorder.step and last is not None
+            at, last = probe.gradient[-1] if probe.gradient else (-1, None)
+            whole = whole and at == step and last is not None
             squares += 0.0 if last is None else last.squares * last.scale**2
-        return math.sqrt(squares) if whole and squares >= 0 else None
+        return math.sqrt(squares) if found and whole and squares >= 0 else None
 
     def _measure_gradients(self, found: list[tuple[_Probe, Tensor]]) -> None:
         recorder, first = self._recorder, self._recorder.step < FIRST_STEPS
-        vectors = [(probe, values) for probe, values in found if _is_vector(values)]
+        vectors = [(probe, values) for probe, values in found if probe.vector]
         weights = [(probe, values) for probe, values in found if values.dim() >= 2]
         same = [(probe, values) for probe, values in weights if values.dtype is torch.float32 and values.is_cpu]
         if vectors:
@@ -98,7 +114,8 @@ class ParameterRecorder:
                     last = probe.gradient[-1][1] if probe.gradient else None
                     probe.told_apart = last is not None and last.squares > 0
         if same:
-            for (probe, _), rows in zip(same, many.matrices([values for _, values in same]), strict=True):
+            before = [_past(probe) for probe, _ in same]
+            for (probe, _), rows in zip(same, many.matrices([values for _, values in same], before), strict=True):
                 recorder.put_row(probe.gradient, rows.moments)
                 recorder.put_in(probe.idle_rows, rows.idle)
         for probe, values in (
@@ -111,11 +128,11 @@ class ParameterRecorder:
     def weights(self, parameters: list[Tensor]) -> None:
         """Measure the weights before the optimizer moves them, and keep a sample of each."""
         recorder, found, small = self._recorder, [], []
-        for parameter in parameters:
-            probe, values = self._probe(parameter), statistics.floats(parameter)
+        for probe, parameter in self._probed(parameters):
+            values = None if probe is None else probe.values(parameter)
             if probe is None or values is None:
                 continue
-            if _is_vector(values):  # of a bias its mean matters too
+            if probe.vector:  # of a bias its mean matters too
                 small.append((probe, values))
             elif values.dim() < 2:
                 recorder.put_moments_in(probe.weight, values)
@@ -144,11 +161,11 @@ class ParameterRecorder:
                 for probe, change in zip(probes, many.changes(old, new, sizes), strict=True):
                     recorder.put_in(probe.update, change)
                 continue
-            norms = torch._foreach_norm(list((new - old).split(sizes)))
+            norms = torch._foreach_norm(list((new - old).split(sizes.tolist())))
             for probe, norm, size in zip(probes, norms, sizes, strict=True):
                 recorder.put_in(probe.update, norm / size**0.5)
 
-    def _samples(self) -> dict[torch.device, tuple[Tensor, list[int]]]:
+    def _samples(self) -> dict[torch.device, tuple[Tensor, NDArray[np.int64]]]:
         """The samples of all parameters that are about to move, behind each other in float32, and their sizes."""
         views: dict[torch.device, list[Tensor]] = {}
         for probe, parameter in self._moving:
@@ -156,7 +173,7 @@ class ParameterRecorder:
         made = {}
         for device, held in views.items():
             same = [view if view.dtype is torch.float32 else view.float() for view in held]
-            made[device] = torch.cat(same), [len(view) for view in same]
+            made[device] = torch.cat(same), np.array([len(view) for view in same])
         return made
 
     def release(self) -> None:
@@ -172,21 +189,25 @@ class ParameterRecorder:
             view = probe.view = statistics.strided(parameter, probe.stride)
         return view
 
-    def _probe(self, parameter: Tensor) -> _Probe | None:
+    def _probed(self, parameters: list[Tensor]) -> Iterator[tuple[_Probe | None, Tensor]]:
+        """Each parameter with its probe; None for one without a name."""
         if self._names.version != self._version:
             self._probes.clear()
             self._version = self._names.version
-        probe = self._probes.get(id(parameter))
-        if probe is None or probe.parameter() is not parameter:
-            probe = self._make(parameter)
-            if probe is not None:
-                self._probes[id(parameter)] = probe
-        return probe
+        for parameter in parameters:
+            probe = self._probes.get(id(parameter))
+            if probe is None or probe.parameter() is not parameter or (probe.plain and not _is_plain(parameter)):
+                probe = self._make(parameter)
+                if probe is not None:
+                    self._probes[id(parameter)] = probe
+            yield probe, parameter
 
     def _make(self, parameter: Tensor) -> _Probe | None:
         if not self._names.parameter_key(parameter):
             return None
         recorder, names = self._recorder, self._names
+        plain = _is_plain(parameter) and statistics.floats(parameter) is not None
+        self.sharded = self.sharded or statistics.is_shard(parameter)
         weight, gradient = site_of(names, parameter, Role.WEIGHT), site_of(names, parameter, Role.WEIGHT_GRADIENT)
         return _Probe(
             weakref.ref(parameter),
@@ -197,4 +218,6 @@ class ParameterRecorder:
             recorder.rows(gradient, Stat.UNIT_ZERO_GRADIENT),
             weight,
             gradient,
+            plain,
+            plain and parameter.dim() == 1 and parameter.numel() <= many.SMALL,
         )

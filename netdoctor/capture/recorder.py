@@ -157,10 +157,12 @@ class Recorder:
     def put_scales(self, found: list[tuple[MomentRows, Tensor]]) -> None:
         """The same for many tensors of which only the root mean square matters after the first steps."""
         there = [(rows, t) for rows, t in found if t.dtype is torch.float32 and t.is_cpu]
-        measure = statistics.scales if self.step >= FIRST_STEPS else many.whole
-        if there:
-            for (rows, _), moments in zip(there, measure([t for _, t in there]), strict=True):
-                self.put_row(rows, moments)
+        if there and self.step < FIRST_STEPS:
+            found_there = many.whole([t for _, t in there])
+        else:
+            found_there = statistics.scales([t for _, t in there], [vanished(rows) for rows, _ in there])
+        for (rows, _), moments in zip(there, found_there, strict=True):
+            self.put_row(rows, moments)
         for rows, values in found if len(there) < len(found) else ():
             self.put_moments_in(rows, values)
 
@@ -233,6 +235,11 @@ class Recorder:
                 kept: ValueRows = [(step, row[stat]) for step, row in found if stat in row]
                 if (track := _track(kept)) is not None:
                     recording.tracks[site, stat] = track
+
+
+def vanished(rows: MomentRows) -> bool:
+    """Whether the squares of what was measured last vanish in single precision, and are not all zero."""
+    return bool(rows) and 0 < rows[-1][1].squares * rows[-1][1].scale ** 2 < statistics.NORMAL_SQUARES[0]
 
 
 def _track(rows: ValueRows) -> Track | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import linecache
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from netdoctor.recording import SourceLine
 
 KEY = "netdoctor graph"  # where a node of the graph keeps its mark; the mark dies with the node
 _NODES = 48  # marked per step, from the loss backwards: as deep as outputs and hidden states usually lie
+_LATER_NODES = 16  # of a step after the first ones, in which no graph was held
 _MARKS = 512  # steps that are followed
 _FIRST = 32  # steps that are all marked; later ones only when they are measured anyway
 _MANY = 4  # graphs alive: then the line that holds them is looked for
@@ -55,22 +57,23 @@ class Retention:
         self._marks = {at: ref for at, ref in self._marks.items() if ref() is not None}
         if len(self._marks) < _MARKS:
             mark = _Mark()
-            for node in _nodes(losses[0].grad_fn):
+            for node in _nodes(losses[0].grad_fn, _NODES if step < _FIRST or living else _LATER_NODES):
                 node.metadata[KEY] = mark
             self._marks[step] = weakref.ref(mark)
             self._made.append(step)
 
 
-def _nodes(root: Any) -> Iterator[Any]:
+def _nodes(root: Any, most: int) -> Iterator[Any]:
     """The nodes of a graph that carry no mark yet, nearest to the loss first; the leaves' own nodes live as long as they do."""
-    queue, seen = [root], 0
-    while queue and seen < _NODES:
-        node = queue.pop(0)
-        if node is None or KEY in node.metadata or node.name() == "torch::autograd::AccumulateGrad":
+    queue, seen = deque([root]), 0
+    while queue and seen < most:
+        node = queue.popleft()
+        following = node.next_functions
+        if not following or KEY in node.metadata:  # a leaf's own node has nothing behind it
             continue
         seen += 1
         yield node
-        queue.extend(following for following, _ in node.next_functions)
+        queue.extend(behind for behind, _ in following if behind is not None)
 
 
 def holder(position: tuple[str, int]) -> SourceLine | None:

@@ -101,6 +101,7 @@ class Moments(NamedTuple):
 
 _SQUARES_OVERFLOW = 1e17  # float32 squares of this, summed a thousand times, come near its largest value of 3e38
 NORMAL_SQUARES = (1e-24, 1e34)  # sums of squares that neither vanished nor overflowed in float32
+RAISED = 2.0**64  # values are multiplied by this, exactly, where their squares vanish
 _SQUARES_VANISH = 1e-15  # and squares of this come near its smallest; what is far below the largest value may vanish
 
 
@@ -164,13 +165,13 @@ def brief_batch(values: Tensor) -> Batch | None:
     return Batch(moments, sums, math.sqrt(apart / values.numel()))
 
 
-def scales(tensors: list[Tensor]) -> list[Moments]:
-    """The moments of many float tensors on the CPU without sums and extremes, in one fused pass."""
-    squares = _squares(tensors)
-    odd = [at for at, square in enumerate(squares) if not NORMAL_SQUARES[0] < square < NORMAL_SQUARES[1]]
-    if odd:
-        for at, square in zip(odd, _squares([tensors[at] for at in odd], torch.float64), strict=True):
-            squares[at] = square
+def scales(tensors: list[Tensor], vanished: list[bool]) -> list[Moments]:
+    """The moments of many float tensors on the CPU without sums and extremes, in a few fused passes. Of those that `vanished`
+    the squares most likely do so in single precision."""
+    squares = [0.0] * len(tensors)
+    odd = _squared(squares, tensors, [at for at, small in enumerate(vanished) if not small])
+    odd = _squared(squares, tensors, odd + [at for at, small in enumerate(vanished) if small], RAISED)
+    _squared(squares, tensors, odd, dtype=torch.float64)
     return [
         Moments(tensor.numel(), 0.0, square, 0.0, 0.0, 1.0, 1)
         if math.isfinite(square)
@@ -179,8 +180,20 @@ def scales(tensors: list[Tensor]) -> list[Moments]:
     ]
 
 
-def _squares(tensors: list[Tensor], dtype: torch.dtype | None = None) -> list[float]:
-    return [norm * norm for norm in torch.stack(torch._foreach_norm(tensors, 2, dtype)).tolist()]
+def _squared(
+    squares: list[float], tensors: list[Tensor], asked: list[int], raised: float = 1.0, dtype: torch.dtype | None = None
+) -> list[int]:
+    """Fill in the sums of squares of those that are asked for; gives those whose squares vanish or overflow on the way."""
+    if not asked:
+        return []
+    given = [tensors[at] for at in asked]
+    norms = torch.stack(torch._foreach_norm(torch._foreach_mul(given, raised) if raised > 1 else given, 2, dtype))
+    odd = []
+    for at, norm in zip(asked, norms.tolist(), strict=True):
+        squares[at] = (norm / raised) ** 2
+        if not NORMAL_SQUARES[0] < norm * norm < NORMAL_SQUARES[1]:
+            odd.append(at)
+    return odd
 
 
 def raw_moments(values: Tensor) -> Tensor:

@@ -318,11 +318,13 @@ class TrainingTaps:
         if self._cleared.stepping(optimizer, index):
             observer.pattern.spoil()
         parameters = parameters_of(optimizer)
-        grads = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
-        gradients = unseen.local_parts(observer, grads)
         norm = self._parameters.gradients(parameters) if observer.detailed else None
-        if gradients:
-            norm = norms.gradient_norm(gradients) if norm is None else norm
+        grads = []
+        if norm is None or self._parameters.sharded:
+            grads = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
+            gradients = unseen.local_parts(observer, grads)
+            norm = norms.gradient_norm(gradients) if norm is None and gradients else norm
+        if norm is not None:
             observer.recorder.scalar("gradient norm" if index == 0 else f"gradient norm ({index})", observer.step, norm)
             if not math.isfinite(norm) and (self._backwards or light is not None):
                 backwards = observer.program.current.backwards if light is None else light.backwards()

@@ -188,7 +188,7 @@ def test_the_sample_of_a_parameter_sees_every_column(shape):
 @settings(max_examples=60, deadline=None)
 def test_brief_moments_agree_with_the_whole_ones(mean, shape, seed, scale):
     values = made(shape, seed, scale)
-    whole, (fused,) = statistics.moments(values).stats(), statistics.scales([values])
+    whole, (fused,) = statistics.moments(values).stats(), statistics.scales([values], [False])
     for found in (statistics.brief_moments(values, mean).stats(), fused.stats()):
         assert {Stat.RMS, Stat.NONFINITE} <= found.keys() <= whole.keys()
         for stat, value in found.items():
@@ -200,10 +200,10 @@ def test_brief_moments_see_what_is_not_finite(bad):
     values = torch.ones(4, 5)
     values[2, 3] = bad
     assert statistics.brief_moments(values, False).stats()[Stat.NONFINITE] == 1
-    assert statistics.scales([torch.ones(3), values])[1].stats()[Stat.NONFINITE] == 1
+    assert statistics.scales([torch.ones(3), values], [False, False])[1].stats()[Stat.NONFINITE] == 1
 
     assert statistics.brief_batch(values) is None
-    assert many.matrices([torch.ones(2, 3), values])[1].moments.stats()[Stat.NONFINITE] == 1
+    assert many.matrices([torch.ones(2, 3), values], [(False, None)] * 2)[1].moments.stats()[Stat.NONFINITE] == 1
     assert many.whole([values, torch.ones(4, 5)])[0].stats()[Stat.NONFINITE] == 1
     assert many.vectors([torch.ones(3), values[2]])[1].stats()[Stat.NONFINITE] == 1
     for extremes in (True, False):
@@ -248,7 +248,9 @@ def test_matrices(rows, columns, seed, scale):
     """One row's squares vanish in single precision, one row is zero; of the second gradient all squares vanish."""
     gradient = torch.cat([made((rows, columns), seed), made((1, columns), seed, scale), torch.zeros(1, columns)])
     gradients = [gradient, 1e-25 * gradient, torch.zeros(2, 3)]
-    for whole, found in zip(gradients, many.matrices(gradients), strict=True):
+    told = many.matrices(gradients, [(False, None)] * 3)
+    told += many.matrices(gradients, [(True, each.idle) for each in told])  # whatever the step before was like
+    for whole, found in zip(2 * gradients, told, strict=True):
         assert found.idle.tolist() == statistics.rows_without_gradient(whole).tolist()
         assert found.moments.stats()[Stat.RMS] == pytest.approx(reference(whole)[Stat.RMS], rel=1e-5)
 
@@ -300,7 +302,7 @@ def test_changes(size, sizes, seed):
         (a - b).double().square().mean().sqrt().item()
         for a, b in zip(after.split(sizes), before.split(sizes), strict=True)
     ]
-    assert many.changes(before, after, sizes) == pytest.approx(expected, rel=1e-6)
+    assert many.changes(before, after, np.array(sizes)) == pytest.approx(expected, rel=1e-6)
 
 
 def nested():
