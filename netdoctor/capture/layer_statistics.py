@@ -168,7 +168,7 @@ class OutputRecorder:
     def _measure_alike(self, group: list[_Held]) -> None:
         """Outputs of one shape, (samples, ...)."""
         values = [held.values for held in group]
-        if values[0].dim() < 2 or values[0].shape[0] < 2:
+        if len(group) == 1 or values[0].dim() < 2 or values[0].shape[0] < 2:
             for held in group:
                 self._measure(held.to, held.values)
             return

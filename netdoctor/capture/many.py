@@ -44,7 +44,7 @@ def vectors(tensors: list[Tensor]) -> list[Moments]:
     return [Moments(tensor.numel(), *numbers) for tensor, *numbers in columns]
 
 
-def batches(values: list[Tensor], extremes: bool) -> tuple[list[Moments], list[float], FloatArray]:
+def batches(values: list[Tensor], extremes: bool) -> tuple[list[Moments], list[float], NDArray[np.float32]]:
     """Of batches of outputs, all of one shape with at least two samples along dimension 0: the moments of each, with `extremes` all
     of them; its spread over the batch, as `batch_spread` has it; and its sums over the batch, of shape (batches, *one sample)."""
     stacked = torch.stack(values)
@@ -55,12 +55,12 @@ def batches(values: list[Tensor], extremes: bool) -> tuple[list[Moments], list[f
     first = flat[:, 0].clone()
     apart = flat.sub_(first[:, None])
     norms, sums = torch.linalg.vector_norm(apart.view(many, -1), dim=1), apart.sum(1)
-    base, moved = first.numpy().astype(np.float64), sums.numpy().astype(np.float64)
+    base, moved, squares = first.numpy(), sums.numpy(), norms.numpy().astype(np.float64) ** 2
     with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf
-        squares, whole = norms.numpy().astype(np.float64) ** 2, moved + samples * base
+        whole = moved + samples * base
         totals, off = whole.sum(1).tolist(), np.einsum("ij,ij->i", moved, moved)
         spreads = np.sqrt(np.maximum(squares - off / samples, 0.0) / apart[0].numel())
-        both = np.einsum("ij,ij->i", base, 2 * moved + samples * base) + squares
+        both = np.einsum("ij,ij->i", base, whole + moved) + squares
     moments, found = [], zip(values, both.tolist(), squares.tolist(), totals, strict=True)
     for at, (each, square, differ, total) in enumerate(found):
         low, high = (ends[0][at], ends[1][at]) if extremes else (0.0, 0.0)
