@@ -51,6 +51,11 @@ class Watched(Instrument):
         self._observer, self._taps = self.session._observer, self.session._taps
         self._hooks: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
 
+    @property
+    def originals(self) -> list[Any]:
+        """The functions of torch that the session's stand in the place of."""
+        return [original for _, _, original, _, _ in self._taps._patches._done]
+
     def on(self) -> None:
         for owner, name, _, replacement, _ in self._taps._patches._done:
             setattr(owner, name, replacement)
