@@ -193,6 +193,10 @@ def opening(report: Report) -> str:
         return "No training could be observed, so there is no verdict"
     grave = report.at_least(Severity.WARNING)
     if not grave:
+        blocked = sum(experiment.verdict == "could not run" for experiment in report.experiments)
+        if blocked > len(report.experiments) / 2:  # "healthy" would promise more than was looked at
+            left = f"{blocked} of {count(len(report.experiments), 'experiment')} could not run"
+            return f"Nothing wrong was found in {count(report.steps, 'step')}, but {left}"
         return f"Healthy: nothing wrong was found in {count(report.steps, 'step')}"
     return f"{count(len(grave), 'root cause')} found"
 

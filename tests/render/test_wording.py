@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from netdoctor.finding import Evidence, Location, Measured, Trial, Verdict
 from netdoctor.render import wording
+from netdoctor.report import Experiment
 from tests.render import builders
 
 
@@ -115,6 +116,14 @@ def test_headlines() -> None:
     assert wording.headline(builders.sick()) == "2 root causes found: 1 error, 1 warning; 3 symptoms explained."
     assert wording.headline(builders.healthy()) == "Healthy: nothing wrong was found in 100 steps."
     assert "no verdict" in wording.headline(builders.unseen())
+
+
+@pytest.mark.parametrize(("blocked", "healthy"), [(0, True), (2, True), (3, False), (4, False)])
+def test_where_most_could_not_be_tried_nothing_is_called_healthy(blocked, healthy):
+    made = [Experiment(f"x{at}", "could not run" if at < blocked else "passed", "") for at in range(4)]
+    said = wording.headline(replace(builders.healthy(), experiments=tuple(made)))
+    assert said.startswith("Healthy: ") is healthy
+    assert healthy or said == f"Nothing wrong was found in 100 steps, but {blocked} of 4 experiments could not run."
 
 
 @pytest.mark.parametrize(
