@@ -36,6 +36,7 @@ class IgnoredInput(Check):
 
     wide: int = 64  # features or more may be a signal in time: strides leave out up to 5 % at its ends
     positions: float = 0.5  # of a sequence or an image side: strides leave a border, a loss its last token
+    few: int = 3  # positions under which half of those that vary are one at each end
 
     def judge(self, recording: Recording) -> Iterator[Finding | Abstention]:
         arms = {name: arm for name, arm in recording.arms.items() if name.startswith("usage/")}
@@ -62,7 +63,8 @@ class IgnoredInput(Check):
             feature = axis == (1 if axes >= 4 else axes - 1) and not arm.facts.get("tokens")
             share = silent.sum() / max(1, np.isfinite(curve).sum())
             border = silent.size >= self.wide and share < 0.05 and silent[0] + silent[-1]
-            if silent.any() and share < 1 and ((feature and not border) or share >= self.positions):
+            most = share >= self.positions and silent.sum() >= self.few
+            if silent.any() and share < 1 and ((feature and not border) or (most and not feature)):
                 kind = ("channel" if axes >= 4 else "feature") if feature else "position"
                 limit = 0.0 if feature else 100 * self.positions
                 return listed(kind, silent) + f" of dimension {axis}", 100 * float(share), limit

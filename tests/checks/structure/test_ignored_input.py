@@ -55,6 +55,9 @@ def found(build: Builder) -> list[tuple[Severity, str]]:
         (used(a1=READ), ""),
         (used(tokens=True, a1=marked(9)), ""),
         (used(tokens=True, a1=marked(5, 6, 7, 8, 9)), "ignores positions 5 to 9 of dimension 1 of y"),
+        (used(tokens=True, a1=marked(7, constant=(0, 1, 2, 3, 4, 5, 8, 9))), ""),  # one end of a ragged edge
+        (used(tokens=True, a1=marked(6, 7, constant=(0, 1, 2, 3, 8, 9))), ""),
+        (used(tokens=True, a1=marked(5, 6, 7, constant=(0, 1, 8, 9))), "ignores positions 5 to 7"),
         (used(a1=marked(*range(10))), ""),
         (used(a1=marked(constant=(1, 2))), ""),
         (used(a1=marked(0, 1, 2, size=64)), ""),
