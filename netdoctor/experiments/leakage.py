@@ -31,6 +31,7 @@ BATCHES = 3  # captured ones in all of which a target must be the shifted input
 SHIFTED = 0.98  # of the positions: a loader may change a few (masks, noise)
 COPIED = 0.9  # of the positions: a target that is the input as it stands is none to be predicted
 LONG = 4  # positions, and different values in them, under which a shift may be chance
+ALIKE = 0.5  # of the distance of any two: neighbours in time; samples in random order come near 1
 _IGNORED = -100  # cross_entropy's default ignore_index
 Facts = dict[str, float | str | bool]
 Change = Callable[[Tensor], Tensor]
@@ -185,11 +186,23 @@ def _batch_dimensions(call: _Call, shift: _Shift | None) -> list[int]:
     counts = {target.shape[0] for target in call.targets if target.dim() > 0}
     counts |= {count // call.times for count in counts if count % call.times == 0}
     found = [d for d in (0, 1) if d < first.dim() and first.shape[d] in counts]
+    both = [t for t in call.targets if t.dim() > 1 and t.shape[:2] == first.shape[:2]]
+    if found == [0] and both and _goes_on(first, 0) and not _goes_on(first, 1):  # a target for each time and sample
+        found = [0, 1]
     if not found and first.dim() > 1 and first.shape[0] * first.shape[1] in counts:
         found = [0, 1]
     if not found or first.shape[found[0]] < 2:
         raise MisuseError("no dimension of the input is as long as the targets are many")
     return found
+
+
+def _goes_on(given: Tensor, dim: int) -> bool:
+    """Whether neighbours along a dimension are much more alike than those half of it apart, as in time, and as samples are not."""
+    rows, half = given.detach().movedim(dim, 0).flatten(1), given.shape[dim] // 2
+    if len(rows) < LONG or not rows.is_floating_point():
+        return False
+    near, far = (rows[1:] - rows[:-1]).abs().mean(), (rows.roll(half, 0) - rows).abs().mean()
+    return bool(near < ALIKE * far)
 
 
 def _leak_along(call: _Call, dim: int) -> Facts:

@@ -133,6 +133,35 @@ def test_the_batch_is_found_behind_the_time(length: int) -> None:
     assert not arm.facts.get("leaks", False)
 
 
+def walks(length: int, samples: int, batch_first: bool) -> Callable[[], tuple[Tensor, ...]]:
+    """Sequences that go on from one time to the next, with a target for each time."""
+
+    def batch() -> tuple[Tensor, ...]:
+        x = torch.randn(length, samples, 5).cumsum(0)
+        y = torch.randint(0, 3, (length, samples))
+        return (x.transpose(0, 1), y.t()) if batch_first else (x, y)
+
+    return batch
+
+
+@pytest.mark.parametrize(("batch_first", "leaks"), [(False, False), (True, True)])
+def test_a_target_for_each_time_and_sample(batch_first: bool, leaks: bool) -> None:
+    """(time, samples) is right for a GRU as it is, and (samples, time) is not: which is which is seen by what goes on."""
+
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.GRU(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(self.rnn(x)[0])
+            return out
+
+    loss = lambda out, y: F.cross_entropy(out.transpose(1, 2), y)  # noqa: E731
+    arm = arms(trained(Tagger(), walks(12, 9, batch_first), loss))[SAMPLES]
+    assert arm.facts["leaks"] is leaks
+
+
 def test_a_recurrence_over_the_batch() -> None:
     class Wrong(nn.Module):
         def __init__(self) -> None:
