@@ -31,6 +31,8 @@ class Gradients:
         known = {id(p) for p in (*self._vectors, *self._products)}
         self._without_bias = [p for p in self._products if products[id(p)] not in known]
         self._others = [p for p in held if id(p) not in known]
+        self._whole = [*self._vectors, *self._others]  # of which every entry is read
+        self._few = len(self._vectors) + len(self._products) + len(self._without_bias) < MANY
 
     def of(self, groups: Groups) -> bool:
         """Whether the optimizer has as many parameters as it had."""
@@ -53,11 +55,23 @@ class Gradients:
         that have a NaN or Inf has one in all of a row or all of a column; where a row has one, the bias has one too. Only a sum
         of finite products that overflows is not seen here, whose norm was above 1e30 long before.
         """
+        if self._few:  # flat, and a sum each: between two steps every other line and kernel is gone from the caches
+            total = 0.0
+            for parameter in self._whole:
+                if (gradient := parameter.grad) is not None:
+                    total += gradient.sum().item()
+            for parameter in self._products:
+                if (gradient := parameter.grad) is not None:
+                    total += gradient[0].sum().item()
+            for parameter in self._without_bias:
+                if (gradient := parameter.grad) is not None:
+                    total += gradient.select(1, 0).sum().item()
+            return total
         small = _gradients(self._vectors)
-        small += [gradient.select(0, 0) for gradient in _gradients(self._products)]
+        small += [gradient[0] for parameter in self._products if (gradient := parameter.grad) is not None]
         small += [gradient.select(1, 0) for gradient in _gradients(self._without_bias)]
-        pieces = [torch.cat(small)] if len(small) >= MANY else small
-        return float(sum(piece.sum().item() for piece in (*pieces, *_gradients(self._others))))
+        pieces = [torch.cat(small), *_gradients(self._others)] if small else _gradients(self._others)
+        return float(sum([piece.sum().item() for piece in pieces]))
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
