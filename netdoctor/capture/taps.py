@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from netdoctor.capture import clipping, unseen
-from netdoctor.capture.calls import call_known, call_layer, left
 from netdoctor.capture.checkpoints import Checkpoints
 from netdoctor.capture.customs import watched_apply
 from netdoctor.capture.gradients import by_hand
+from netdoctor.capture.module_calls import module_call
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.patching import FUNCTIONS, Patches, announced
 from netdoctor.capture.pattern import call_site
@@ -49,7 +49,7 @@ class Taps:
         # The compiler keeps what it finds in torch when it is loaded, as the first optimizer does: that must not be ours.
         importlib.import_module("torch._dynamo")
         wrap = self._patches.wrap
-        wrap(nn.Module, "__call__", self._module_call)
+        wrap(nn.Module, "__call__", functools.partial(module_call, self._observer))
         wrap(nn.Module, "__init__", self._module_init)
         wrap(nn.Module, "load_state_dict", self._noting("load_state"))
         wrap(nn.Module, "train", self._mode_change)
@@ -133,14 +133,17 @@ class Taps:
         observer, get_ident = self._observer, threading.get_ident
         safely = self._safely("after_step", lambda o: unseen.but_meta(observer, o, self.training.after_step))
 
-        def hook(optimizer: Optimizer, *_: Any) -> Any:
+        def hook(optimizer: Optimizer, *_: Any) -> None:
             light, known = observer.light, False
             if light is not None and light.on and not observer.suspended and get_ident() == observer.thread:
                 try:
                     known = light.after(optimizer)
                 except Exception as error:
                     light.failed("after_step", error)
-            return self._raise_pending() if known else safely(optimizer)
+            if not known:
+                safely(optimizer)
+            elif observer.pending is not None:
+                self._raise_pending()
 
         return hook
 
@@ -148,52 +151,6 @@ class Taps:
         if self._observer.pending is not None:
             error, self._observer.pending = self._observer.pending, None
             raise error
-
-    def _module_call(self, original: Any) -> Any:
-        observer, get_ident, is_compiling = self._observer, threading.get_ident, torch.compiler.is_compiling
-        transforming = torch._C._functorch.peek_interpreter_stack  # inside of torch.func
-        outputs, mode, tracing = (
-            observer.outputs,
-            observer.mode,
-            torch.compiler.is_dynamo_compiling,
-        )  # which is the cheaper one to ask
-
-        @functools.wraps(original)
-        def __call__(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if tracing() or observer.passing or (observer.stack and not observer.detailed) or is_compiling():
-                if outputs is None or is_compiling() or observer.suspended or observer.in_backward:
-                    return original(module, *args, **kwargs)
-                result = original(module, *args, **kwargs)
-                outputs.see(module, result)
-                return result
-            if observer.suspended or observer.in_backward:
-                return original(module, *args, **kwargs)
-            if get_ident() != observer.thread or transforming() is not None:
-                unseen.say(observer, "thread" if get_ident() != observer.thread else "transform")
-                return original(module, *args, **kwargs)
-            light = observer.light
-            if light is not None and light.on:
-                try:
-                    known = light.enter(module, args, kwargs)
-                except Exception as error:
-                    known = light.failed("plain call", error)
-                if known:  # nothing inside of it is looked at; the stack tells that we are inside
-                    observer.stack.append(module)
-                    observer.passing, observer.evaluating = True, False
-                    if mode.on:  # an evaluation was watched
-                        mode.leave()
-                    try:
-                        return original(module, *args, **kwargs)
-                    finally:
-                        left(observer)
-            contained = observer.containment.run
-            if light is not None and (observer.stack or not contained("module state", observer.has_state, module)):
-                return call_layer(observer, original, module, args, kwargs)
-            if light is not None and observer.ours("known call", light.entering, module, args, kwargs):
-                return call_known(observer, original, module, args, kwargs)
-            return observer.call_module(original, module, args, kwargs)
-
-        return __call__
 
     def _intercept(self, name: str) -> None:
         """Have calls of a function of torch.nn.functional told to the pattern of the loop. A weak reference: torch's own tables
@@ -276,7 +233,7 @@ class Taps:
             self: Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
         ) -> Any:
             retain = bool(retain_graph or create_graph)
-            light = None if torch.compiler.is_compiling() else observer.light
+            light = None if is_compiling() else observer.light
             plain = light is not None and light.on and gradient is None and inputs is None and not retain
             free = not observer.in_backward and not observer.suspended and get_ident() == observer.thread
             if light is not None and plain and free:
@@ -294,7 +251,7 @@ class Taps:
                 [self], (gradient,), retain, lambda: original(self, gradient, retain_graph, create_graph, inputs)
             )
 
-        taps, observer, get_ident = self, self._observer, threading.get_ident
+        taps, observer, get_ident, is_compiling = self, self._observer, threading.get_ident, torch.compiler.is_compiling
         return backward
 
     def _autograd_backward(self, original: Any) -> Any:
