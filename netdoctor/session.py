@@ -88,7 +88,8 @@ class Session:
             self._observer.blind_spots.setdefault("journal", says)
 
     def _stepped(self, steps: int) -> None:
-        self._ranks.stepped(steps)
+        if self._ranks.size > 1:
+            self._ranks.stepped(steps)
         if self._journal is not None and self._journal.due() and not self.follows:
             self._observer.ours("journal", self._write_journal, self._journal, steps)
         if self.options.steps is not None and steps >= self.options.steps:
@@ -128,6 +129,7 @@ class Session:
 
     def log(self, **scalars: float) -> None:
         """Add the user's own scalars to the recording."""
+        self._observer.pattern.catch_up()  # which may have a scalar of that name
         for name, value in scalars.items():
             self._observer.recorder.scalar(name, self._observer.step, float(value))
 

@@ -50,6 +50,7 @@ _SIGNED = frozenset(
 
 def assemble(observer: Observer, training: TrainingTaps, target: str, version: str, ended: str) -> Recording:
     """Everything that was observed so far, under the names that the reader knows."""
+    observer.pattern.catch_up()
     training.register_all(observer.containment)
     recording = Recording(header=_header(observer, target, version, ended), steps=observer.step)
     observer.recorder.write(recording)
@@ -106,6 +107,7 @@ def _late_events(observer: Observer, training: TrainingTaps, display: dict[str, 
 
 def pulse(observer: Observer) -> Recording:
     """What changes with every step: the count of steps, losses, scalars, counts of events. Takes far less than `assemble`."""
+    observer.pattern.catch_up()
     recorder = observer.recorder
     recording = Recording(steps=observer.step, counts=dict(recorder.counts))
     recording.losses = {label: series.series() for label, series in recorder.losses.items()}

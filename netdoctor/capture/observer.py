@@ -86,23 +86,10 @@ class Observer:
 
     def begin_step(self) -> None:
         """Decide whether the coming step is measured, and switch the operation watch accordingly."""
-        self._begin(self.schedule.due(self.step) or (self.graph is not None and bool(self.graphs)))
+        self.begin(self.schedule.due(self.step) or (self.graph is not None and bool(self.graphs)))
 
-    def end_plain_step(self) -> None:
-        """A plain step is over, and left nothing to read back."""
-        if len(self.tape):  # an evaluation ran within it
-            self.tape.clear()
-        if self.program.current.actions:  # its clipping
-            self.program.current = Iteration()
-        self.step = step = self.step + 1
-        if self.schedule.due(step):
-            self._begin(True)
-        else:
-            self.recorder.step = step
-            self.pattern.again()
-        self.on_step(step)
-
-    def _begin(self, detailed: bool) -> None:
+    def begin(self, detailed: bool) -> None:
+        """A step begins, which is measured in full or not."""
         self.detailed = detailed
         self.recorder.step = self.step
         self.measured.clear()

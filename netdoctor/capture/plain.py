@@ -8,7 +8,8 @@ finite, the caller goes the long way, which finds out what happened.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import threading
+from math import isfinite
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +20,23 @@ from torch.optim import Optimizer
 from netdoctor.capture import late, norms, tripwire
 from netdoctor.capture.containment import STRIKES
 from netdoctor.capture.exact import LayerOutputs
+from netdoctor.capture.ledger import Place, kinds_of, named, stepping_place, write_down
 from netdoctor.capture.operands import Key, counts
 from netdoctor.capture.optimizers import Optimizers
 from netdoctor.capture.pattern import Call, Event, Pattern
 from netdoctor.capture.products import products
 from netdoctor.capture.recorder import LATER, SeriesRecorder
+from netdoctor.capture.step import Iteration
 from netdoctor.capture.tape import Context
 
 if TYPE_CHECKING:
     from netdoctor.capture.observer import Observer
 
-_COUNTED = ("zero_grad", "backward", "step")
 _NORMS = (
     4  # after the first steps the gradient norm is taken in every 4th plain step, in the others whether it is finite,
 )
-_MOVES = 0.5  # unless the loss moved by so much of itself since the step before
-_RATES = 4  # parameter groups of an optimizer whose learning rates are kept
+_MOVES = 0.5  # but always where the loss moved by so much of itself since the step before
+_DEFERRED = 64  # steps at most whose numbers are not yet where they belong
 _STILL = 8  # plain steps in a row without a random number, after which the generator's state is no longer kept,
 _LOOK_AGAIN = 64  # but in every 64th step, to see whether that is still so
 _WARY_GROWTH, _WARY_STEPS = (
@@ -43,20 +45,6 @@ _WARY_GROWTH, _WARY_STEPS = (
 )  # a number that grew so much from one step to the next: so many steps are not plain
 _NOTHING_DRAWN = Context(True, None, None, None)
 Passed = tuple[Key, Any, Any, "Context | None"]  # key, arguments, and the random states where it is a model
-
-
-@dataclass(slots=True)
-class _Place:
-    """What is known of one call of the pattern, looked up once: where its numbers go."""
-
-    series: SeriesRecorder | None  # of the losses; of an optimizer's gradient norm
-    lasti: int = -1  # the instruction that makes the backward call
-    value: float = 0.0  # the loss that it was given last
-    index: int = 0  # of the optimizer
-    groups: int = 0  # that it had then
-    rates: tuple[SeriesRecorder, ...] = ()
-    lrs: tuple[Any, ...] = ()  # the learning rates that it had then
-    look: tripwire.Gradients | None = None  # at its gradients; None where they are not all on the CPU
 
 
 class PlainSteps(Pattern):
@@ -70,13 +58,16 @@ class PlainSteps(Pattern):
         self._recorder = observer.recorder
         self._changes = observer.program.changes
         self._state = torch.default_generator.get_state
-        self._places: list[_Place | None] = []  # one for each event
+        self._places: list[Place | None] = []  # one for each event
         self._products: dict[int, int | None] = {}  # weights of which a row and a column tell → their biases
         self._leaves: set[int] = set()  # all that were asked for
         self._drawn: Tensor | None = None  # the generator's state before the first model of this step
         self._still = 0  # plain steps in a row that drew no random number from there to `backward`
         self._passed: list[Passed] = []  # the calls of models and functions in this step
+        self._kinds: list[str | None] = []  # under which each event is counted
         self._ticking = True  # events are still kept one by one
+        self._deferred = False  # what this step and those from `_since` on gave is not yet in the recorder
+        self._since = 0
         self._faults = 0
         self._wary = 0  # until this step none is plain
         self._moved = False  # the loss did, since the step before
@@ -88,29 +79,56 @@ class PlainSteps(Pattern):
     def begin(self, plain: bool = False) -> None:
         """A step begins that is expected to be like the ones before; `plain`: and no more is wanted of it than that."""
         super().begin()
+        self.catch_up()
         self._passed.clear()
         self._drawn = None
         self.on = plain = plain and self._faults < STRIKES and self._recorder.step >= self._wary
         if not plain:
             self._late.wait()
-        if plain and len(self._places) != len(self._events):
-            self._places = [None] * len(self._events)
-        if plain and self._ticking:
-            self._ticking = not self._recorder.full(_COUNTED)
+            return
+        if len(self._places) != len(self._events):
+            self._places, self._kinds, self._ticking = [None] * len(self._events), kinds_of(self._events), True
+        self._defer()
 
-    def again(self) -> None:
+    def _again(self) -> None:
         """The same, after a plain step and before another one."""
         self._cursor = self._reported = 0
         self._drawn = None
         self._built.clear()
         self._passed.clear()
-        self._filled.clear()
+        if self._filled:
+            self._filled.clear()
         if self._late:
             self._late.poll()
             if self._recorder.step < self._wary:
                 self.begin()
+                return
+        if not self._deferred or self._recorder.step - self._since >= _DEFERRED:
+            self.catch_up()
+            self._defer()
+
+    def _defer(self) -> None:
+        """A plain step is about to begin: from here on keep numbers as they come, once no event is kept by itself."""
         if self._ticking:
-            self._ticking = not self._recorder.full(_COUNTED)
+            self._ticking = not self._recorder.full({kind for kind in self._kinds if kind})
+        self._deferred, self._since = not self._ticking, self._recorder.step
+
+    def catch_up(self, anyhow: bool = False) -> None:
+        """Bring the recorder up to date: to be called before anything in it is read, or written by others. The rest of the running
+        step is recorded as it comes. Another thread gets what is there, unless it ends the observation."""
+        if self._deferred and (anyhow or threading.get_ident() == self._observer.thread):
+            self._deferred = False
+            self._observer.containment.run("bookkeeping", self._write_down)
+
+    def _write_down(self) -> None:
+        steps = self._since, self._recorder.step
+        stepping = self._observer.stepping
+        write_down(self._recorder, self.optimizers, self._kinds, self._places, steps, self._cursor, stepping)
+
+    def expects(self, *event: Any) -> bool:
+        """Whether this is the next call of the pattern, in a step that goes the long way: what it records comes after all this."""
+        self.catch_up()
+        return super().expects(*event)
 
     def leave(self) -> None:
         """The running step is another than expected."""
@@ -123,6 +141,7 @@ class PlainSteps(Pattern):
         super().release()
 
     def _forget(self) -> None:
+        self.catch_up(anyhow=True)
         self.on = False
         if self._waiting:
             self._late.put(self._recorder.step, self._waiting)
@@ -136,12 +155,12 @@ class PlainSteps(Pattern):
         """What another device saw in a step that is over by now: losses and norms, and outputs by the keys of their modules."""
         for series, value in numbers:
             if isinstance(series, str):
-                if not math.isfinite(value):
+                if not isfinite(value):
                     self._observer.trip_late("forward", value, step, series)
                 continue
             last = series.last
             series.add(step, value)
-            if not math.isfinite(value):
+            if not isfinite(value):
                 gradients = series in self._recorder.scalars.values()
                 self._observer.trip_late("backward" if gradients else "forward", value, step)
                 return
@@ -150,6 +169,7 @@ class PlainSteps(Pattern):
 
     def failed(self, where: str, error: Exception) -> bool:
         """The short way failed in code of ours: this step goes the long way, and after a few of them all do. Never True."""
+        self.catch_up()
         self.on = False
         self._faults += 1
         self._observer.containment.note(where, error)
@@ -163,7 +183,8 @@ class PlainSteps(Pattern):
         if event[0] != "zero" or event[1] != id(owner):
             return False
         self._cursor += 1
-        self._tick("zero_grad")
+        if not self._deferred:
+            self._tick("zero_grad")
         return True
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
@@ -197,9 +218,9 @@ class PlainSteps(Pattern):
 
     def backward(self, loss: Tensor, frame: FrameType) -> bool:
         """`loss.backward()` is about to run, called from `frame`."""
-        if self._observer.mode.on:
-            self._observer.mode.leave()
-        cursor = self._cursor
+        observer, cursor = self._observer, self._cursor
+        if observer.mode.on:
+            observer.mode.leave()
         event = self._events[cursor]
         if event[0] != "backward" or event[1] is not frame.f_code or (self.operations and not self._complete()):
             return False
@@ -209,9 +230,10 @@ class PlainSteps(Pattern):
         ):  # the same instruction stands in the same line, which is slow to ask
             if event[2] != frame.f_lineno:
                 return False
-            place = self._places[cursor] = _Place(self.series.get(event), frame.f_lasti)
+            self.catch_up()
+            place = self._places[cursor] = Place(self.series.get(event), frame.f_lasti)
             self._ask(loss)
-        outputs = self._observer.outputs
+        outputs = observer.outputs
         if place.series is None or (outputs is not None and not self._outputs_fine(outputs)):
             return False
         if self._drawn is not None:
@@ -219,18 +241,22 @@ class PlainSteps(Pattern):
             self._drawn = None
         if loss.is_cpu:
             value = loss.item()
-            if not math.isfinite(value):
+            if not isfinite(value):
                 self._late.wait()  # it may have begun in a step that is not heard of yet
                 return False
             self._moved = abs(value - place.value) > _MOVES * abs(place.value)
             place.value = value
-            place.series.add(self._recorder.step, value)
         else:
             value = math.nan
             self._waiting.append((place.series, loss.detach()))
-        self._cursor = cursor + 1
+        if self._deferred:
+            place.values.append(value)
+        else:
+            if loss.is_cpu:
+                place.series.add(self._recorder.step, value)
+            self._tick("backward")
         self._built.append(value)
-        self._tick("backward")
+        self._cursor = cursor + 1
         return True
 
     def _ask(self, loss: Tensor) -> None:
@@ -252,33 +278,61 @@ class PlainSteps(Pattern):
         event = self._events[cursor]
         if event[0] != "step" or event[1] != id(optimizer):
             return False
-        groups, step = optimizer.param_groups, self._recorder.step
-        place = self._places[cursor]
-        if place is None or (place.look is not None and not place.look.of(groups)) or place.groups != len(groups):
+        groups, step, place = optimizer.param_groups, self._recorder.step, self._places[cursor]
+        if place is None or len(groups) != place.groups or len(groups[0]["params"]) != place.size:
+            fits = False
+        else:
+            fits = place.groups == 1 or not place.grew(groups)
+        if place is None or not fits:
+            self.catch_up()
             place = self._places[cursor] = self._stepping(optimizer)
-        lrs = tuple([group.get("lr") for group in groups])
-        if lrs != place.lrs or self._changes.due:
-            place.lrs = lrs
-            if self._changes.rates(optimizer, place.index, step):
-                return False
-        if not self._gradients_fine(place, groups, step):
+        moved = groups[0].get("lr") is not place.lr or self._changes.due
+        if moved and not self._rates_as_expected(place, optimizer, step):
             return False
-        for rate, series in zip(lrs, place.rates, strict=False):
-            series.add(step, math.nan if rate is None else float(rate))
+        look = place.look
+        if look is None or self._waiting or self._moved or step < LATER or not step % _NORMS:
+            if not self._gradients_fine(place, groups, step):
+                return False
+        else:
+            try:
+                if not isfinite(look.total()):
+                    return False
+            except RuntimeError:  # sparse ones
+                return False
+        if not self._deferred:
+            place.add_rates(step)
         self._cursor = cursor + 1
         self._observer.stepping = True
         return True
 
-    def _gradients_fine(self, place: _Place, groups: tripwire.Groups, step: int) -> bool:
+    def _rates_as_expected(self, place: Place, optimizer: Optimizer, step: int) -> bool:
+        """Whether no move of a learning rate asks for more than to be written down."""
+        lrs = tuple([group.get("lr") for group in optimizer.param_groups])
+        known = True
+        if lrs != place.lrs or self._changes.due:
+            if self._deferred:
+                place.runs.append((step, place.lrs))
+            place.lrs = lrs
+            known = not self._changes.rates(optimizer, place.index, step)
+        if any(
+            lr is not None and not isinstance(lr, float | int) for lr in lrs
+        ):  # a tensor, which may be changed in place
+            self.catch_up()
+        elif place.groups == 1:
+            place.lr = lrs[0]
+        return known
+
+    def _gradients_fine(self, place: Place, groups: tripwire.Groups, step: int) -> bool:
         """Look at all gradients at once. On another device that look is taken, and what it saw is read in a later step."""
         try:
             if place.look is None:
                 if (there := tripwire.device_norm(groups)) is not None:
                     self._waiting.append((self._norms(place), there))
             elif step >= LATER and step % _NORMS and not self._moved:
-                return math.isfinite(place.look.total())
+                if not isfinite(place.look.total()):
+                    return False
             elif (norm := place.look.norm()) is not None:
-                if not math.isfinite(norm):
+                if not isfinite(norm):
                     return False
                 self._norms(place).add(step, norm)
         except RuntimeError:  # sparse ones, several devices
@@ -288,26 +342,43 @@ class PlainSteps(Pattern):
             self._waiting = []
         return True
 
-    def _norms(self, place: _Place) -> SeriesRecorder:
+    def _norms(self, place: Place) -> SeriesRecorder:
         if place.series is None:
-            place.series = self._recorder.scalar_series(_named("gradient norm", place.index))
+            place.series = self._recorder.scalar_series(named("gradient norm", place.index))
         return place.series
 
     def after(self, optimizer: Optimizer) -> bool:
         """An optimizer stepped. The last one ends the step."""
-        observer, place = self._observer, self._places[self._cursor - 1]
+        observer, at = self._observer, self._cursor
+        place = self._places[at - 1]
         if place is None or self.optimizers is None or not observer.stepping:
+            self.catch_up()
             return False
         observer.stepping = False
-        self.optimizers.count(place.index, observer.step)
-        before = self._events[self._cursor - 2 if self._cursor > 1 else -2]  # the last of all is the end
-        follows = before[0] == "step"  # another optimizer's, on the same backward
-        self._tick("step without backward" if follows else "step")
+        if not self._deferred:
+            self.optimizers.count(place.index, observer.step)
+            self._tick(self._kinds[at - 1] or "step")
         if observer.watch_weights and not norms.finite_weights(optimizer):
             observer.trip([], "optimizer")
-        if self._events[self._cursor][0] == "end":
-            observer.end_plain_step()
+        if self._events[at][0] == "end":
+            self._end_step(observer)
         return True
+
+    def _end_step(self, observer: Observer) -> None:
+        """The step is over, and left nothing to read back."""
+        if len(observer.tape):  # an evaluation ran within it
+            observer.tape.clear()
+        if observer.program.current.actions:  # its clipping
+            observer.program.current = Iteration()
+        step = observer.step + 1
+        if observer.schedule.due(step):
+            self.catch_up()
+            observer.step = step
+            observer.begin(True)
+        else:
+            observer.step = self._recorder.step = step
+            self._again()
+        observer.on_step(step)
 
     def _tick(self, kind: str) -> None:
         if self._ticking:
@@ -315,13 +386,9 @@ class PlainSteps(Pattern):
         else:
             self._recorder.counts[kind] = self._recorder.counts.get(kind, 0) + 1
 
-    def _stepping(self, optimizer: Optimizer) -> _Place:
+    def _stepping(self, optimizer: Optimizer) -> Place:
         index = 0 if self.optimizers is None else self.optimizers.index_of(optimizer)
-        groups = len(optimizer.param_groups)
-        rates = [self._recorder.scalar_series(_named("lr", index, number)) for number in range(min(_RATES, groups))]
-        on_cpu = all(parameter.is_cpu for group in optimizer.param_groups for parameter in group["params"])
-        look = tripwire.Gradients(optimizer.param_groups, self._products) if on_cpu else None
-        return _Place(None, index=index, groups=groups, rates=tuple(rates), look=look)
+        return stepping_place(self._recorder, optimizer, index, self._products)
 
     # --- putting a step together -------------------------------------------------------------------------------------
 
@@ -329,10 +396,3 @@ class PlainSteps(Pattern):
         """The calls of a module or function in the running step, those of its plain part included."""
         passed = [Call(args, kwargs, context, []) for at, args, kwargs, context in self._passed if at == key]
         return passed + super().given(key)
-
-
-def _named(name: str, index: int, number: int = 0) -> str:
-    """The name of an optimizer's series."""
-    if name == "gradient norm":
-        return name if index == 0 else f"{name} ({index})"
-    return name if index == number == 0 else f"{name} ({index}.{number})"

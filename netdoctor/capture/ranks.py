@@ -171,6 +171,7 @@ class Ranks:
             self._lose("one of them falls too far behind")
         if self._group is None:
             return
+        self._observer.pattern.catch_up()
         losses = [series.last for series in self._observer.recorder.losses.values()]
         names, prints = self._fingerprints()
         mine = torch.tensor(

@@ -391,6 +391,7 @@ class TrainingTaps:
     @property
     def steps(self) -> tuple[int, ...]:
         """How many steps each optimizer took."""
+        self._observer.pattern.catch_up()
         return tuple(self.optimizers.steps)
 
 

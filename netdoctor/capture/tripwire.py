@@ -36,8 +36,6 @@ class Gradients:
 
     def of(self, groups: Groups) -> bool:
         """Whether the optimizer has as many parameters as it had."""
-        if len(groups) == 1:
-            return len(groups[0]["params"]) == self._sizes[0] and len(self._sizes) == 1
         return [len(group["params"]) for group in groups] == self._sizes
 
     def norm(self) -> float | None:
