@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _NORMS = (
     4  # after the first steps the gradient norm is taken in every 4th plain step, in the others whether it is finite,
 )
+_LATE_NORMS, _LATE = 16, 512  # and after so many steps in every 16th:
 _MOVES = 0.5  # but always where the loss moved by so much of itself since the step before
 _DEFERRED = 64  # steps at most whose numbers are not yet where they belong
 _STILL = 8  # plain steps in a row without a random number, after which the generator's state is no longer kept,
@@ -328,7 +329,7 @@ class PlainSteps(Pattern):
             if place.look is None:
                 if (there := tripwire.device_norm(groups)) is not None:
                     self._waiting.append((self._norms(place), there))
-            elif step >= LATER and step % _NORMS and not self._moved:
+            elif step >= LATER and step % (_NORMS if step < _LATE else _LATE_NORMS) and not self._moved:
                 if not isfinite(place.look.total()):
                     return False
             elif (norm := place.look.norm()) is not None:
