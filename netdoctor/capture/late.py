@@ -60,28 +60,28 @@ class LateNumbers:
 
     def __init__(self, came: Callable[[int, Numbers], None], copy: Callable[[Tensor], Copy] = PinnedCopy) -> None:
         self._came, self._copy = came, copy
-        self._under_way: deque[tuple[int, list[Any], Copy]] = deque()
+        self.under_way: deque[tuple[int, list[Any], Copy]] = deque()
 
     def __bool__(self) -> bool:
         """Whether any are under way."""
-        return bool(self._under_way)
+        return bool(self.under_way)
 
     def put(self, step: int, numbers: list[tuple[Any, Tensor]]) -> None:
         """Fetch the numbers of a step: tensors of one element, all on one device."""
         values = torch.stack([value.reshape(()).float() for _, value in numbers])
-        self._under_way.append((step, [name for name, _ in numbers], self._copy(values)))
-        if len(self._under_way) > MOST:
-            self._under_way[0][2].wait()
+        self.under_way.append((step, [name for name, _ in numbers], self._copy(values)))
+        if len(self.under_way) > MOST:
+            self.under_way[0][2].wait()
 
     def poll(self) -> None:
         """Read what has arrived."""
-        while self._under_way and self._under_way[0][2].arrived():
-            step, names, copy = self._under_way.popleft()
+        while self.under_way and self.under_way[0][2].arrived():
+            step, names, copy = self.under_way.popleft()
             self._came(step, list(zip(names, copy.read(), strict=True)))
 
     def wait(self) -> None:
         """Read everything, and wait for it: for a step that waits anyway."""
-        while self._under_way:
-            self._under_way[0][2].wait()
-            step, names, copy = self._under_way.popleft()
+        while self.under_way:
+            self.under_way[0][2].wait()
+            step, names, copy = self.under_way.popleft()
             self._came(step, list(zip(names, copy.read(), strict=True)))

@@ -45,6 +45,7 @@ _WARY_GROWTH, _WARY_STEPS = (
     32,
 )  # a number that grew so much from one step to the next: so many steps are not plain
 _NOTHING_DRAWN = Context(True, None, None, None)
+grad_enabled = torch.is_grad_enabled
 Passed = tuple[Key, Any, Any, "Context | None"]  # key, arguments, and the random states where it is a model
 
 
@@ -99,7 +100,7 @@ class PlainSteps(Pattern):
         self._passed.clear()
         if self._filled:
             self._filled.clear()
-        if self._late:
+        if self._late.under_way:
             self._late.poll()
             if self._recorder.step < self._wary:
                 self.begin()
@@ -193,7 +194,7 @@ class PlainSteps(Pattern):
         event = self._events[self._cursor]
         if event[0] != "unit" or event[1] != id(module) or event[2] is not module.training:
             return False
-        if not torch.is_grad_enabled():
+        if not grad_enabled():
             return False
         self._cursor += 1
         context = _NOTHING_DRAWN
@@ -208,7 +209,9 @@ class PlainSteps(Pattern):
 
     def function(self, name: str, args: Any, kwargs: Any) -> None:
         """A function of torch.nn.functional is about to run, outside of any model."""
-        if name in self.functions and torch.is_grad_enabled() and counts(args, kwargs):
+        if name not in self.functions or not grad_enabled():
+            return
+        if (args and type(args[0]) is Tensor and args[0].requires_grad) or counts(args, kwargs):
             self._passed.append((name, args, kwargs, None))
 
     def _keep_operation(self, key: Key, args: Any, kwargs: Any) -> None:
@@ -367,7 +370,7 @@ class PlainSteps(Pattern):
 
     def _end_step(self, observer: Observer) -> None:
         """The step is over, and left nothing to read back."""
-        if len(observer.tape):  # an evaluation ran within it
+        if observer.tape.entries:  # an evaluation ran within it
             observer.tape.clear()
         if observer.program.current.actions:  # its clipping
             observer.program.current = Iteration()

@@ -201,20 +201,20 @@ class Tape:
         self._sharing: dict[
             int, dict[int, None]
         ] = {}  # keys of slots in order, by the tensor that they may be views of
-        self._entries: list[Entry] = []
+        self.entries: list[Entry] = []
         self._count = 0
         self._bytes = 0
         self._limits = (_PRUNE_ENTRIES, _PRUNE_BYTES)
         self.births = Births()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def clear(self) -> None:
         """Forget the step."""
         self._slots.clear()
         self._sharing.clear()
-        self._entries.clear()
+        self.entries.clear()
         self.births.clear()
         self._bytes = 0
         self._limits = (_PRUNE_ENTRIES, _PRUNE_BYTES)
@@ -258,10 +258,10 @@ class Tape:
             self._sharing.setdefault(id(_base(tensor)), {})[id(tensor)] = None
             entry.outputs.append(self._count)
             self._count += 1
-        self._entries.append(entry)
+        self.entries.append(entry)
         for changed in tensors(result) if entry.mutates else ():
             self._renew_aliases(changed)
-        if len(self._entries) > self._limits[0] or self._bytes > self._limits[1]:
+        if len(self.entries) > self._limits[0] or self._bytes > self._limits[1]:
             self._prune()
 
     def _renew_aliases(self, changed: Tensor) -> None:
@@ -283,22 +283,22 @@ class Tape:
         wanted: set[int] = set()
         kept: list[Entry] = []
         recent = self._bytes // 2  # of what is held
-        for age, entry in enumerate(reversed(self._entries)):
+        for age, entry in enumerate(reversed(self.entries)):
             recent -= entry.bytes()
             held = [alive[number] for number in entry.outputs if number in alive]
             still = age < _RECENT and recent > 0
             if any(still or tensor.grad_fn is not None for tensor in held) or wanted.intersection(entry.outputs):
                 kept.append(entry)
                 wanted.update(entry.inputs())
-        self._entries = kept[::-1]
+        self.entries = kept[::-1]
         made = {number for entry in kept for number in entry.outputs}
         self._slots = {key: slot for key, slot in self._slots.items() if slot[1] in made and slot[1] in alive}
         self._sharing = {}
         for key, (ref, _) in self._slots.items():
             if (tensor := ref()) is not None:
                 self._sharing.setdefault(id(_base(tensor)), {})[key] = None
-        self._bytes = sum(entry.bytes() for entry in self._entries)
-        self._limits = (2 * len(self._entries) + _PRUNE_ENTRIES, 2 * self._bytes + _PRUNE_BYTES)
+        self._bytes = sum(entry.bytes() for entry in self.entries)
+        self._limits = (2 * len(self.entries) + _PRUNE_ENTRIES, 2 * self._bytes + _PRUNE_BYTES)
 
     def backward(self, roots: list[Tensor], position: tuple[str, int]) -> Backward | None:
         """The part of the tape that these losses depend on, or None when the tape did not see them being made."""
@@ -308,7 +308,7 @@ class Tape:
             return None
         wanted = {slot.number for slot in slots}
         kept: list[Entry] = []
-        for entry in reversed(self._entries):
+        for entry in reversed(self.entries):
             if wanted.intersection(entry.outputs):
                 kept.append(entry)
                 wanted.update(entry.inputs())

@@ -54,9 +54,9 @@ def test_numbers_come_in_order_and_nothing_waits_for_them():
 def test_a_host_that_runs_far_ahead_waits_for_the_oldest_step():
     numbers = LateNumbers(lambda step, found: None, Slow)
     for step in range(late.MOST + 1):
-        assert not any(copy.waited for _, _, copy in numbers._under_way)
+        assert not any(copy.waited for _, _, copy in numbers.under_way)
         numbers.put(step, [("loss", torch.tensor(0.0))])
-    assert [copy.waited for _, _, copy in numbers._under_way][:2] == [True, False]
+    assert [copy.waited for _, _, copy in numbers.under_way][:2] == [True, False]
 
 
 def test_a_plain_step_reads_no_value_of_another_device():

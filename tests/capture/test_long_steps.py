@@ -58,9 +58,9 @@ def test_what_shares_memory_is_found_at_once():
         made(tensor)
     known = tape.slot(view)
     made(base, mutates=True)
-    aliases = [entry for entry in tape._entries if entry.name == "alias"]
+    aliases = [entry for entry in tape.entries if entry.name == "alias"]
     assert [entry.args for entry in aliases] == [(Slot(known), Slot(tape.slot(base)))]
     assert tape.slot(view) == aliases[0].outputs[0]
     del view
     made(base, mutates=True)
-    assert len([entry for entry in tape._entries if entry.name == "alias"]) == 1
+    assert len([entry for entry in tape.entries if entry.name == "alias"]) == 1
