@@ -32,18 +32,15 @@ from netdoctor.capture.tape import Context
 if TYPE_CHECKING:
     from netdoctor.capture.observer import Observer
 
-_NORMS = (
-    4  # after the first steps the gradient norm is taken in every 4th plain step, in the others whether it is finite,
-)
-_LATE_NORMS, _LATE = 16, 512  # and after so many steps in every 16th:
+# After the first steps the gradient norm is taken in every 4th plain step, in the others only whether it is finite; and after
+# still more steps in every 16th.
+_NORMS, _LATE, _LATE_NORMS = 4, 512, 16
 _MOVES = 0.5  # but always where the loss moved by so much of itself since the step before
 _DEFERRED = 64  # steps at most whose numbers are not yet where they belong
 _STILL = 8  # plain steps in a row without a random number, after which the generator's state is no longer kept,
 _LOOK_AGAIN = 64  # but in every 64th step, to see whether that is still so
-_WARY_GROWTH, _WARY_STEPS = (
-    10.0,
-    32,
-)  # a number that grew so much from one step to the next: so many steps are not plain
+# A number that grew so much from one step to the next: so many steps are not plain.
+_WARY_GROWTH, _WARY_STEPS = 10.0, 32
 _NOTHING_DRAWN = Context(True, None, None, None)
 grad_enabled = torch.is_grad_enabled
 Passed = tuple[Key, Any, Any, "Context | None"]  # key, arguments, and the random states where it is a model
