@@ -100,9 +100,10 @@ def _late_events(observer: Observer, training: TrainingTaps, display: dict[str, 
     """Events of which only the end of the run tells whether they are any."""
     flags = observer.containment.run("module flags", lambda: list(training.flags.events(display)))
     norms = observer.containment.run("frozen norms", lambda: list(training.frozen_norms.events(display)))
+    unfrozen = observer.containment.run("unfrozen", lambda: list(training.stepped_on.unfrozen.events(display)))
     stale = observer.evaluation.norms.source
     found = [] if stale is None else [Event(observer.step, "stale norms", source=stale)]
-    return [*(flags or ()), *(norms or ()), *found]
+    return [*(flags or ()), *(norms or ()), *(unfrozen or ()), *found]
 
 
 def pulse(observer: Observer) -> Recording:

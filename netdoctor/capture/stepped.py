@@ -10,6 +10,7 @@ from torch import Tensor
 from netdoctor.capture import statistics
 from netdoctor.capture.naming import ModuleNames
 from netdoctor.capture.recorder import Recorder
+from netdoctor.capture.unfrozen import Unfrozen
 from netdoctor.recording import Role, Site, Stat
 
 HALF = frozenset({torch.float16, torch.bfloat16})
@@ -33,10 +34,12 @@ class StepWatch:
         self._recorder = recorder
         self._names = names
         self._kept: list[_Kept] = []
+        self.unfrozen = Unfrozen(names)
 
     def before(self, parameters: list[Tensor]) -> None:
         """An optimizer is about to step on these."""
         self._kept = []
+        self.unfrozen.look(parameters, self._recorder.step)
         if not any(parameter.requires_grad for parameter in parameters):
             return  # the loop sets gradients of its own, as evolution strategies do
         for parameter in parameters:

@@ -57,7 +57,7 @@ class TrainingTaps:
         self._position: Position = ("", 0)  # of the last backward call
         self._parameters = ParameterRecorder(observer.recorder, observer.names)
         self.histograms = HistogramRecorder(observer.names, observer.recorder.parts)
-        self._stepped_on = StepWatch(observer.recorder, observer.names)
+        self.stepped_on = StepWatch(observer.recorder, observer.names)
         self.flags = ModuleFlags(observer.recorder, observer.names)
         self.frozen_norms = FrozenNorms(observer.recorder, observer.names)
         self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
@@ -334,7 +334,7 @@ class TrainingTaps:
             observer.recorder.parts.add(observer.step, index, grads)
             self._leftovers.stepping(optimizer, index)
             self._parameters.weights(parameters)
-            self._stepped_on.before(parameters)
+            self.stepped_on.before(parameters)
             self._observer.containment.run("histograms", self.histograms.see, parameters, observer.step)
         for number, group in enumerate(optimizer.param_groups[:4]):
             label = "lr" if index == number == 0 else f"lr ({index}.{number})"
@@ -347,7 +347,7 @@ class TrainingTaps:
         index = self.optimizers.index_of(optimizer)
         self.optimizers.count(index, self._observer.step)
         self._parameters.updates()
-        self._stepped_on.after()
+        self.stepped_on.after()
         observer.containment.run("module flags", self.flags.look)
         if observer.watch_weights and not norms.finite_weights(optimizer):
             observer.trip([], "optimizer")

@@ -10,6 +10,7 @@ from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.checks.structure.elsewhere import trained_elsewhere
 from netdoctor.checks.structure.forgotten import Forgotten, forgotten
 from netdoctor.checks.structure.gradients import listed, modules
+from netdoctor.checks.structure.unfrozen import unfrozen
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording, Stat
 from netdoctor.trend import judge
@@ -20,11 +21,12 @@ class ParameterNotInOptimizer(Check):
     """Trainable parameters get a gradient from the loss, but no optimizer holds them, so they never change.
 
     What it is: the optimizer was given something else than all that should train: it was made before a layer was
-    replaced or the model was made anew, it got the parameters of a part, or a second module was forgotten.
+    replaced, unfrozen or made anew, it got the parameters of a part, or a second module was forgotten.
     Why it hurts: these layers stay what they were at initialisation, and the rest trains around them.
     How it is decided: on the captured step. The parameter requires a gradient and the loss's gradient reaches it, no
     optimizer that steps holds it, and others are held by one. Where the step's operations could not be followed: the
-    loss's gradient goes to tensors that no optimizer holds, and in no step to any that one does.
+    loss's gradient goes to tensors that no optimizer holds, and in no step to any that one does. Later in the run: they
+    were frozen while the optimizer stepped, then require a gradient, get new ones, and their weights stay as they are.
     When it stays silent: frozen parameters; parameters of another optimizer; a whole model that serves as a fixed
     function (a pretrained or evaluated one, a copy of another, one through which only an input is optimised).
     A part that was left out of the optimizer after weights were loaded, in a training that learns, is advice: freeze it.
@@ -41,6 +43,8 @@ class ParameterNotInOptimizer(Check):
         other = trained_elsewhere(self.name, recording) if found is None else None
         if other is not None:
             yield other
+        if found is None and other is None and (later := unfrozen(self.name, recording)) is not None:
+            yield later
         if found is None or found.unregistered:
             return
         count, total = len(found.names), len(found.names) + len(found.trained)

@@ -133,3 +133,26 @@ def test_a_parameter_in_a_plain_list(requires_grad, fires):
     build.compare(build.operation("mul", x, loose, outer="net", line=14))
     found = judged(UnregisteredParameters(), build)
     assert [f.location.line for f in found] == ([14] if fires else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "of"),
+    [
+        ("opt = SGD((p for p in net.parameters() if p.requires_grad), lr=0.1)", "net"),
+        ("opt = SGD(head, lr=0.1)", "model"),
+    ],
+)
+def test_what_was_unfrozen_later(text, of):
+    build = two_layers(model(head=0, text=text)).event(20, "unfrozen", "body.weight")
+    object.__setattr__(build.recording.optimizers[0], "span", (0, 39))
+    (found,) = judged(ParameterNotInOptimizer(), build)
+    assert found.severity is Severity.ERROR
+    assert (found.first_step, found.places, found.location.line) == (20, ("body.weight",), 5)
+    assert f"p in {of}.parameters()" in found.fixes[0].code
+    assert found.fixes[0].code.startswith("held = {id(p) for group in opt.param_groups")
+
+
+def test_what_was_unfrozen_after_the_last_optimizer_had_ended():
+    build = two_layers(model(head=0)).event(20, "unfrozen", "body.weight")
+    object.__setattr__(build.recording.optimizers[0], "span", (0, 10))
+    assert judged(ParameterNotInOptimizer(), build) == []
