@@ -13,6 +13,7 @@ from netdoctor.experiments.treatments import (
     evaluation,
     held_out,
     layers,
+    logits,
     loop,
     loss_functions,
     losses,
@@ -53,6 +54,7 @@ TREATMENTS: dict[str, Maker] = {
     **loss_functions.TREATMENTS,
     **safe_operations.TREATMENTS,
     **samples.TREATMENTS,
+    **logits.TREATMENTS,
     **scores.TREATMENTS,
     **targets.TREATMENTS,
 }
