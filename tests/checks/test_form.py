@@ -37,7 +37,7 @@ bias-before-norm eval-mode-in-training train-mode-in-eval batchnorm-tiny-batch b
 recurrent-dropout ignored-input nondeterministic-eval wrong-custom-backward oversized-model slow-data-loading
 padding-share unaligned-width overfitting underfitting train-eval-shift cannot-overfit-tiny-batch rank-desync
 rank-imbalance schedule-too-long sampler-weights stale-statistics misaligned-targets shifted-target
-zero-second-derivative carried-graph
+zero-second-derivative carried-graph term-without-gradient logit-scale-too-large
 """
 
 pytestmark = pytest.mark.parametrize("check", CATALOGUE, ids=lambda check: check.name)
