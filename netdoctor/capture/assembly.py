@@ -87,6 +87,7 @@ def assemble(observer: Observer, training: TrainingTaps, target: str, version: s
     recording.facts["inputs_made_anew"] = observer.data.made_anew()
     recording.facts["frozen_zeros"] = ",".join(_frozen_zeros(observer, display))
     recording.facts.update(observer.evaluation.norms.found)
+    recording.facts["last_batch"] = float(observer.evaluation.batch.size)
     recording.facts["scheduler_never_stepped"] = training.schedulers > 0 and not recording.counts.get("scheduler")
     if not recording.counts.get("step"):
         changed = observer.program.changed()

@@ -15,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from netdoctor.capture import functions
 from netdoctor.capture.data import LOSSES, DataRecorder
+from netdoctor.capture.last_batch import LastBatch
 from netdoctor.capture.recorder import SeriesRecorder
 from netdoctor.capture.source import user_chain
 from netdoctor.capture.stale_norms import StaleNorms
@@ -96,6 +97,7 @@ class EvaluationRecorder:
     def __init__(self, key_of: Callable[[nn.Module], str]) -> None:
         self._key_of = key_of
         self.norms = StaleNorms()
+        self.batch = LastBatch()
         self._places: dict[Chain, _Place] = {}
         self._pass: _Pass | None = None
         self._trained: tuple[str, ...] = ()  # how the training makes its loss: the functions after the model
@@ -108,6 +110,7 @@ class EvaluationRecorder:
         """An outermost module is about to run."""
         if grad and module.training:
             self.norms.trains(module)
+            self.batch.trains(module, arguments)
             if self._pass is not None:
                 self._commit()
             return
@@ -115,6 +118,7 @@ class EvaluationRecorder:
             return  # the rest of the model, or a loss with weights of its own
         self._commit()
         self.norms.evaluates(module, step, arguments)
+        self.batch.evaluates()
         place = self._place(user_chain())
         if place is None:
             return

@@ -207,6 +207,8 @@ class Pattern:
         if not self.expects("unit", id(module), module.training):
             return False
         self._keep(id(module), args, kwargs, module=True)
+        if self._observer.evaluation.batch.wanted:
+            self._observer.evaluation.batch.passes((args, kwargs))
         return True
 
     def called(self, name: str, args: Any, kwargs: Any) -> None:

@@ -56,6 +56,7 @@ class PlainSteps(Pattern):
         self.optimizers: Optimizers | None = None
         self._recorder = observer.recorder
         self._changes = observer.program.changes
+        self._batch = observer.evaluation.batch
         self._state = torch.default_generator.get_state
         self._places: list[Place | None] = []  # one for each event
         self._products: dict[int, int | None] = {}  # weights of which a row and a column tell → their biases
@@ -202,6 +203,8 @@ class PlainSteps(Pattern):
             if self._drawn is None:
                 self._drawn = state
         self._passed.append((id(module), args, kwargs, context))
+        if self._batch.wanted:
+            self._batch.passes((args, kwargs))
         return True
 
     def function(self, name: str, args: Any, kwargs: Any) -> None:
