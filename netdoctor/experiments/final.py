@@ -41,7 +41,7 @@ def outcome(recording: Recording, step: TrainingStep, budget: Budget) -> dict[st
     modes = {"final/evaluation": False}
     if step.norms and all(kept.step >= step.begins + len(step.iterations) for _, kept in step.norms):
         modes[KEPT] = False
-    if any(_trains(child) for module in step.modules for child in module.modules()):
+    if any(trains(child) for module in step.modules for child in module.modules()):
         modes["final/batch statistics"] = True
     arms = {}
     for name, normed in modes.items():
@@ -58,7 +58,8 @@ def _known(terms: list[Term]) -> list[Fit]:
     return found if len(found) == len(compared) and all(fit.constant > 0 for fit in found) else []
 
 
-def _trains(module: nn.Module) -> bool:
+def trains(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm that keeps running statistics."""
     return isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None
 
 
@@ -123,6 +124,16 @@ def switched(backward: Backward, normed: bool) -> Backward:
     return replace(backward, entries=[quieted(entry) for entry in backward.entries])
 
 
+def ungraded(entry: Entry) -> Entry:
+    """The same call without a graph."""
+    return replace(entry, context=entry.context and replace(entry.context, grad=False))
+
+
+def without_graph(backward: Backward) -> Backward:
+    """The same calls without a graph."""
+    return replace(backward, entries=[ungraded(entry) for entry in backward.entries])
+
+
 @torch.no_grad()
 def _count(terms: list[Term], counts: dict[str, Tensor]) -> None:
     """Add up targets, predictions and right predictions per class of the one term that predicts classes."""
@@ -175,7 +186,7 @@ def frozen_norms(step: TrainingStep) -> Iterator[tuple[str, _BatchNorm, Tensor, 
     """(path, BatchNorm, mean, variance) of the frozen ones in training mode that began with statistics of their own."""
     for top in step.modules:
         for path, norm in top.named_modules():
-            if not (_trains(norm) and isinstance(norm, _BatchNorm) and norm.weight is not None and norm.training):
+            if not (trains(norm) and isinstance(norm, _BatchNorm) and norm.weight is not None and norm.training):
                 continue
             starts = [step.starts.get(id(buffer)) for buffer in (norm.running_mean, norm.running_var)]
             if norm.weight.requires_grad or starts[0] is None or starts[1] is None:

@@ -136,6 +136,14 @@ def test_running_statistics(momentum: float, verdict: Verdict) -> None:
     assert measured(tried(step, Fix("batchnorm-momentum", "")))[0] is verdict
 
 
+@pytest.mark.parametrize(("size", "verdict"), [(4, Verdict.CURED), (96, Verdict.NOT_REPRODUCED)])
+def test_statistics_of_the_last_batch(size: int, verdict: Verdict) -> None:
+    """The more samples a batch holds, the less it matters which one was the last."""
+    model = network(nn.BatchNorm1d(16, momentum=0.99))
+    step = fit(model, F.cross_entropy, X, Y, lambda p: torch.optim.Adam(p, lr=3e-2), min(24, 192 // size), size)
+    assert measured(tried(step, Fix("batchnorm-memory", "")))[0] is verdict
+
+
 def test_frozen_norms() -> None:
     model = network(nn.BatchNorm1d(16))
     norm = model[1]

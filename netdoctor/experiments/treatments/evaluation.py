@@ -8,22 +8,23 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netdoctor.capture.functions import function_name
-from netdoctor.capture.step import Replay, refuse_overwritten
+from netdoctor.capture.step import Replay
 from netdoctor.capture.tape import Entry
-from netdoctor.experiments import company
+from netdoctor.checks.structure import running_statistics
+from netdoctor.experiments import company, draws
 from netdoctor.experiments.determinism import ATTENTION, DROPOUTS, two_passes
-from netdoctor.experiments.final import batches, drift_of, frozen_norms, switched
+from netdoctor.experiments.final import batches, drift_of, frozen_norms, switched, without_graph
+from netdoctor.experiments.sandbox import Budget
 from netdoctor.experiments.treatments.operations import Exchange, exchange_operations
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Measure, Treatment, as_trained
 
 TWICE = (1, 2)  # seeds of two passes that are to be independent
 APART = 0.1  # %: as nondeterministic-eval and cross-sample-leakage ask; rounding stays under a hundredth of it
-LOST = 10.0  # %, as batchnorm-drift asks
+LOST, DRAWN = 10.0, 5.0  # %, as batchnorm-drift asks
 MOVED = 0.1  # deviations, as batchnorm-drift asks
 
 
@@ -82,14 +83,7 @@ def new_statistics(_: Case) -> Treatment:
     """Running statistics taken anew from the captured batches, as `torch.optim.swa_utils.update_bn` does."""
 
     def apply(bench: Bench) -> None:
-        norms = list(_norms(bench))
-        usual = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain average over all batches
-        replay_all(bench)
-        for norm, momentum in zip(norms, usual, strict=True):
-            norm.momentum = momentum
+        draws.averaged(bench.sandbox.copies, list(_norms(bench)), bench.iterations)
         bench.notes.append("running statistics taken anew from the captured batches")
 
     quantity = "of what training gained, lost in evaluation mode"
@@ -101,19 +95,34 @@ def _norms(bench: Bench) -> Iterator[_BatchNorm]:
     return (c for c in children if isinstance(c, _BatchNorm) and c.track_running_stats)
 
 
-@torch.no_grad()
 def replay_all(bench: Bench) -> None:
     """One forward pass over all captured batches, in the modes that they were captured in."""
     for iteration in bench.iterations:
-        replay = Replay(bench.sandbox.copies)
-        for backward in iteration.backwards:
-            refuse_overwritten(backward)
-            replay.loss(replace(backward, entries=[ungraded(entry) for entry in backward.entries]))
+        draws.passed(bench.sandbox.copies, iteration)
 
 
-def ungraded(entry: Entry) -> Entry:
-    """The same call without a graph."""
-    return replace(entry, context=entry.context and replace(entry.context, grad=False))
+def smaller_momentum(case: Case) -> Treatment | None:
+    """Running statistics as a small momentum leaves them: the average over many batches, to which the last one adds little."""
+    norms = list(draws.hasty_norms(case.step).values())
+    if not norms:
+        return None
+    size, untrained = draws.samples(case.recording, case.step), running_statistics.untrained(case.recording)
+    untrained = untrained if np.isfinite(untrained) else case.step.iterations[0].backwards[0].value
+
+    def apply(bench: Bench) -> None:
+        copied = [copy for copy in map(bench.copy_of, norms) if isinstance(copy, _BatchNorm)]
+        draws.averaged(bench.sandbox.copies, copied, bench.iterations)
+        for norm in copied:
+            norm.momentum = running_statistics.smaller(norm.momentum or 0.0, case.recording.steps)
+        bench.notes.append("running statistics averaged over the captured batches")
+
+    def lost(bench: Bench) -> float:
+        found = draws.draw(bench.sandbox.copies, bench.sandbox.step, size, Budget(bench.seconds))
+        gained = untrained - found.averaged
+        return 100 * (float(np.mean(found.losses)) - found.averaged) / gained if gained > 0 else float("nan")
+
+    quantity = "of what training gained, lost in evaluation mode on average"
+    return _of_the_end(apply, Measure(quantity, lost, DRAWN, "%"))
 
 
 def _lost(bench: Bench) -> float:
@@ -121,16 +130,11 @@ def _lost(bench: Bench) -> float:
     step, copies = bench.sandbox.step, bench.sandbox.copies
     found = list(batches(step))
     running, own = (
-        float(np.mean([float(Replay(copies).loss(_evaluated(backward, normed))) for backward in found]))
+        float(np.mean([float(Replay(copies).loss(without_graph(switched(backward, normed)))) for backward in found]))
         for normed in (False, True)  # in this order: passes with batch statistics move the running ones
     )
     gained = step.iterations[0].backwards[0].value - own
     return 100 * (running - own) / gained if gained > 0 else float("nan")
-
-
-def _evaluated(backward: Any, normed: bool) -> Any:
-    changed = switched(backward, normed)
-    return replace(changed, entries=[ungraded(entry) for entry in changed.entries])
 
 
 def freeze_norms(case: Case) -> Treatment | None:
@@ -160,5 +164,6 @@ TREATMENTS: dict[str, Maker] = {
     "eval-mode": eval_mode,
     "training-flag": training_flag,
     "batchnorm-momentum": new_statistics,
+    "batchnorm-memory": smaller_momentum,
     "freeze-norms": freeze_norms,
 }

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from netdoctor.capture.step import Copies, Replay, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, walk
+from netdoctor.experiments.final import ungraded
 from netdoctor.experiments.sandbox import Sandbox
 from netdoctor.experiments.treatments.batches import Columns, axis_of, kind_of, rows_of, scale_of
-from netdoctor.experiments.treatments.evaluation import ungraded
 from netdoctor.experiments.treatments.treatment import (
     Bench,
     Case,

@@ -204,6 +204,55 @@ def test_evaluation_mode_loses_what_training_gained(build, fires):
     assert bool(judged(BatchnormDrift(), build)) is fires
 
 
+def drawn(losses: list[float], averaged: float = 0.1, steps: int = 60, loss: Any = LEARNS, **facts: Any) -> Model:
+    """A training whose running statistics were fine at the end, by luck."""
+    build = drifted(0.1, 0.1, steps, loss)
+    known = {"averaged": averaged, "apart": 1.0, "samples": 3.0, "momentum": 0.99, "module": "norm", **facts}
+    return build.arm("final/draws", losses, **known)
+
+
+@pytest.mark.parametrize(
+    ("build", "fires"),
+    [
+        (drawn([0.3, 0.31]), True),  # three times the loss, and more than a twentieth of 2.25
+        (drawn([0.29, 0.3]), False),  # under three times the loss
+        (drawn([0.1, 0.51]), True),  # the mean counts
+        (drawn([0.14], 0.04), False),  # three times the loss, but less than a twentieth of 2.31
+        (drawn([0.17], 0.05), True),
+        (drawn([0.85, 1.25], 0.7), True),  # a fifth of what was gained
+        (drawn([0.9, 1.0], 0.7), False),
+        (drawn([float("nan"), 0.1]), True),
+        (drawn([1.0], steps=50), True),
+        (drawn([1.0], steps=49), False),
+        (drawn([1.0], loss=STUCK), False),
+        (drawn([1.0], apart=0.33), True),
+        (drawn([1.0], apart=0.32), False),  # the script took the statistics anew
+        (drifted(0.1, 0.1).arm("final/draws", failure="no copy"), False),
+    ],
+)
+def test_statistics_of_the_last_batch_are_judged_by_what_is_to_be_expected_of_them(build, fires):
+    assert bool(judged(BatchnormDrift(), build)) is fires
+
+
+@pytest.mark.parametrize(
+    ("momentum", "steps", "advised", "keras"),
+    [(0.99, 600, "0.01", True), (0.9, 60, "0.1", True), (0.99, 100, "0.05", False), (0.5, 600, "0.1", False)],
+)
+def test_the_momentum_that_is_advised(momentum, steps, advised, keras):
+    (found,) = judged(BatchnormDrift(), drawn([1.0], steps=steps, momentum=momentum))
+    assert f"momentum={advised})" in found.fixes[0].code
+    assert ("Keras" in found.fixes[0].says) is keras
+    assert f"momentum of {momentum}" in found.title
+
+
+def test_where_both_are_so_the_momentum_is_what_is_told():
+    build = drifted(2.0, 0.1).arm(
+        "final/draws", [2.0], averaged=0.1, apart=1.0, samples=3.0, momentum=0.9, module="norm"
+    )
+    (found,) = judged(BatchnormDrift(), build)
+    assert "momentum of 0.9" in found.title
+
+
 @pytest.mark.parametrize(("moved", "fires"), [(0.1, True), (0.09, False)])
 def test_a_frozen_norm_that_moves(moved, fires):
     build = drifted(0.1, 0.1, frozen_drift=moved, frozen_module="body.1")
