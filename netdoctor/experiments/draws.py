@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from netdoctor.capture.last_batch import hasty
 from netdoctor.capture.step import Copies, Iteration, Replay, TrainingStep, refuse_overwritten
+from netdoctor.capture.tape import Entry
 from netdoctor.checks.structure.running_statistics import DRAWS
 from netdoctor.errors import why_it_failed
-from netdoctor.experiments.final import switched, trains, without_graph
+from netdoctor.experiments.final import switched, trains, ungraded, without_graph
 from netdoctor.experiments.sandbox import Budget, quiet
 from netdoctor.experiments.tiny_batch import batch_size, sample
 from netdoctor.recording import Arm, Recording
@@ -141,9 +142,13 @@ def _shortened(iteration: Iteration, size: int) -> Iteration:
 def passed(copies: Copies, iteration: Iteration) -> None:
     """One forward pass over the batches of an iteration, in the modes that they were captured in."""
     replay = Replay(copies)
+    made: dict[
+        int, Entry
+    ] = {}  # losses that share entries go on sharing them, and the replay tells entries apart by identity
     for backward in iteration.backwards:
         refuse_overwritten(backward)
-        replay.loss(without_graph(backward))
+        made |= {id(entry): ungraded(entry) for entry in backward.entries if id(entry) not in made}
+        replay.loss(replace(backward, entries=[made[id(entry)] for entry in backward.entries]))
 
 
 def _loss(copies: Copies, iteration: Iteration) -> float:

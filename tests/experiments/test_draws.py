@@ -102,6 +102,31 @@ def test_statistics_that_were_taken_anew_are_near_the_average(anew: bool) -> Non
     assert (float(arm.facts["apart"]) < 0.33) is anew
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_several_losses_in_a_step(shared: bool) -> None:
+    """Batches whose gradients add up pass one after the other; what two losses have in common passes once."""
+    model = network(0.99)
+
+    def train() -> None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        for number in range(STEPS):
+            rows = slice(number * SIZE, (number + 1) * SIZE)
+            optimizer.zero_grad()
+            if shared:
+                out = model(X[rows])
+                F.cross_entropy(out, Y[rows]).backward(retain_graph=True)
+                F.mse_loss(out[:, 0], X[rows, 0]).mul(1e-9).backward()
+            else:
+                for half in (rows, slice(rows.start, rows.start + 4)):
+                    F.cross_entropy(model(X[half]), Y[half]).backward()
+            optimizer.step()
+
+    arm = draws.look(Recording(), captured(train), Budget(30))[DRAWS]
+    if shared:
+        assert arm.losses.tolist() == pytest.approx(by_hand(model, SIZE)[0], rel=1e-4)
+    assert arm.failure == ""
+
+
 def test_without_time_there_is_no_answer() -> None:
     step = fit(network(0.9), F.cross_entropy, X, Y, steps=STEPS, size=SIZE)
     assert "time" in draws.look(Recording(), step, Budget(0))[DRAWS].failure
