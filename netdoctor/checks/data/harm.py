@@ -72,6 +72,15 @@ def _state(trend: Trend, constant: float) -> State:
     return State.SLOW if trend.kind == "falls" and trend.drop < SLOW else State.WORKS
 
 
+def left(recording: Recording) -> float:
+    """What a training leaves of the loss of the best constant prediction: at its end, and of the trained model in evaluation
+    mode; the larger one where both are known, infinite where neither is."""
+    arm, constant, end = recording.arms.get("final/evaluation"), constant_loss(recording), judge(recording).end
+    measured = math.nan if arm is None or arm.failure else float(arm.facts.get("left", math.nan))
+    known = [share for share in (end / constant if constant > 0 else math.nan, measured) if not math.isnan(share)]
+    return max(known, default=math.inf)
+
+
 def constant_loss(recording: Recording) -> float:
     """The loss of the best constant prediction: ln C for C classes, and for regression from the targets; NaN: unknown.
 

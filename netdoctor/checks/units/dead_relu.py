@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from netdoctor.check import Check
+from netdoctor.checks.data.harm import left
 from netdoctor.checks.signal import outcome
 from netdoctor.checks.structure.input_independent_output import unread
 from netdoctor.checks.units.death import evidence, explanation, fixes, title
@@ -28,9 +29,9 @@ class DeadRelu(Check):
     How it is decided: per unit (channel), over every sample and position of the last third of the run (at least 4
     sampled steps and 256 samples, 64 where a whole layer is silent): not one value other than 0. A whole third,
     because a unit that an input shift revives would be seen in it. 50 % of a layer is an error, 20 % a warning where
-    training is hurt; where the loss falls all the same, a warning when half of all rectified units are lost (trainings
-    that reach their goal were seen to lose 30 %), else advice. Weight gradients of exactly 0 confirm it. Advice as well
-    where its fixes were tried on a copy and none of them helps: then the units are not missed.
+    training is hurt; where the loss falls all the same, a warning when half of all rectified units are lost and over 2 %
+    of a constant prediction's loss is left, which is all that they could add; else advice. Weight gradients of exactly
+    0 confirm it. Advice as well where its fixes were tried on a copy in vain: then the units are not missed.
     When it stays silent: sparse but live ReLUs, however many zeros they give, as long as each unit fires for some
     sample; under 20 % of a layer; some units of a model that reads none of its input; GELU, SiLU, LeakyReLU and
     others that pass gradient below 0; short runs.
@@ -42,6 +43,7 @@ class DeadRelu(Check):
 
     error_share: float = 0.5  # SageMaker Debugger, TheDeepChecker; half the width is lost
     warning_share: float = 0.2  # pruned or trained nets keep up to 20 % idle units without harm (catalogue)
+    goal: float = 0.02  # of the loss of a constant prediction: as near to 0 as trend.AT_CHANCE is to that loss
     min_steps: int = 4  # sampled steps: fewer could all be alike by chance
     min_samples: float = 256.0  # per unit: one that fires for 1 % of the samples is then missed with 8 % probability
 
@@ -84,14 +86,15 @@ class DeadRelu(Check):
         return item.share >= self.error_share
 
     def _severity(self, recording: Recording, trend: Trend, sick: list[Liveness], judged: list[Liveness]) -> Severity:
-        """By share; where training works, or the loss could not show the harm, only much lost width is a warning."""
+        """By share; where training works, or the loss could not show the harm, only much that may be missed is a warning."""
         grave = any(map(self._grave, sick))
         aimless = any(recording.facts.get(fact) for fact in ("moving_target", "several_optimizers"))
         cut_short = trend.kind == "non-finite" and not grave  # a NaN ended it before idle units could do harm, or wake
         if outcome.learns(trend) or aimless or cut_short:
             width = sum(layer.units for layer in recording.of_kind(Kind.ACTIVATION))  # of whatever activation
             lost = sum(int(item.dead.sum()) for item in judged) / max(width, sum(len(item.dead) for item in judged))
-            return Severity.WARNING if grave and lost >= self.error_share else Severity.ADVICE
+            missed = lost >= self.error_share and (aimless or left(recording) > self.goal)
+            return Severity.WARNING if grave and missed else Severity.ADVICE
         if not grave and not outcome.hurt(trend):
             return Severity.ADVICE  # whether they are missed could not be told
         return Severity.ERROR if grave else Severity.WARNING

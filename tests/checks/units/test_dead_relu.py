@@ -14,6 +14,7 @@ from netdoctor.checks.units.dead_relu import DeadRelu
 from netdoctor.finding import Abstention, Certainty, Finding, Severity
 from netdoctor.recording import Recording, Role, Stat
 from tests.checks.builders import Builder
+from tests.checks.structure.models import Model
 
 Active = Callable[[int], Any]
 
@@ -193,6 +194,28 @@ def test_small_side_branch_of_a_net_that_learns_is_advice() -> None:
     build = net(units(0)).activation("wide", units=40, active=[1.0] * 40, samples=100.0)
     build.activation("squeeze", units=3, active=[0.0] * 3, samples=100.0).loss(lambda s: 2.3 * 0.95**s)
     assert only(build.facts(loss_family="mse", loss_lower_bound=0.0).done()).severity is Severity.ADVICE
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "measured", "severity"),
+    [
+        (2.3, 0.047, 0.001, Severity.WARNING),  # 2 % of ln 10 is 0.0461
+        (2.3, 0.045, 0.001, Severity.ADVICE),
+        (2.3, 0.045, 0.021, Severity.WARNING),  # in evaluation mode it is more
+        (230.0, 1.0, None, Severity.WARNING),  # little of what it began with, and much of a constant prediction's loss
+        (2.3, 0.045, None, Severity.ADVICE),
+    ],
+)
+def test_what_died_is_not_missed_where_next_to_nothing_is_left(
+    start: float, end: float, measured: float | None, severity: Severity
+) -> None:
+    build = Model(steps=60).loss(lambda step: start if step < 8 else end if step >= 30 else (start * end) ** 0.5)
+    hidden = build.run(build.value((64, 20)), "fc")
+    build.compare(hidden).facts(loss_family="cross_entropy", classes=10.0, loss_lower_bound=0.0)
+    build.layers("fc").activation("relu", "ReLU", units=20, active=units(20), samples=100.0, line=9)
+    if measured is not None:
+        build.arm("final/evaluation", [0.1], left=measured)
+    assert only(build.done()).severity is severity
 
 
 def test_adversarial_training_is_one_grade_less() -> None:
