@@ -63,19 +63,22 @@ class BatchnormDrift(Check):
             path = str(batch.facts["frozen_module"])
             yield running_statistics.frozen(self.name, recording, path, drift, self.moved)
         enough = recording.steps >= (self.usual if batch.facts.get("usual_momentum") else self.steps)
-        if enough and judge(recording).learning:
+        if enough:
             yield from self._by_chance(recording) or self._disagree(recording, running, batch)
 
     def _by_chance(self, recording: Recording) -> list[Finding]:
         arm = recording.arms.get(DRAWS)
         if arm is None or arm.failure or float(arm.facts["apart"]) < self.renewed:
             return []
-        found = self._harm(
-            recording, float(np.mean(arm.losses)), float(arm.facts["averaged"]), self.drawn, self.drawn_part
-        )
+        average = float(arm.facts["averaged"])
+        if not (judge(recording).learning or running_statistics.learned(recording, average)):
+            return []
+        found = self._harm(recording, float(np.mean(arm.losses)), average, self.drawn, self.drawn_part)
         return [running_statistics.by_chance(self.name, recording, arm, found)] if found else []
 
     def _disagree(self, recording: Recording, running: Arm, batch: Arm) -> list[Finding]:
+        if not judge(recording).learning:
+            return []
         given, own = float(np.mean(running.losses)), float(np.mean(batch.losses))
         found = self._harm(recording, given, own, self.lost, self.part)
         return [running_statistics.off(self.name, recording, given, own, found)] if found else []
@@ -85,5 +88,6 @@ class BatchnormDrift(Check):
         gained = running_statistics.untrained(recording) - own
         lost = (given - own) / gained if gained > 0 else 0.0
         if lost >= most or (lost >= part and given >= self.times * own) or np.isnan(given):
-            return Evidence("of what training gained, lost in evaluation mode", 100 * lost, "≥", 100 * part, "%")
+            limit = 100 * (part if lost < most else most)
+            return Evidence("of what training gained, lost in evaluation mode", 100 * lost, "≥", limit, "%")
         return None

@@ -9,7 +9,7 @@ import numpy as np
 from netdoctor.checks.data.harm import constant_loss
 from netdoctor.finding import Certainty, Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Arm, Layer, Recording
-from netdoctor.trend import judge
+from netdoctor.trend import LEARNED, NO_BETTER, judge
 
 DRAWS = "final/draws"  # the arm: what evaluation gets from the statistics of each of the captured batches
 USUAL = 0.1  # momentum: PyTorch's default
@@ -62,6 +62,14 @@ def untrained(recording: Recording) -> float:
     constant = constant_loss(recording)
     first = judge(recording).start if recording.loss is None else float(recording.loss.values[0])
     return constant if np.isfinite(constant) else first
+
+
+def learned(recording: Recording, loss: float) -> bool:
+    """Whether a training that is no better than a constant prediction by all that was seen is better by this loss.
+
+    The trained model in evaluation mode, which is asked where losses are noisy, answers with the statistics that are in doubt.
+    """
+    return judge(recording).reason == NO_BETTER and loss <= LEARNED * constant_loss(recording)
 
 
 def smaller(momentum: float, steps: int) -> float:

@@ -15,6 +15,7 @@ from netdoctor.checks.structure.nondeterministic_eval import NondeterministicEva
 from netdoctor.checks.structure.train_mode_in_eval import TrainModeInEval
 from netdoctor.data import Evaluation
 from netdoctor.finding import Abstention, Severity
+from netdoctor.trend import NO_BETTER, judge
 from tests.checks.structure.models import BATCH, Model, judged
 
 LEARNS = lambda step: 2.3 * 0.9**step + 0.05  # noqa: E731
@@ -234,6 +235,16 @@ def test_statistics_of_the_last_batch_are_judged_by_what_is_to_be_expected_of_th
     assert bool(judged(BatchnormDrift(), build)) is fires
 
 
+@pytest.mark.parametrize(("averaged", "fires"), [(1.61, True), (1.62, False)])
+def test_a_noisy_training_has_learned_where_the_average_says_so(averaged, fires):
+    """Its loss falls from 3.2 to a little over the 2.30 of ten classes, of which 70 % are 1.612."""
+    build = drawn([2.9], averaged, loss=lambda step: 3.2 - step / 70).facts(loss_family="cross_entropy", classes=10.0)
+    hidden = build.run(build.value((BATCH, 16)), "head", (BATCH, 10))
+    found = judged(BatchnormDrift(), build.layers("head").compare(hidden))
+    assert judge(build.recording).reason == NO_BETTER
+    assert bool(found) is fires
+
+
 @pytest.mark.parametrize(
     ("momentum", "steps", "advised", "keras"),
     [(0.99, 600, "0.01", True), (0.9, 60, "0.1", True), (0.99, 100, "0.05", False), (0.5, 600, "0.1", False)],
@@ -243,6 +254,15 @@ def test_the_momentum_that_is_advised(momentum, steps, advised, keras):
     assert f"momentum={advised})" in found.fixes[0].code
     assert ("Keras" in found.fixes[0].says) is keras
     assert f"momentum of {momentum}" in found.title
+
+
+@pytest.mark.parametrize(
+    ("build", "limit"),
+    [(drawn([0.3]), 5), (drawn([0.6]), 20), (drifted(0.35, 0.1), 10), (drifted(1.65, 0.9), 50)],
+)
+def test_the_limit_that_is_told_is_the_one_that_was_reached(build, limit):
+    (found,) = judged(BatchnormDrift(), build)
+    assert found.evidence[0].limit == pytest.approx(limit)
 
 
 def test_where_both_are_so_the_momentum_is_what_is_told():
