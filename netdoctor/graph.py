@@ -67,6 +67,15 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class Draw:
+    """A random draw from what is trained: the value that it made, and those that are its own log-probability (or its negative,
+    up to a constant) and have a gradient."""
+
+    value: int
+    log_probs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class _Index:
     """Who reads each value, what is behind the loss, and what has which name, of so many operations of a list."""
 
@@ -87,6 +96,13 @@ class StepGraph:
     values: list[Value] = field(default_factory=list)
     loss: int | None = None  # index of the value that backward was called on
     step: int = 0  # of the training, in which it was captured
+    draws: tuple[Draw, ...] = ()
+    taken: tuple[
+        int, ...
+    ] = ()  # values that something read, or may have read, that is no operation here: Python, a compiler
+    rewritten: tuple[
+        int, ...
+    ] = ()  # values that changed after they were made, by way of another tensor on the same memory
 
     def __post_init__(self) -> None:
         self._index = _Index([], 0, None, {}, (), {}, {})

@@ -233,4 +233,5 @@ def _sound(graph: StepGraph) -> bool:
         and all(at in values for operation in graph.operations for at in (*operation.inputs, *operation.outputs))
         and all(value.producer is None or value.producer in operations for value in graph.values)
         and (graph.loss is None or graph.loss in values)
+        and all(at in values for draw in graph.draws for at in (draw.value, *draw.log_probs))
     )

@@ -18,7 +18,7 @@ from netdoctor import recordingfile
 from netdoctor.codec import builder, built, plain
 from netdoctor.data import Columns, Evaluation, TensorFacts
 from netdoctor.errors import MisuseError
-from netdoctor.graph import Operation, StepGraph, Value
+from netdoctor.graph import Draw, Operation, StepGraph, Value
 from netdoctor.recording import (
     Arm,
     Event,
@@ -96,7 +96,7 @@ GRAPHS = st.builds(
     lambda name, attributes, low: StepGraph(
         [Operation(0, name, "", "", (0,), (1,), attributes)],
         [Value(0, (2,), "float32", "input", low=low), Value(1, (), "float32", "operation", 0)],
-        1,
+        1, 0, (Draw(1, (1,)), Draw(0)), (0,), (1,),
     ),
     TEXT, FACTS, FLOAT,
 )  # fmt: skip
@@ -271,6 +271,7 @@ OPERATION = {"index": 0, "name": "a", "module": "", "module_type": "", "inputs":
         (piece("header", {"observing_s": None}), "header.observing_s must be a number"),
         (piece("facts", {"a": None}), "facts.a must be"),
         (piece("graph", {"operations": [OPERATION], "values": []}), "refers to an operation or a value"),
+        (piece("graph", {"draws": [{"value": 0, "log_probs": [1]}]}), "refers to an operation or a value"),
         (piece("report", {"format": 9}), "report of format 9"),
     ],
 )

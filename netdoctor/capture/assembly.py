@@ -235,7 +235,7 @@ def _renamed(graph: StepGraph, display: dict[str, str]) -> StepGraph:
         for o in graph.operations
     ]
     values = [replace(v, name=name(v.name)) for v in graph.values]
-    return StepGraph(operations, values, graph.loss, graph.step)
+    return replace(graph, operations=operations, values=values)
 
 
 def _name_losses(recording: Recording) -> None:

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netdoctor.capture import functions
+from netdoctor.capture.draws import Draws
 from netdoctor.capture.statistics import floats, local
+from netdoctor.capture.tape import version
 from netdoctor.capture.tree import tensors
 from netdoctor.graph import Operation, Scalar, StepGraph, Value
 
@@ -19,6 +22,7 @@ MAX_OPERATIONS = 20_000  # a step longer than this is cut off, so that memory st
 LONG = 4_096  # operations without a loss, from which it is asked whether they are worth a watch, after each
 ASKED = 512  # of them: a rollout has that many before its first update, and so has a loop that nobody can follow
 _MAX_MEASURED = 4_000_000  # elements; the range of a larger tensor is read from a strided part
+Call = tuple[str, Any, Any]  # name, arguments
 _OPERAND_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
 
@@ -31,6 +35,10 @@ class GraphBuilder:
         self._operations: list[Operation] = []
         self._values: list[Value] = []
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._versions: dict[int, int] = {}  # of values, as they were made
+        self._draws = Draws()
+        self._taken: set[int] = set()
+        self._rewritten: set[int] = set()
         self._watched = 0  # operations since the last loss
 
     def make_room(self) -> None:
@@ -39,6 +47,10 @@ class GraphBuilder:
             self._operations.clear()
             self._values.clear()
             self._known.clear()
+            self._versions.clear()
+            self._draws.clear()
+            self._taken.clear()
+            self._rewritten.clear()
 
     def value_of(self, tensor: Tensor) -> int | None:
         """The index of the value that this tensor holds now, or None."""
@@ -54,6 +66,8 @@ class GraphBuilder:
     def _enter(self, tensor: Tensor, parameter_name: Any) -> int:
         known = self.value_of(tensor)
         if known is not None:
+            if version(tensor) != self._versions[known]:
+                self._rewritten.add(known)
             return known
         name = parameter_name(tensor)
         origin = "parameter" if name or isinstance(tensor, torch.nn.Parameter) else "input"
@@ -64,10 +78,12 @@ class GraphBuilder:
         index = len(self._values)
         self._values.append(_facts(tensor, index, origin, producer, name, trained))
         self._known[id(tensor)] = (weakref.ref(tensor), index)
+        self._versions[index] = version(tensor)
         return index
 
-    def add(self, operation: Operation, result: Any) -> None:
-        """Append an operation and the values that it made. `operation.index` and `.outputs` are filled in here."""
+    def add(self, operation: Operation, result: Any, call: Call | None = None) -> None:
+        """Append an operation and the values that it made. `operation.index` and `.outputs` are filled in here; `call` is its name
+        as the user's code spoke it, with its arguments."""
         self._watched += 1
         if self._watched >= LONG and not self._watched % ASKED:
             self._overflow()
@@ -82,6 +98,26 @@ class GraphBuilder:
             if leaf and operation.inputs and before not in operation.inputs:  # in place it is no other than before
                 self._values[-1] = replace(self._values[-1], leaf=True)
         self._operations.append(replace(operation, index=index, outputs=tuple(outputs)))
+        if call is not None:
+            self._follow_draws(call, result, trained)
+
+    def _follow_draws(self, call: Call, result: Any, trained: bool) -> None:
+        """A write into a part of a tensor, or into one that was there before, changes what no operation here shows."""
+        name, args, kwargs = call
+        mutates = functions.mutates(name, kwargs)
+        if mutates or "out" in kwargs:
+            if not mutates or (args and isinstance(args[0], Tensor) and args[0]._is_view()):
+                self.take((args, kwargs))
+        elif trained:
+            self._draws.see(name, args, kwargs, result, self.value_of)
+
+    def take(self, thing: Any) -> None:
+        """Something that is no operation reads these tensors."""
+        self._taken.update(known for tensor in tensors(thing) if (known := self.value_of(tensor)) is not None)
+
+    def lose_sight(self) -> None:
+        """Something runs that shows none of its operations: it may read every draw so far."""
+        self._taken.update(self._draws.drawn())
 
     def finish(self, loss: Tensor | None, parameter_name: Callable[[Tensor], str], step: int = 0) -> StepGraph:
         """The graph so far, with the loss marked. Parameters that were met before their model was get their names now."""
@@ -90,7 +126,9 @@ class GraphBuilder:
             tensor, value = ref(), self._values[index]
             if tensor is not None and not value.name and tensor.is_leaf and tensor.requires_grad:
                 self._values[index] = replace(value, name=parameter_name(tensor))
-        return StepGraph(list(self._operations), list(self._values), number, step)
+        operations, values = list(self._operations), list(self._values)
+        taken, rewritten = tuple(sorted(self._taken)), tuple(sorted(self._rewritten))
+        return StepGraph(operations, values, number, step, self._draws.seen(), taken, rewritten)
 
 
 def scalar_attributes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Scalar]:

@@ -15,7 +15,7 @@ from netdoctor.capture.containment import Containment
 from netdoctor.capture.data import PRODUCTS, DataRecorder
 from netdoctor.capture.evaluation import EvaluationRecorder
 from netdoctor.capture.exact import LayerOutputs
-from netdoctor.capture.graphs import GraphBuilder, scalar_attributes
+from netdoctor.capture.graphs import Call, GraphBuilder, scalar_attributes
 from netdoctor.capture.identity import ByIdentity
 from netdoctor.capture.layers import LayerRecorder
 from netdoctor.capture.likeness import regular
@@ -253,7 +253,7 @@ class Observer:
             if outputs and all(self.graph.value_of(tensor) is None for tensor in outputs):
                 # Nothing inside could be seen (scripted, compiled, another library): the call stands as one operation.
                 inputs = self.graph.reading(tensors((entry.args, entry.kwargs)), self.names.parameter_key)
-                self._add_to_graph(entry.name, inputs, {}, result, entry.position)
+                self._add_to_graph(entry.name, inputs, None, result, entry.position)
         if self.evaluation.left(entry, result) or (entry.context is not None and entry.context.grad):
             self.mode.enter()
 
@@ -321,7 +321,7 @@ class Observer:
             return
         plain = functions.plain(name)
         if self.graph is not None:
-            self._add_to_graph(plain, inputs, scalar_attributes(args, kwargs), made, user_position())
+            self._add_to_graph(plain, inputs, (name, args, kwargs), made, user_position())
         if self.measuring or (self._unit is None and entry is not None and torch.is_grad_enabled()):
             module = self.stack[-1] if self.stack else None
             self.layers.operation(
@@ -329,7 +329,7 @@ class Observer:
             )
 
     def _add_to_graph(
-        self, name: str, inputs: tuple[int, ...], attributes: Any, made: Any, position: tuple[str, int]
+        self, name: str, inputs: tuple[int, ...], call: Call | None, made: Any, position: tuple[str, int]
     ) -> None:
         module = self.stack[-1] if self.stack else None
         operation = Operation(
@@ -339,7 +339,7 @@ class Observer:
             "" if module is None else type(module).__name__,
             inputs,
             (),
-            attributes,
+            {} if call is None else scalar_attributes(*call[1:]),
             0,
             *position,
             torch.is_grad_enabled(),
@@ -347,7 +347,7 @@ class Observer:
             outer=self._path(self._unit.module if self._unit is not None else None),
         )
         if self.graph is not None:
-            self.graph.add(operation, made)
+            self.graph.add(operation, made, call)
 
     def _path(self, module: nn.Module | None) -> str:
         return "" if module is None else self.names.key_of(module)

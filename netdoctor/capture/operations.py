@@ -11,6 +11,7 @@ from torch.utils._device import DeviceContext
 
 from netdoctor.capture import functions
 from netdoctor.capture.calls import known_operation
+from netdoctor.capture.draws import takes
 from netdoctor.capture.operands import counts
 
 if TYPE_CHECKING:
@@ -82,9 +83,13 @@ class OperationMode(TorchFunctionMode):
         if self.resting and not self._worth(args, kwargs):
             return func(*args, **kwargs)
         # The compiler traces through here, and must find nothing of ours; inside of torch.func tensors have no values to read.
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         observer = self._observer
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            if observer.graph is not None:
+                observer.containment.run("operation out of sight", observer.graph.lose_sight)
+            return func(*args, **kwargs)
         func = observer.reported.get(func, func)
         if observer.pattern.operations and not observer.suspended and not observer.inside:
             observer.containment.run("operation of the pattern", known_operation, observer, func, args, kwargs)
@@ -92,6 +97,8 @@ class OperationMode(TorchFunctionMode):
             return func(*args, **kwargs)
         name = functions.spoken_name(func)
         if not name or observer.suspended or observer.in_backward:
+            if not name and observer.graph is not None and not observer.suspended and takes(func):
+                observer.containment.run("number taken", observer.graph.take, args)
             return func(*args, **kwargs)
         noted = observer.containment.run("operation", observer.before_operation, name, func, args, kwargs)
         result = func(*args, **kwargs)
