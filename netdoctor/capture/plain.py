@@ -71,9 +71,7 @@ class PlainSteps(Pattern):
         self._faults = 0
         self._wary = 0  # until this step none is plain
         self._moved = False  # the loss did, since the step before
-        self._waiting: list[
-            tuple[SeriesRecorder | str, Tensor]
-        ] = []  # numbers of this step that another device works out
+        self._waiting: list[tuple[SeriesRecorder | str, Tensor]] = []  # of this step, which another device works out
         self._late = late.LateNumbers(self._came_late)
 
     def begin(self, plain: bool = False) -> None:
