@@ -258,7 +258,7 @@ def test_the_momentum_that_is_advised(momentum, steps, advised, keras):
 
 @pytest.mark.parametrize(
     ("build", "limit"),
-    [(drawn([0.3]), 5), (drawn([0.6]), 20), (drifted(0.35, 0.1), 10), (drifted(1.65, 0.9), 50)],
+    [(drawn([0.31]), 5), (drawn([0.6]), 20), (drifted(0.35, 0.1), 10), (drifted(1.65, 0.9), 50)],
 )
 def test_the_limit_that_is_told_is_the_one_that_was_reached(build, limit):
     (found,) = judged(BatchnormDrift(), build)
