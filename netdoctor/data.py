@@ -71,13 +71,25 @@ class TensorFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Override:
+    """A class's own `train` ("Net.train") after which its modules are not in the mode that was asked for, and the line in it
+    that calls the base class's."""
+
+    name: str
+    file: str
+    line: int
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What the script does at one line between training steps: passes whose results it compares, and never trains on.
 
     `losses` holds the mean loss of each evaluation at `steps` optimizer steps, empty where it computes another one than
     the training does (or more batches than were watched). `train_mode` counts passes of a model in training mode, and
     `layers` its BatchNorm and Dropout layers that were in that mode. `repeated` counts passes given the batch of the
-    pass before. The line is the one that calls for the evaluation, where that is a function of its own.
+    pass before. The line is the one that calls for the evaluation, where that is a function of its own. `override` is
+    what kept the model, or a part of it, in training mode though its `eval()` was called.
     """
 
     steps: NDArray[np.int64]
@@ -92,3 +104,4 @@ class Evaluation:
     file: str = ""
     line: int = 0
     text: str = ""
+    override: Override | None = None

@@ -19,9 +19,10 @@ from netdoctor.capture.last_batch import LastBatch
 from netdoctor.capture.recorder import SeriesRecorder
 from netdoctor.capture.source import user_chain
 from netdoctor.capture.stale_norms import StaleNorms
+from netdoctor.capture.stuck_modes import StuckModes
 from netdoctor.capture.tape import Backward, Entry
 from netdoctor.capture.tree import tensors
-from netdoctor.data import Evaluation
+from netdoctor.data import Evaluation, Override
 
 MAX_PLACES = 6  # lines that evaluate from
 WATCHED_PASSES = 16  # of one evaluation: an epoch's loss is read from as many batches
@@ -69,6 +70,7 @@ class _Place:
     probe: Tensor | None = None
     module: str = ""
     held: list[Backward] = field(default_factory=list)  # the first passes that gave a loss
+    override: Override | None = None
 
     @property
     def watched(self) -> bool:
@@ -98,6 +100,7 @@ class EvaluationRecorder:
         self._key_of = key_of
         self.norms = StaleNorms()
         self.batch = LastBatch()
+        self.stuck = StuckModes()
         self._places: dict[Chain, _Place] = {}
         self._pass: _Pass | None = None
         self._trained: tuple[str, ...] = ()  # how the training makes its loss: the functions after the model
@@ -127,7 +130,9 @@ class EvaluationRecorder:
             place.data.see_inputs(step, 0, arguments, place.chain[0][:2], made, lambda _: None)
             _probe(place, arguments)
         layers = tuple(self._in_training(module)) if place.in_phase == 1 else tuple(place.layers)
-        self._pass = _Pass(place, step, grad, module.training, layers)
+        stuck = self.stuck.within(module)
+        place.override = place.override or stuck
+        self._pass = _Pass(place, step, grad, module.training or stuck is not None, layers)
 
     def left(self, entry: Entry, result: Any) -> bool:
         """A module gave its result; says whether the operations that follow should be watched."""
@@ -302,6 +307,7 @@ def _told(place: _Place, display: Callable[[str], str]) -> Evaluation:
         file,
         line,
         linecache.getline(file, line).strip() if file else "",
+        place.override,
     )
 
 

@@ -1,4 +1,4 @@
-"""In which mode models are when a loss is made with them."""
+"""In which mode models are when a loss is made with them, and how a copy is brought into evaluation mode."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from torch import nn
 
 if TYPE_CHECKING:
     from netdoctor.capture.observer import Observer
+
+
+def in_evaluation(copy: nn.Module) -> nn.Module:
+    """A copy of a user's model in evaluation mode: all of its modules, also where a `train` or `eval` of its own leaves some
+    in training mode."""
+    copy.eval()
+    for module in copy.modules():
+        module.training = False
+    return copy
 
 
 class Modes:

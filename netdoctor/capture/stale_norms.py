@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from netdoctor.capture.modes import in_evaluation
 from netdoctor.capture.source import user_line
 from netdoctor.capture.statistics import is_shard
 from netdoctor.capture.step import preserved_random_state
@@ -76,7 +77,7 @@ def _tried(module: nn.Module, trained: nn.Module, arguments: Any) -> Facts:
         return {}
     try:
         with preserved_random_state(), torch.no_grad():
-            average, model = copy.deepcopy(module).eval(), copy.deepcopy(trained).eval()
+            average, model = (in_evaluation(copy.deepcopy(one)) for one in (module, trained))
             wanted, own = (_output(one, arguments) for one in (model, average))
             for mine, theirs in zip(_norms(average), _norms(model), strict=True):
                 mine.load_state_dict({k: v for k, v in theirs.state_dict().items() if "running" in k}, strict=False)

@@ -53,8 +53,8 @@ class Taps:
         wrap(nn.Module, "__init__", self._module_init)
         wrap(nn.Module, "load_state_dict", self._noting("load_state"))
         wrap(nn.Module, "train", self._mode_change)
-        for part in (self.training.flags, self.training.frozen_norms):
-            self._observer.containment.run("frozen parts", part.install, self._patches, self._safely)
+        for part in (self.training.flags, self.training.frozen_norms, self._observer.evaluation.stuck):
+            self._observer.containment.run("parts in a state", part.install, self._patches, self._safely)
         wrap(Tensor, "backward", self._tensor_backward)
         wrap(torch.autograd, "backward", self._autograd_backward)
         wrap(torch.autograd, "grad", by_hand(self, lambda: bool(self.training.optimizers.alive)))

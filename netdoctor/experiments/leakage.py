@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from netdoctor.capture.modes import in_evaluation
 from netdoctor.capture.step import Copies, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Constant, Entry, Leaf, Slot
 from netdoctor.capture.tree import substitute, tensors
@@ -314,7 +315,7 @@ class _AsItIs:
         modes = [module.training for module in self._model.modules()]
         try:
             with torch.no_grad():
-                returned = self._model.eval()(**inputs)
+                returned = in_evaluation(self._model)(**inputs)
         finally:
             for module, mode in zip(self._model.modules(), modes, strict=True):
                 module.training = mode

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from netdoctor.capture.functions import SILENT, function_name
+from netdoctor.capture.modes import in_evaluation
 from netdoctor.capture.source import source_line, user_position
 from netdoctor.capture.step import Copies
 from netdoctor.capture.tree import tensors
@@ -55,7 +56,7 @@ class Subject:
     def run(self, inputs: Any, keep: Kept, seed: int = _SEED) -> Pass:
         """The pass for these inputs; `keep` picks of every result what is compared. Random states are put back."""
         with quiet(), torch.no_grad():
-            model: nn.Module = Copies([self._original], []).of(self._original).eval()
+            model = in_evaluation(Copies([self._original], []).of(self._original))
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)
             random.seed(seed)

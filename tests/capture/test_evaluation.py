@@ -22,9 +22,14 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
 
 
-def training(evaluate: Callable[[nn.Module], Any], steps: int = 4, loss: Any = F.cross_entropy) -> list[Evaluation]:
+def training(
+    evaluate: Callable[[nn.Module], Any],
+    steps: int = 4,
+    loss: Any = F.cross_entropy,
+    wrap: Callable[[nn.Sequential], nn.Module] = lambda net: net,
+) -> list[Evaluation]:
     """The evaluations of a training that calls `evaluate(net)` after each step."""
-    net = model()
+    net = wrap(model())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with observing() as observation:
         for _ in range(steps):
@@ -71,6 +76,59 @@ def test_layers_in_training_mode_are_named_and_sums_become_means():
     (found,) = training(evaluate)
     assert (found.train_mode, found.layers) == (4, ("1", "3"))
     assert 0.1 < found.losses[0] < 3
+
+
+class Deaf(nn.Sequential):
+    def train(self, mode: bool = True) -> Deaf:
+        super().train()
+        return self
+
+
+class Frozen(nn.Sequential):
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+class Noisy(nn.Sequential):
+    def train(self, mode: bool = True) -> Noisy:
+        super().train(mode)
+        self[3].train()
+        return self
+
+
+@pytest.mark.parametrize(
+    ("kind", "nested", "counted"),
+    [(Deaf, False, 4), (Deaf, True, 4), (Frozen, False, 0), (Noisy, False, 0), (nn.Sequential, False, 0)],
+)
+def test_a_train_method_that_does_not_pass_its_mode_on(kind, nested, counted):
+    @torch.no_grad()
+    def evaluate(net: nn.Module) -> None:
+        net.eval()
+        F.cross_entropy(net(X), Y)
+
+    (found,) = training(evaluate, wrap=lambda net: nn.Sequential(kind(*net)) if nested else kind(*net))
+    assert found.train_mode == counted
+    assert (found.override is not None) == bool(counted)
+    if found.override is not None:
+        assert (found.override.name, found.override.text) == ("Deaf.train", "super().train()")
+
+
+def test_dropouts_that_stay_on_inside_of_a_model_may_be_meant_to():
+    class Always(nn.Dropout):
+        def train(self, mode: bool = True) -> Always:
+            return super().train(True)
+
+    @torch.no_grad()
+    def evaluate(net: nn.Module) -> None:
+        net.eval()
+        F.cross_entropy(net(X), Y)
+
+    (found,) = training(evaluate, wrap=lambda net: nn.Sequential(*net[:3], Always(0.5), net[4]))
+    assert (found.train_mode, found.override) == (0, None)
+    (found,) = training(evaluate, wrap=lambda net: Deaf(net[0], *net[2:]))  # the whole model: hardly
+    assert (found.train_mode, found.override is None) == (4, False)
 
 
 def test_an_accuracy_alone_has_no_loss():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netdoctor.capture.step import TrainingStep
-from netdoctor.experiments.leakage import POSITIONS, SAMPLES, leakage
+from netdoctor.experiments.leakage import POSITIONS, SAMPLES, leakage, samples_of
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.recording import Arm, Recording
 from tests.experiments.capturing import captured
@@ -302,3 +302,19 @@ def test_what_cannot_be_replayed_says_why() -> None:
     step = trained(Wrapped(lambda h: h), labelled(12, 5), F.cross_entropy)
     step.lost = "nothing was captured"
     assert arms(step)[SAMPLES].failure == "nothing was captured"
+
+
+class Deaf(nn.Sequential):
+    """Its `eval()` leaves it in training mode."""
+
+    def train(self, mode: bool = True) -> Deaf:
+        super().train()
+        return self
+
+
+def test_a_model_that_stays_in_training_mode_is_asked_in_evaluation_mode():
+    model = Deaf(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+    step = trained(model, labelled(6, 5), F.cross_entropy)
+    assert arms(step)[SAMPLES].facts["leaks"] is False
+    assert samples_of(Recording(), step.copies(), step) is False
+    assert all(module.training for module in model.modules())

@@ -13,7 +13,7 @@ from netdoctor.checks.structure.batchnorm_tiny_batch import BatchnormTinyBatch
 from netdoctor.checks.structure.dropout_too_high import DropoutTooHigh
 from netdoctor.checks.structure.nondeterministic_eval import NondeterministicEval
 from netdoctor.checks.structure.train_mode_in_eval import TrainModeInEval
-from netdoctor.data import Evaluation
+from netdoctor.data import Evaluation, Override
 from netdoctor.finding import Abstention, Severity
 from netdoctor.trend import NO_BETTER, judge
 from tests.checks.structure.models import BATCH, Model, judged
@@ -37,6 +37,15 @@ def test_most_passes_of_a_line_in_training_mode(passes, train_mode, fires):
     assert [(f.severity, f.location.line, f.location.module) for f in found] == (
         [(Severity.WARNING, 40, "drop")] if fires else []
     )
+
+
+def test_a_method_that_does_not_pass_the_mode_on_is_the_place():
+    override = Override("Net.train", "model.py", 7, "super().train()")
+    (found,) = judged(TrainModeInEval(), evaluated(10, 10, override=override))
+    assert (found.location.file, found.location.line) == ("model.py", 7)
+    assert found.title.endswith("though eval() was called")
+    assert "Net.train does not pass on the mode" in found.explanation
+    assert found.fixes[0].code.startswith("def train(self, mode=True):\n    super().train(mode)")
 
 
 @pytest.mark.parametrize(("repeated", "severity"), [(4, Severity.WARNING), (5, Severity.ADVICE)])
