@@ -255,6 +255,45 @@ def test_a_view_becomes_a_transpose() -> None:
     assert losses[0] == pytest.approx(F.cross_entropy(seeded()(turned), y[:32]).item())
 
 
+class Heads(nn.Module):
+    """Attention without weights, whose heads are split and merged with or without a transposition."""
+
+    def __init__(self, right: bool) -> None:
+        super().__init__()
+        self.head, self.right = seeded(), right
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = x.reshape(-1, 3, 2)
+        if self.right:
+            q = k = pairs.reshape(-1, 3, 2, 1).transpose(1, 2)
+            return self.head((q @ k.mT @ k).transpose(1, 2).reshape(x.shape))
+        q = pairs.reshape(-1, 2, 3, 1)
+        k = pairs.view(-1, 2, 3, 1)
+        y = (q @ k.mT @ k).reshape(pairs.shape)
+        return self.head(y.reshape(x.shape))
+
+
+def test_all_lines_of_one_mistake_become_transposes() -> None:
+    x, y = data()
+    model = Heads(right=False)
+
+    def train() -> None:
+        optimizer = SGD(model.parameters())
+        for number in range(3):
+            rows = slice(32 * number, 32 * number + 32)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+
+    step, graph = watched(train)
+    torn = graph.named({"reshape", "view"})[1]
+    at = Location("", torn.name, torn.file, torn.line)
+    losses = treated(step, "transpose", "q = pairs.reshape(-1, 3, 2, 1)", seen=Recording(graph=graph), at=at)
+    right = Heads(right=True)
+    assert losses == pytest.approx(by_hand(right))
+    assert losses != pytest.approx(by_hand(Heads(right=False)))
+
+
 class TimeFirst(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.loss.comparisons import graphs, line
+from netdoctor.checks.loss.comparisons import line
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
-from netdoctor.checks.structure.axes import RESHAPING, code, moved
-from netdoctor.checks.structure.flattened import crossed, finding, torn, torn_classes
+from netdoctor.checks.structure.axes import code
+from netdoctor.checks.structure.flattened import crossed, finding, torn_classes
+from netdoctor.checks.structure.flattened import torn as rows_torn
+from netdoctor.checks.structure.gradients import listed
+from netdoctor.checks.structure.torn import Torn, faults
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
-from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Recording
 
 
@@ -27,7 +29,8 @@ class WrongReshape(Check):
     How it is decided: on the shapes of the captured step. An axis is lost in a view or reshape, and the result has one of
     the same size that reaches over the borders of the given axes; the loss depends on the result. Or a prediction
     (time, batch, ...) and its target (batch, time, ...) are both flattened, so that their lengths agree and their orders
-    do not; or one with its classes in dimension 1 is laid out as rows of classes.
+    do not; or one with its classes in dimension 1 is laid out as rows of classes. Lines of one module that tear the same
+    axes are one fault where their results are multiplied (queries, keys, values), or one undoes the other.
     When it stays silent: flattening, splitting and merging neighbouring axes (heads, patches, groups), transpose and
     permute, axes of size 1.
     Fix: transpose or permute.
@@ -39,39 +42,38 @@ class WrongReshape(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         told = [finding(self.name, found, recording) for found in crossed(recording)]
-        told += [torn(self.name, found, recording) for found in torn_classes(recording)]
+        told += [rows_torn(self.name, found, recording) for found in torn_classes(recording)]
         if told:
             yield told[0]
             return
-        seen: set[tuple[str, int]] = set()  # lines: a block that stands ten times in a net has one fault
-        for graph in graphs(recording):
-            for operation in graph.named_behind(RESHAPING):
-                axes, place = _torn(graph, operation), (operation.file, operation.line)
-                if axes is not None and place not in seen:
-                    seen.add(place)
-                    yield self._finding(recording, graph, operation, axes)
+        for fault in faults(recording):
+            yield self._finding(recording, fault)
 
-    def _finding(self, recording: Recording, graph: StepGraph, operation: Operation, axes: tuple[int, int]) -> Finding:
-        given, made = graph.values[operation.inputs[0]].shape, graph.values[operation.outputs[0]].shape
-        source = line(recording, operation)
-        samples, low, high = 0 in axes, min(axes), max(axes)
+    def _finding(self, recording: Recording, fault: list[Torn]) -> Finding:
+        torn, sources = fault[0], [line(recording, torn.operation) for torn in fault]
+        name, samples = torn.operation.name, any(0 in torn.axes for torn in fault)
+        low, high = sorted(torn.axes)
         what = "numbers of different samples" if samples else "numbers of different positions and channels"
+        more = sorted({source.line for source in sources if source is not None and source != sources[0]})
+        also = f" Lines {listed([str(number) for number in more])} do the same." if len(more) > 1 else ""
+        also = f" Line {more[0]} does the same." if len(more) == 1 else also
+        says = f"Swap the axes{' in each of these lines' if more else ''}."
+        codes = [
+            code(source.text if source else "", torn.given, torn.made, torn.axes)
+            for torn, source in zip(fault, sources, strict=True)
+        ]
         return Finding(
             self.name,
-            f"{operation.name} makes {made} of {given}: it mixes {'samples' if samples else 'positions'}",
+            f"{name} makes {torn.made} of {torn.given}: it mixes {'samples' if samples else 'positions'}",
             Severity.ERROR if samples else Severity.WARNING,
-            f"A size is moved, but {operation.name} does not move numbers along with it, so each row now holds "
-            f"{what}. Swapping axes takes transpose({low}, {high}).",
-            Location.at(source, operation.module or None, operation.name, step=0),
-            (Evidence(f"size of dimension {axes[1]} after {operation.name}", made[axes[1]], "=", given[axes[0]]),),
-            (Fix("transpose", "Swap the axes.", code(source.text if source else "", given, made, axes), Reach.MODEL),),
+            f"A size is moved, but {name} does not move numbers along with it, so each row now holds "
+            f"{what}. Swapping axes takes transpose({low}, {high}).{also}",
+            Location.at(sources[0], torn.operation.module or None, name, step=0),
+            (Evidence(f"size of dimension {torn.axes[1]} after {name}", *self._sizes(torn)),),
+            (Fix("transpose", says, "\n".join(codes), Reach.MODEL),),
             first_step=0,
             share=1.0,
         )
 
-
-def _torn(graph: StepGraph, operation: Operation) -> tuple[int, int] | None:
-    """The axis that a view or reshape tears apart, and the axis of the result that has its size; None for any other."""
-    if not operation.inputs or not operation.outputs:
-        return None
-    return moved(graph.values[operation.inputs[0]].shape, graph.values[operation.outputs[0]].shape)
+    def _sizes(self, torn: Torn) -> tuple[float, str, float]:
+        return torn.made[torn.axes[1]], "=", torn.given[torn.axes[0]]

@@ -17,9 +17,16 @@ from netdoctor.checks.loss.output_ranges import RANGES
 from netdoctor.checks.loss.renormalised import renormalised
 from netdoctor.checks.structure.axes import moved as axes_moved
 from netdoctor.checks.structure.flattened import crossed, torn_classes
+from netdoctor.checks.structure.torn import faults
 from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
 from netdoctor.experiments.treatments.answers import squashed_twice
-from netdoctor.experiments.treatments.operations import Exchange, exchange_on_line, exchange_operations, passing
+from netdoctor.experiments.treatments.operations import (
+    Exchange,
+    exchange_on_line,
+    exchange_on_lines,
+    exchange_operations,
+    passing,
+)
 from netdoctor.experiments.treatments.optimization import scale_losses
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment, first_argument
 from netdoctor.graph import Operation
@@ -101,11 +108,14 @@ def attach_graph(case: Case) -> Treatment | None:
 
 
 def transpose(case: Case) -> Treatment | None:
-    """Axes that are swapped, in place of the view or reshape on the finding's line that tears them apart."""
+    """Axes that are swapped, in place of the view or reshape on the finding's line that tears them apart, and of all others
+    that are the same mistake."""
     place = case.finding.location
     if not place.file or place.line is None:
         return None
     line = place.file, place.line
+    found = next((fault for fault in faults(case.recording) if any(torn.line == line for torn in fault)), [])
+    lines = list(dict.fromkeys([line, *(torn.line for torn in found)]))
 
     def change(call: Any, args: Any, kwargs: Any) -> Any:
         given, made = first_argument(args, kwargs), call(*args, **kwargs)
@@ -118,7 +128,7 @@ def transpose(case: Case) -> Treatment | None:
         sizes[axes[0]], sizes[axes[1]] = sizes[axes[1]], sizes[axes[0]]
         return given.reshape(sizes).transpose(*axes)
 
-    return Treatment(lambda bench: exchange_on_line(bench, _RESHAPES, change, line))
+    return Treatment(lambda bench: exchange_on_lines(bench, _RESHAPES, change, lines))
 
 
 def same_order(case: Case) -> Treatment | None:

@@ -110,8 +110,13 @@ def _called(change: Change, call: Callable[..., Any], *args: Any, **kwargs: Any)
 
 def exchange_on_line(bench: Bench, names: frozenset[str], change: Change, line: tuple[str, int]) -> None:
     """Exchange what one line of the user's runs, whichever module it stands in."""
+    exchange_on_lines(bench, names, change, [line])
+
+
+def exchange_on_lines(bench: Bench, names: frozenset[str], change: Change, lines: Sequence[tuple[str, int]]) -> None:
+    """The same for several lines at once."""
     modules = [child for module in bench.sandbox.modules() for child in module.modules()]
-    exchange_operations(bench, [Exchange(module, names, change, line) for module in (None, *modules)])
+    exchange_operations(bench, [Exchange(m, names, change, line) for m in (None, *modules) for line in lines])
 
 
 def passing(_: Any, args: Any, kwargs: Any) -> Any:
