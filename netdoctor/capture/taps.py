@@ -65,7 +65,8 @@ class Taps:
         wrap(clip_grad, "_clip_grads_with_norm_", clipping.by_norm(self.training, self._safely))
         wrap(clip_grad, "clip_grad_value_", clipping.by_value(self.training, self._safely))
         wrap(nn.utils, "clip_grad_value_", clipping.by_value(self.training, self._safely))
-        wrap(LRScheduler, "__init__", self._scheduler_init)
+        for kind in (LRScheduler, lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler):
+            wrap(kind, "__init__", self._scheduler_init)
         for kind in vars(lr_scheduler).values():
             if isinstance(kind, type) and issubclass(kind, LRScheduler) and "step" in vars(kind):
                 wrap(kind, "step", self._scheduler_step)

@@ -77,3 +77,44 @@ def test_a_higher_rate_that_trains_on_a_copy_is_the_proof():
     assert found.certainty is Certainty.PROVEN
     assert found.fixes[0].trial.verdict is Verdict.CURED
     assert "0.04, 10 times its rate now" in found.fixes[0].says
+
+
+def warming(top=100.0, steps=800, calls=8, kind="LambdaLR", inner=0, events=1, **fields) -> Builder:
+    """A run whose schedule rises to 0.05 in its first `top` calls; `inner` schedules are parts of it."""
+    build = run(math.nan, steps, calls, kind, schedules=1 + inner, **fields)
+    build.count("scheduler inside", inner)
+    build.recording.events += [Event(0, "warm-up", "0.05", top, BUILT)] * events
+    return build
+
+
+def test_a_warm_up_of_batches_that_is_stepped_per_epoch():
+    (found,) = judged(warming())
+    assert (found.severity, found.location.line) == (Severity.ERROR, 12)
+    assert found.title == "the schedule warms up over 100 steps, and was stepped 8 times in the 800 of the run"
+    assert found.explanation.startswith("LambdaLR counts")
+    assert found.explanation.endswith("It is to reach 0.05.")
+    assert found.evidence[0].limit == 20.0
+
+
+@pytest.mark.parametrize(("calls", "fires"), [(0, False), (1, True), (19, True), (20, False), (800, False)])
+def test_how_far_it_warmed_up(calls, fires):
+    assert bool(judged(warming(calls=calls))) is fires
+
+
+@pytest.mark.parametrize(("top", "fires"), [(19.0, False), (20.0, True), (800.0, True), (801.0, False)])
+def test_it_was_to_be_warm_within_the_run(top, fires):
+    assert bool(judged(warming(top, calls=3))) is fires
+
+
+def test_calls_are_few_beside_the_steps_too():
+    assert judged(warming(100.0, steps=100, calls=19)) != []
+    assert judged(warming(95.0, steps=96, calls=19)) == []
+
+
+def test_a_warm_up_that_is_part_of_a_schedule():
+    assert len(judged(warming(kind="LinearLR", inner=2))) == 1
+    assert judged(warming(kind="LinearLR", inner=2, events=2)) == []
+    several = warming()
+    several.recording.counts["scheduler built"] = 2
+    assert judged(several) == []
+    assert judged(warming(ended="stopped after 200 steps")) == []
