@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from netdoctor.capture import linear_chains
 from netdoctor.capture.moving import moving_target
 from netdoctor.capture.naming import SEPARATOR
 from netdoctor.capture.observer import Observer
@@ -104,6 +105,7 @@ def _late_events(observer: Observer, training: TrainingTaps, display: dict[str, 
     unfrozen = observer.containment.run("unfrozen", lambda: list(training.stepped_on.unfrozen.events(display)))
     stale = observer.evaluation.norms.source
     found = [] if stale is None else [Event(observer.step, "stale norms", source=stale)]
+    found += [Event(0, linear_chains.KIND, f"{display.get(a, a)}\n{display.get(b, b)}") for a, b in training.linear]
     return [*(flags or ()), *(norms or ()), *(unfrozen or ()), *found]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor.capture import carried, norms, schedules, statistics, strangers, unseen
+from netdoctor.capture import carried, linear_chains, norms, schedules, statistics, strangers, unseen
 from netdoctor.capture.cleared import Cleared
 from netdoctor.capture.containment import Containment
 from netdoctor.capture.flags import ModuleFlags
@@ -52,6 +52,7 @@ class TrainingTaps:
         self._zeroed = False  # zero_grad ran since the last backward
         self._thrown_away = 0  # how often gradients were cleared that no optimizer had used
         self.schedulers = 0  # how many were built
+        self.linear: list[tuple[str, str]] = []  # matrices that follow one another
         self._by_itself = False  # the loop updates its weights without a torch optimizer, or not at all
         self._at = 0  # the step that `_backwards` counts in
         self._position: Position = ("", 0)  # of the last backward call
@@ -178,6 +179,8 @@ class TrainingTaps:
         graph = self._observer.graph
         most = 2 * GRAPHS if self._observer.program.renewed else GRAPHS
         if graph is not None and self._observer.detailed and len(self._observer.graphs) < most:
+            if not self._observer.graphs:
+                self.linear = linear_chains.told(loss, self._observer.names.parameter_key)
             self._observer.graphs.append(graph.finish(loss, self._observer.names.parameter_key, self._observer.step))
             self._observer.renewed = 0
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from netdoctor.checks.loss.comparisons import RESHAPES
 from netdoctor.graph import Operation, StepGraph
+from netdoctor.recording import Recording
 
+KIND = "linear pair"  # of the events: two names of parameters, a line each
 LINEAR = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 TRANSPARENT = RESHAPES | {"dropout", "dropout1d", "dropout2d"}
 Pair = tuple[Operation, Operation]
@@ -44,6 +46,15 @@ def _width(graph: StepGraph, operation: Operation) -> tuple[int, int]:
     """Inputs and outputs of a layer, in channels."""
     shape = graph.values[operation.inputs[1]].shape
     return (shape[1], shape[0]) if len(shape) > 1 else (max((*shape, 1)), 1)  # a product with a vector
+
+
+def matrices(recording: Recording, graph: StepGraph) -> list[tuple[str, str]]:
+    """The pairs of matrices that follow one another in autograd's graph, and that no module was seen to use."""
+    used = {
+        graph.values[value].name for operation in graph.operations if operation.inside for value in operation.inputs
+    }
+    pairs = [event.detail.split("\n") for event in recording.events if event.kind == KIND]
+    return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2 and used.isdisjoint(pair)]
 
 
 def all_linear(graph: StepGraph) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.loss.comparisons import graphs, line
 from netdoctor.checks.signal import outcome
-from netdoctor.checks.structure.linear_pairs import LINEAR, Pair, all_linear, following
+from netdoctor.checks.structure.linear_pairs import LINEAR, Pair, all_linear, following, matrices
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.graph import StepGraph
 from netdoctor.recording import Recording, spoken
@@ -23,8 +23,9 @@ class MissingNonlinearity(Check):
     Why it hurts: the model is shallower than it looks; without any activation it is a linear model.
     How it is decided: on the operations of the captured step. The output of a linear or convolution layer goes into
     another one of the same part of the model, dropout and reshapes aside, and nowhere else, and is no narrower than
-    what it connects. A warning for two such pairs, for a model without any activation, or where training is hurt; else
-    advice.
+    what it connects. Matrices that no module was seen to use (torch.func, plain tensors) are judged by autograd's graph
+    in the same way: nothing but a bias between two products. A warning for two such pairs, for a model without any
+    activation, or where training is hurt; else advice.
     When it stays silent: low-rank factorisations, whose middle is narrower; depthwise-separable and one-dimensional
     kernels; attention's projections; residual branches; embeddings; heads on top of another model.
     Fix: an activation between them.
@@ -43,6 +44,24 @@ class MissingNonlinearity(Check):
             pairs = [pair for operation in graph.named(LINEAR) if (pair := following(graph, operation)) is not None]
             if pairs:
                 yield self._finding(recording, graph, pairs)
+            elif unseen := matrices(recording, graph):
+                yield self._of_matrices(recording, unseen)
+
+    def _of_matrices(self, recording: Recording, pairs: list[tuple[str, str]]) -> Finding:
+        harmful = len(pairs) >= self.pairs or outcome.hurt(judge(recording))
+        (first, second), more = pairs[0], f", and {len(pairs) - 1} more such pairs" if len(pairs) > 1 else ""
+        return Finding(
+            self.name,
+            f"no activation between the products with {first} and {second}{more}",
+            Severity.WARNING if harmful else Severity.ADVICE,
+            "Two matrices in a row can do no more than one. This is read off what backward goes through, since the "
+            "operations themselves run outside of any module or inside of torch.func.",
+            Location(first, step=0),
+            (Evidence("pairs of matrices without an activation", len(pairs), ">", 0.0),),
+            (Fix("activation", f"Put one between {first} and {second}.", "x = torch.tanh(x)", Reach.MODEL),),
+            first_step=0,
+            places=tuple(one for one, _ in pairs),
+        )
 
     def _finding(self, recording: Recording, graph: StepGraph, pairs: list[Pair]) -> Finding:
         first, second = pairs[0]

@@ -11,6 +11,7 @@ from netdoctor.checks.structure.frozen_by_mistake import FrozenByMistake
 from netdoctor.checks.structure.missing_nonlinearity import MissingNonlinearity
 from netdoctor.checks.structure.wrong_reshape import WrongReshape
 from netdoctor.finding import Severity
+from netdoctor.recording import Event
 from tests.checks.structure.models import BATCH, Model, judged
 
 
@@ -114,6 +115,33 @@ def test_three_readers_of_one_layer_are_queries_keys_and_values():
     query, key = build.run(hidden, "net.1"), build.run(hidden, "net.2")
     build.compare(build.operation("mul", query, key))
     assert judged(MissingNonlinearity(), build) == []
+
+
+def of_matrices(*pairs: str, used: str = "", loss: float = 0.1) -> Model:
+    """A training that learns, whose autograd graph has these pairs of matrices."""
+    build = Model().loss(lambda step: 2.3 * 0.9**step + loss).stepping()
+    value = build.value((BATCH, 16))
+    build.recording.events += [Event(0, "linear pair", "\n".join(pair)) for pair in pairs]
+    if used:
+        value = build.operation("matmul", value, build.weight(used), module="net")
+    return build.compare(build.operation("tanh", value))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "used", "severities"),
+    [
+        ((), "", []),
+        (("ab",), "", [Severity.ADVICE]),
+        (("ab", "bc"), "", [Severity.WARNING]),
+        (("ab", "bc"), "b", []),  # seen in a module: judged by its operations
+        (("ab", "bc"), "c", [Severity.ADVICE]),
+    ],
+)
+def test_matrices_that_no_module_was_seen_to_use(pairs, used, severities):
+    found = judged(MissingNonlinearity(), of_matrices(*pairs, used=used))
+    assert [finding.severity for finding in found] == severities
+    for finding in found:
+        assert finding.title.startswith("no activation between the products with a and b")
 
 
 def reshaped(given: tuple[int, ...], made: tuple[int, ...], name: str = "view", text: str = "") -> Model:
