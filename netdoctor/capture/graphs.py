@@ -66,7 +66,7 @@ class GraphBuilder:
     def _enter(self, tensor: Tensor, parameter_name: Any) -> int:
         known = self.value_of(tensor)
         if known is not None:
-            if version(tensor) != self._versions[known]:
+            if _version(tensor) != self._versions[known]:
                 self._rewritten.add(known)
             return known
         name = parameter_name(tensor)
@@ -78,7 +78,7 @@ class GraphBuilder:
         index = len(self._values)
         self._values.append(_facts(tensor, index, origin, producer, name, trained))
         self._known[id(tensor)] = (weakref.ref(tensor), index)
-        self._versions[index] = version(tensor)
+        self._versions[index] = _version(tensor)
         return index
 
     def add(self, operation: Operation, result: Any, call: Call | None = None) -> None:
@@ -129,6 +129,11 @@ class GraphBuilder:
         operations, values = list(self._operations), list(self._values)
         taken, rewritten = tuple(sorted(self._taken)), tuple(sorted(self._rewritten))
         return StepGraph(operations, values, number, step, self._draws.seen(), taken, rewritten)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place; of a weight that is no matter, and one without a shape does not say."""
+    return 0 if tensor.is_leaf and tensor.requires_grad else version(tensor)
 
 
 def scalar_attributes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Scalar]:
