@@ -90,6 +90,8 @@ def test_what_is_not_drawn_from_the_model_is_none(loss_of):
             1, torch.multinomial(out.softmax(1), 1)
         ),  # of another distribution
         lambda out: out.gather(1, torch.multinomial(out.softmax(1), 1)),  # not normalised
+        # All alike, as of a policy that is still blank: a constant more or less would make a log-probability of any constant.
+        lambda out: (0 * out).gather(1, torch.multinomial((0 * out).softmax(1), 1)) + 2.0,
         lambda out: (out.detach() + torch.bernoulli(out.sigmoid())) * out,
         lambda out: F.log_softmax(out, 1).detach().gather(1, torch.multinomial(out.softmax(1), 1)) + out,
     ],

@@ -97,16 +97,21 @@ def test_nothing_that_was_carried_out_is_known():
 
 
 def test_numbers_that_differ_from_term_to_term_are_weights():
-    def judged(second: float) -> list:
-        loop = Loop()
+    def judged(second: float, carried: bool = True, read: bool = False) -> list:
+        loop = Loop(carried)
         terms = []
         for weight in (0.5, second):
-            log_prob = loop.log_prob(loop.draw(5))
+            drawn = loop.draw(5)
+            log_prob = loop.log_prob(drawn)
+            if read:
+                loop.leave("numpy", drawn)
             terms.append(loop.operation("mul", log_prob, **{"1": weight}))
         return loop.judged(loop.operation("sum", loop.operation("stack", *terms, shape=(2, 8)), shape=()))
 
     assert judged(0.5) == []
     assert [found.evidence[0].measured for found in judged(0.7)] == [2]
+    assert judged(0.7, carried=False) == []  # when such a number came to be is not known
+    assert judged(0.7, read=True) == []
 
 
 def before(make) -> list:
