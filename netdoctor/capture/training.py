@@ -67,9 +67,7 @@ class TrainingTaps:
         self._cleared = Cleared(observer.recorder, self.optimizers)
         self._renewal = Renewal(observer)
         self._modes = Modes(observer)
-        self._positions: dict[
-            Event, tuple[Position, str, SourceLine | None]
-        ] = {}  # of backward calls, by where they are made
+        self._positions: dict[Event, tuple[Position, str, SourceLine | None]] = {}  # of backward calls, by their places
         observer.on_leave = self._left_pattern
         self._fresh = True  # the running backward started from clean gradients
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from netdoctor.checks.loss.label_range import LabelRange
@@ -59,6 +61,19 @@ def test_argmax_of_several_labels(per_sample, classes, fires):
     found = judged(WrongLoss(), step)
     assert [f.fixes[0].code for f in found] == (["loss = F.binary_cross_entropy_with_logits(z, y)"] if fires else [])
     assert [f.location.text for f in found] == ([text] if fires else [])
+
+
+@pytest.mark.parametrize(("rows", "fires"), [(BATCH, False), (10 * BATCH, True)])
+def test_a_table_that_the_step_makes_is_a_search(rows, fires):
+    """(tokens == asked).argmax(1) is the first place of a token; rows of a larger table are data, however that was made."""
+    step = Step()
+    tokens = step.numbers((rows, CLASSES), 0, 20, integral=True)
+    equal = step.then("eq", tokens, shape=(rows, CLASSES))
+    taken = step.then("getitem", equal, shape=(BATCH, CLASSES))
+    step.recording.graph.values[taken] = replace(step.recording.graph.values[taken], integral=True, mean=0.3)
+    picked = step.then("argmax", taken, 0, CLASSES - 1, shape=(BATCH,))
+    step.loss_of("cross_entropy", step.scores(), picked, "loss = F.cross_entropy(z, y)")
+    assert bool(judged(WrongLoss(), step)) is fires
 
 
 @pytest.mark.parametrize(
