@@ -229,8 +229,7 @@ def _assignment(owner: type, attribute: str) -> SourceLine | None:
     if owner not in _sources:  # parsing a file takes long, and a model may have thousands of modules of one class
         _sources[owner] = _source_of(owner)
     file, lines, first = _sources[owner]
-    pattern = re.compile(rf"\bself\.{re.escape(attribute)}\s*(:[^=]+)?=")
     for offset, text in enumerate(lines):
-        if pattern.search(text):
+        if f"self.{attribute}" in text and re.search(rf"\bself\.{re.escape(attribute)}\s*(:[^=]+)?=", text):
             return SourceLine(file, first + offset, text.strip())
     return None

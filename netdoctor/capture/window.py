@@ -42,7 +42,8 @@ class Window:
             return
         self.modules[id(module)] = module
         self.modules.setdefault(id(top), top)
-        for tensor in [*top.parameters(), *top.buffers(), *module.parameters(), *module.buffers()]:
+        held = [*top.parameters(), *top.buffers()]
+        for tensor in held if module is top else [*held, *module.parameters(), *module.buffers()]:
             self.snapshot(tensor, again)
 
     def snapshot(self, tensor: Tensor, again: bool = False) -> None:

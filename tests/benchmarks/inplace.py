@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from torch import nn
+
 import netdoctor
 from netdoctor.capture.operations import OperationMode
 
@@ -27,7 +29,8 @@ class Clock:
     """Seconds of CPU time inside of netdoctor. `originals`: the functions of torch that netdoctor's stand in the place of."""
 
     def __init__(self, originals: Iterable[Any]) -> None:
-        self._theirs = {code for function in originals if (code := getattr(function, "__code__", None)) is not None}
+        given = [*originals, nn.Module._call_impl]  # which netdoctor calls by itself where nothing stands between
+        self._theirs = {code for function in given if (code := getattr(function, "__code__", None)) is not None}
         self._told = (0.0, 0.0)
         self._told = tuple(self._cost(work, at) for at, work in enumerate((_python_calls, _calls_of_c)))
         self._reset()
