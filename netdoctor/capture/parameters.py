@@ -31,7 +31,6 @@ class _Probe:
     weight_site: Site
     gradient_site: Site
     plain: bool  # a dense float32 parameter of torch's own kind on the CPU: its values need no further look
-    vector: bool  # such a one, measured along with the others of its kind: a call for each costs more than all of them at once
     told_apart: bool = False  # once its gradient was not zero, rows that are alike have shown
     view: Tensor | None = None
 
@@ -52,6 +51,11 @@ def site_of(names: ModuleNames, parameter: Tensor, role: Role) -> Site:
 def _is_plain(parameter: Tensor) -> bool:
     """Whether a parameter is as most are."""
     return parameter.dtype is torch.float32 and parameter.is_cpu and type(parameter) is torch.nn.Parameter
+
+
+def _is_vector(values: Tensor) -> bool:
+    """Whether it is measured along with the others of its kind: a call for each would cost more than all of them at once."""
+    return values.dim() == 1 and values.dtype is torch.float32 and values.is_cpu and values.numel() <= many.SMALL
 
 
 def _past(probe: _Probe) -> many.Past:
@@ -100,7 +104,7 @@ class ParameterRecorder:
 
     def _measure_gradients(self, found: list[tuple[_Probe, Tensor]]) -> None:
         recorder, first = self._recorder, self._recorder.step < FIRST_STEPS
-        vectors = [(probe, values) for probe, values in found if probe.vector]
+        vectors = [(probe, values) for probe, values in found if _is_vector(values)]
         weights = [(probe, values) for probe, values in found if values.dim() >= 2]
         same = [(probe, values) for probe, values in weights if values.dtype is torch.float32 and values.is_cpu]
         if vectors:
@@ -132,7 +136,7 @@ class ParameterRecorder:
             values = None if probe is None else probe.values(parameter)
             if probe is None or values is None:
                 continue
-            if probe.vector:  # of a bias its mean matters too
+            if _is_vector(values):  # of a bias its mean matters too
                 small.append((probe, values))
             elif values.dim() < 2:
                 recorder.put_moments_in(probe.weight, values)
@@ -219,5 +223,4 @@ class ParameterRecorder:
             weight,
             gradient,
             plain,
-            plain and parameter.dim() == 1 and parameter.numel() <= many.SMALL,
         )
