@@ -19,6 +19,7 @@ _ALONG = RESHAPES | {"mean", "sum", "nanmean", "nansum", "neg", "negative"}
 _LISTS = frozenset({"stack", "cat", "concat", "concatenate", "hstack"})
 _NUMBERS = frozenset({"item", "float", "__float__", "tolist"})
 EQUAL = 1e-5  # relative, of a number in single precision that was read by `.item()`
+EXACT = 1e-9  # of its product with a coefficient, in double precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +202,19 @@ class _Sum:
                 continue
             value = self._values[operation.inputs[0]]
             numbers = [v for v in joins.attributes.values() if isinstance(v, float) and v != 0]
-            same = any(math.isclose(v, value.mean, rel_tol=EQUAL) for v in numbers)
+            same = any(_weighed(v, value.mean) for v in numbers)
             here = (operation.file, operation.line) == (joins.file, joins.line)
             if value.requires_grad and value.index not in self._live and numbers and (same or here):
                 return operation
         return None
+
+
+def _weighed(number: float, read: float) -> bool:
+    """Whether a number is one that was read, or that times a coefficient as people write them: of three digits at most.
+
+    Python multiplies in double precision, so that anything else comes near such a coefficient once in a million times.
+    """
+    if math.isclose(number, read, rel_tol=EQUAL):
+        return True
+    ratio = number / read if read else math.nan
+    return math.isclose(ratio, float(f"{ratio:.3g}"), rel_tol=EXACT)

@@ -71,14 +71,24 @@ def numbered(number: float, line: int = 11, live: bool = False) -> Model:
     return ended(build, loss, **{"1": number})
 
 
-@pytest.mark.parametrize("build", [numbered(0.25), numbered(0.025, line=12)])
+@pytest.mark.parametrize(
+    "build", [numbered(0.25), numbered(0.025, line=12), numbered(0.25 * 0.5), numbered(0.25 * 1.23e-4)]
+)
 def test_a_number_of_an_item(build):
     (found,) = judged(TermWithoutGradient(), build)
     assert found.location.line == 12
     assert ".item()" in found.title
 
 
-@pytest.mark.parametrize("build", [numbered(0.025), numbered(0.0, line=12), numbered(0.25, line=12, live=True)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        numbered(0.25 * 0.1234),
+        numbered(0.25 * (0.5 + 1e-8)),
+        numbered(0.0, line=12),
+        numbered(0.25, line=12, live=True),
+    ],
+)
 def test_other_numbers(build):
     assert judged(TermWithoutGradient(), build) == []
 
