@@ -212,9 +212,12 @@ class _Sum:
 def _weighed(number: float, read: float) -> bool:
     """Whether a number is one that was read, or that times a coefficient as people write them: of three digits at most.
 
-    Python multiplies in double precision, so that anything else comes near such a coefficient once in a million times.
+    Python multiplies in double precision, so that anything else comes near such a coefficient once in half a million times. A
+    number that is itself written with three digits (`1.0 - dice`) tells nothing: it may stand in the code.
     """
-    if math.isclose(number, read, rel_tol=EQUAL):
-        return True
     ratio = number / read if read else math.nan
-    return math.isclose(ratio, float(f"{ratio:.3g}"), rel_tol=EXACT)
+    return not _written(number) and (math.isclose(number, read, rel_tol=EQUAL) or _written(ratio))
+
+
+def _written(number: float) -> bool:
+    return math.isclose(number, float(f"{number:.3g}"), rel_tol=EXACT)

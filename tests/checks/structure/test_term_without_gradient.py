@@ -64,15 +64,18 @@ def test_a_detached_term_is_warned_of_with_its_line():
     assert (found.severity, found.fixes[0].code) == (Severity.WARNING, "size = h.abs().mean()")
 
 
-def numbered(number: float, line: int = 11, live: bool = False) -> Model:
+READ = 0.2537
+
+
+def numbered(number: float, line: int = 11, live: bool = False, mean: float = READ) -> Model:
     build, out, loss = begun()
-    size = loss if live else build.operation("mean", out, shape=(), line=11, out={"mean": 0.25})
+    size = loss if live else build.operation("mean", out, shape=(), line=11, out={"mean": mean})
     build.operation("item", size, shape=(), line=line, text="loss = ce + size.item()", out=DEAD)
     return ended(build, loss, **{"1": number})
 
 
 @pytest.mark.parametrize(
-    "build", [numbered(0.25), numbered(0.025, line=12), numbered(0.25 * 0.5), numbered(0.25 * 1.23e-4)]
+    "build", [numbered(READ), numbered(0.025, line=12), numbered(READ * 0.5), numbered(READ * 1.23e-4)]
 )
 def test_a_number_of_an_item(build):
     (found,) = judged(TermWithoutGradient(), build)
@@ -83,10 +86,12 @@ def test_a_number_of_an_item(build):
 @pytest.mark.parametrize(
     "build",
     [
-        numbered(0.25 * 0.1234),
-        numbered(0.25 * (0.5 + 1e-8)),
+        numbered(READ * 0.1234),
+        numbered(READ * (0.5 + 1e-8)),
         numbered(0.0, line=12),
-        numbered(0.25, line=12, live=True),
+        numbered(1.0, mean=1.0),
+        numbered(0.5, mean=2.0),
+        numbered(READ, line=12, live=True),
     ],
 )
 def test_other_numbers(build):
