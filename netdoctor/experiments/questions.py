@@ -13,8 +13,8 @@ from netdoctor.experiments import (
     curvature,
     custom_backward,
     determinism,
-    draws,
     final,
+    last_batch,
     leakage,
     offsets,
     redundancy,
@@ -31,7 +31,7 @@ from netdoctor.recording import Arm, Fault, Recording
 Look = Callable[[Recording, TrainingStep, Budget], dict[str, Arm]]
 QUESTIONS: dict[str, Look] = {
     "the model as trained, on the captured batches": final.outcome,
-    "running statistics of single batches": draws.look,
+    "running statistics of single batches": last_batch.look,
     "the same batch twice in evaluation mode": determinism.repeat,
     "the same sample in other company": leakage.leakage,
     "inputs that are the target": copying.look,

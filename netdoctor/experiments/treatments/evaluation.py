@@ -15,7 +15,7 @@ from netdoctor.capture.functions import function_name
 from netdoctor.capture.step import Replay
 from netdoctor.capture.tape import Entry
 from netdoctor.checks.structure import running_statistics
-from netdoctor.experiments import company, draws
+from netdoctor.experiments import company, last_batch
 from netdoctor.experiments.determinism import ATTENTION, DROPOUTS, two_passes
 from netdoctor.experiments.final import batches, drift_of, frozen_norms, switched, without_graph
 from netdoctor.experiments.sandbox import Budget
@@ -83,7 +83,7 @@ def new_statistics(_: Case) -> Treatment:
     """Running statistics taken anew from the captured batches, as `torch.optim.swa_utils.update_bn` does."""
 
     def apply(bench: Bench) -> None:
-        draws.averaged(bench.sandbox.copies, list(_norms(bench)), bench.iterations)
+        last_batch.averaged(bench.sandbox.copies, list(_norms(bench)), bench.iterations)
         bench.notes.append("running statistics taken anew from the captured batches")
 
     quantity = "of what training gained, lost in evaluation mode"
@@ -98,26 +98,26 @@ def _norms(bench: Bench) -> Iterator[_BatchNorm]:
 def replay_all(bench: Bench) -> None:
     """One forward pass over all captured batches, in the modes that they were captured in."""
     for iteration in bench.iterations:
-        draws.passed(bench.sandbox.copies, iteration)
+        last_batch.passed(bench.sandbox.copies, iteration)
 
 
 def smaller_momentum(case: Case) -> Treatment | None:
     """Running statistics as a small momentum leaves them: the average over many batches, to which the last one adds little."""
-    norms = list(draws.hasty_norms(case.step).values())
+    norms = list(last_batch.hasty_norms(case.step).values())
     if not norms:
         return None
-    size, untrained = draws.samples(case.recording, case.step), running_statistics.untrained(case.recording)
+    size, untrained = last_batch.samples(case.recording, case.step), running_statistics.untrained(case.recording)
     untrained = untrained if np.isfinite(untrained) else case.step.iterations[0].backwards[0].value
 
     def apply(bench: Bench) -> None:
         copied = [copy for copy in map(bench.copy_of, norms) if isinstance(copy, _BatchNorm)]
-        draws.averaged(bench.sandbox.copies, copied, bench.iterations)
+        last_batch.averaged(bench.sandbox.copies, copied, bench.iterations)
         for norm in copied:
             norm.momentum = running_statistics.smaller(norm.momentum or 0.0, case.recording.steps)
         bench.notes.append("running statistics averaged over the captured batches")
 
     def lost(bench: Bench) -> float:
-        found = draws.draw(bench.sandbox.copies, bench.sandbox.step, size, Budget(bench.seconds))
+        found = last_batch.draw(bench.sandbox.copies, bench.sandbox.step, size, Budget(bench.seconds))
         gained = untrained - found.averaged
         return 100 * (float(np.mean(found.losses)) - found.averaged) / gained if gained > 0 else float("nan")
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from netdoctor.checks.structure.running_statistics import DRAWS
-from netdoctor.experiments import draws
+from netdoctor.experiments import last_batch
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.recording import Arm, Recording
 from tests.experiments.capturing import captured, fit
@@ -31,7 +31,7 @@ def trained(momentum: float | None, **options: float) -> tuple[nn.Sequential, di
     model = network(momentum)
     step = fit(model, F.cross_entropy, X, Y, steps=STEPS, size=SIZE)
     before = copy.deepcopy(model.state_dict())
-    arms = draws.look(Recording(facts=dict(options)), step, Budget(30))
+    arms = last_batch.look(Recording(facts=dict(options)), step, Budget(30))
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
     return model, arms
 
@@ -81,7 +81,7 @@ def test_losses_against_each_other_are_left_alone() -> None:
 def test_a_norm_that_the_training_runs_in_evaluation_mode_is_left_alone() -> None:
     model = network(0.99)
     model[1].eval()
-    assert draws.look(Recording(), fit(model, F.cross_entropy, X, Y, steps=STEPS, size=SIZE), Budget(30)) == {}
+    assert last_batch.look(Recording(), fit(model, F.cross_entropy, X, Y, steps=STEPS, size=SIZE), Budget(30)) == {}
 
 
 @pytest.mark.parametrize("anew", [False, True])
@@ -98,7 +98,7 @@ def test_statistics_that_were_taken_anew_are_near_the_average(anew: bool) -> Non
         if anew:
             torch.optim.swa_utils.update_bn([X[i : i + SIZE] for i in range(0, len(X), SIZE)], model)
 
-    arm = draws.look(Recording(), captured(train), Budget(30))[DRAWS]
+    arm = last_batch.look(Recording(), captured(train), Budget(30))[DRAWS]
     assert (float(arm.facts["apart"]) < 0.33) is anew
 
 
@@ -121,7 +121,7 @@ def test_several_losses_in_a_step(shared: bool) -> None:
                     F.cross_entropy(model(X[half]), Y[half]).backward()
             optimizer.step()
 
-    arm = draws.look(Recording(), captured(train), Budget(30))[DRAWS]
+    arm = last_batch.look(Recording(), captured(train), Budget(30))[DRAWS]
     if shared:
         assert arm.losses.tolist() == pytest.approx(by_hand(model, SIZE)[0], rel=1e-4)
     assert arm.failure == ""
@@ -129,4 +129,4 @@ def test_several_losses_in_a_step(shared: bool) -> None:
 
 def test_without_time_there_is_no_answer() -> None:
     step = fit(network(0.9), F.cross_entropy, X, Y, steps=STEPS, size=SIZE)
-    assert "time" in draws.look(Recording(), step, Budget(0))[DRAWS].failure
+    assert "time" in last_batch.look(Recording(), step, Budget(0))[DRAWS].failure
