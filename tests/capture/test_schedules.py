@@ -19,6 +19,7 @@ from tests.capture.observing import observing
 
 LENGTH = 40
 ASKED: list[int] = []
+CALLS = 0
 
 
 class Config:
@@ -61,6 +62,12 @@ def logs(step: int) -> float:
     return min(1.0, step / 50)
 
 
+def counts(step: int) -> float:
+    global CALLS
+    CALLS = CALLS + 1
+    return min(1.0, step / 50)
+
+
 @pytest.mark.parametrize(
     ("factor", "calls", "rate"),
     [
@@ -69,6 +76,7 @@ def logs(step: int) -> float:
         (lambda step: 2 * min((step + 1) ** -0.5, (step + 1) * 100**-1.5), 99, 0.02),
         (lambda step: float(np.minimum(step / 25, 1)), 25, 0.1),
         (lambda step: min(1, step // 10 / 5), 50, 0.1),  # in stairs
+        (lambda step: step % 30 * (1 + step // 30) / 30, 29, 0.1 * 29 / 30),  # it falls, and rises higher later
         (partial(warm, length=50), 50, 0.1),
         (enclosed(20), 20, 0.1 * 0.5 * (1 + math.cos(math.pi * 0.02))),
         (Trainer().factor, 29, 0.1),
@@ -90,6 +98,7 @@ def test_one_that_does_not_rise_or_never_stops(factor: Callable[[int], float]) -
     "factor",
     [
         logs,
+        counts,
         Trainer().remembers,
         Trainer().asks,
         lambda step: ASKED.append(step) or min(1.0, step / 50),
