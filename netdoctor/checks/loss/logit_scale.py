@@ -14,7 +14,7 @@ from netdoctor.checks.signal.initialisation import expression
 from netdoctor.graph import Operation, StepGraph
 from netdoctor.recording import Recording, SourceLine
 
-USUAL = 1 / 0.07  # CLIP's first scale
+USUAL, LARGEST = 1 / 0.07, 100.0  # CLIP's first scale, and where it clips it
 _PRODUCTS = frozenset({"matmul", "bmm", "mm", "einsum", "linear"})
 _TIMES = frozenset({"mul", "rmul", "imul", "multiply"})
 _OVER = frozenset({"div", "truediv", "idiv", "divide", "true_divide"})
@@ -97,16 +97,21 @@ def _parameter(graph: StepGraph, value: int) -> tuple[int | None, bool]:
     return (value if graph.values[value].origin == "parameter" else None), exponentiated
 
 
+def wanted(found: LogitScale) -> float:
+    """The factor that the fix begins with: what was exponentiated by mistake, where that is a usual scale; else CLIP's first."""
+    return found.value if found.exponentiated and 1 < found.value <= LARGEST else USUAL
+
+
 def smaller(recording: Recording, found: LogitScale) -> tuple[str, str]:
     """What to do about it in one sentence, and the line."""
     if not found.parameter:
         return "Take a factor of about 14 (a temperature of 0.07), or less.", f"logits = {USUAL:.3g} * scores"
-    start = f"{math.log(USUAL):.3g}" if found.exponentiated else f"{USUAL:.3g}"
+    start = f"{math.log(wanted(found)):.3g}" if found.exponentiated else f"{USUAL:.3g}"
     code = f"torch.nn.init.constant_({expression(recording, found.parameter)}, {start})"
     if not found.exponentiated:
         return "Start with a smaller scale.", code
     source = found.made()
-    logarithm = None if source is None or not 1 < found.value <= 100 else rewrite_where(source.text, _logarithm)
+    logarithm = rewrite_where(source.text, _logarithm) if source is not None and wanted(found) == found.value else None
     return "Store the logarithm of the scale, as it is exponentiated.", logarithm or code
 
 

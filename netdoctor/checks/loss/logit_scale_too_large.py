@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from netdoctor.check import Check
 from netdoctor.checks.loss.beginnings import steps_until
 from netdoctor.checks.loss.comparisons import width
-from netdoctor.checks.loss.logit_scale import LogitScale, largest_scale, smaller
+from netdoctor.checks.loss.logit_scale import LARGEST, LogitScale, largest_scale, smaller
 from netdoctor.checks.loss.symptoms import NO_LEARNING
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
@@ -25,7 +25,7 @@ class LogitScaleTooLarge(Check):
     the largest logit of each row is moved, and by steps that the other samples undo.
     How it is decided: in the first step, a factor above 100 stands between the model and a plain cross-entropy of C
     classes, whose value is at least 10 ln C and most of the loss; and the run takes 8 steps and a tenth of it, or more, to
-    get below ln C. An error where it never does. A copy is trained with logits of standard deviation 1.
+    get below ln C. An error where it never does. A copy is trained with the factor of the fix.
     When it stays silent: scales up to 100, as margins on normalised features have (30 to 64); loaded weights; small
     outputs that need the factor; weighted or summed losses; a start that is left behind in a few steps.
     Fix: store the logarithm of what is exponentiated; begin at 1/0.07.
@@ -35,7 +35,7 @@ class LogitScaleTooLarge(Check):
     name = "logit-scale-too-large"
     explains = NO_LEARNING | {"exploding-gradients", "saturated-activation"}
 
-    scale: float = 100.0  # where CLIP clips it
+    scale: float = LARGEST  # where CLIP clips it
     ratio: float = 10.0  # of the first loss: He's initialisation of a last layer makes up to 1.5
     steps: int = 8
     share: float = 0.1  # of the run

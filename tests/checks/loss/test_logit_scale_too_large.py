@@ -4,9 +4,12 @@ import math
 
 import pytest
 
+from netdoctor.checks.loss.comparisons import comparisons
+from netdoctor.checks.loss.logit_scale import USUAL, LogitScale, wanted
 from netdoctor.checks.loss.logit_scale_too_large import LogitScaleTooLarge
 from netdoctor.finding import Finding, Severity
 from tests.checks.builders import Builder, Curve
+from tests.checks.loss.steps import Step
 
 N, CHANCE = 32, math.log(32)
 BORN = "self.logit_scale = nn.Parameter(torch.tensor(1 / temperature))"
@@ -97,3 +100,15 @@ def test_a_factor_of_what_a_layer_reads_is_no_scale_of_the_logits():
     logits = build.operation("linear", x, build.weight("head.weight", (10, 8)), shape=(N, 10))
     build.backward(build.operation("cross_entropy", logits, build.value((N,), "int64"), shape=(), out={"mean": 1000.0}))
     assert judged(build) == []
+
+
+@pytest.mark.parametrize(
+    ("exponentiated", "value", "begins"),
+    [(True, 1.0, USUAL), (True, 1.01, 1.01), (True, 100.0, 100.0), (True, 100.1, USUAL), (False, 50.0, USUAL)],
+)
+def test_the_factor_that_fix_and_trial_begin_with(exponentiated, value, begins):
+    """What was to be the scale, and was exponentiated, if it is a usual one; the trial multiplies by the same."""
+    step = Step()
+    pair = next(comparisons(step.loss_of("cross_entropy", step.scores(), step.labels()).done()))
+    found = LogitScale(pair, pair.operation, 1e6, "scale", exponentiated, value)
+    assert wanted(found) == begins
