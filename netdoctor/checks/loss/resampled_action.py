@@ -69,7 +69,7 @@ class ResampledAction(Check):
             says,
             Location.at(source, None, "log_prob", step=term.graph.step),
             (Evidence("log-probabilities of draws that their weight cannot depend on", float(term.count), "≥", 1.0),),
-            (Fix("log-prob-of-action", "Take it of the action that was carried out.", _code(term), Reach.RUN),),
+            (Fix("log-prob-of-action", "Use the action that was carried out.", _code(term), Reach.RUN),),
             first_step=term.graph.step,
             share=1.0,
         )
