@@ -7,8 +7,8 @@ What is changed in place meanwhile cannot be told any more: an output is held on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,17 +41,10 @@ class Probe:
     stays: bool | None = None  # its output is not changed in place before the backward call; None: not known
 
 
-@dataclass(slots=True)
-class _Held:
-    """A tensor that is still to be measured, and how often it had been changed in place when it came."""
-
-    to: Any  # the probe of an output, the rows of a gradient
-    values: Tensor
-    version: int
-
-    @property
-    def whole(self) -> bool:
-        return self.values._version == self.version
+# A tensor that is still to be measured: the probe of an output or the rows of a gradient, its values, and how often it had been
+# changed in place when it came.
+_HeldOutput = tuple[Probe, Tensor, int]
+_HeldGradient = tuple[MomentRows, Tensor, int]
 
 
 @dataclass(slots=True)
@@ -59,9 +52,9 @@ class OutputRecorder:
     """Measures outputs of layers, and gradients with respect to them, for the recorder."""
 
     recorder: Recorder
-    _outputs: list[_Held] = field(default_factory=list)
-    _asked: list[_Held] = field(default_factory=list)  # measured already; do they stay as they are?
-    _gradients: list[_Held] = field(default_factory=list)
+    _outputs: list[_HeldOutput] = field(default_factory=list)
+    _asked: list[_HeldOutput] = field(default_factory=list)  # measured already; do they stay as they are?
+    _gradients: list[_HeldGradient] = field(default_factory=list)
     _numbers: int = 0
 
     def forget(self) -> None:
@@ -70,24 +63,27 @@ class OutputRecorder:
 
     def output(self, probe: Probe, output: Tensor) -> None:
         """A layer gave this."""
-        values = statistics.floats(output)
+        values = output.detach() if _is_plain(output) else statistics.floats(output)
         if values is None:
             return
         if probe.stays and self._may_hold(values):
-            self._outputs.append(_Held(probe, values, values._version))
+            self._outputs.append((probe, values, values._version))
         else:
             if probe.stays is None and self._may_hold(values):
-                self._asked.append(_Held(probe, values, values._version))
+                self._asked.append((probe, values, values._version))
             self._measure(probe, values)
-        if output.requires_grad and output.grad_fn is not None:
-            self._follow_gradient(probe.gradients, output)
+        if output.requires_grad and (node := output.grad_fn) is not None:
+            # On the node that made it: half the cost of a hook on the tensor, and it stays right when the tensor is changed in
+            # place.
+            node.register_prehook(self._follower(probe.gradients, output.output_nr))
 
     def _may_hold(self, values: Tensor) -> bool:
-        if not values.is_cpu or values.dtype is not torch.float32 or values.is_inference() or values.dim() < 1:
+        if values.dtype is not torch.float32 or not values.is_cpu or values.is_inference() or values.dim() < 1:
             return False
-        if values.numel() > many.SMALL or self._numbers + values.numel() > HELD:
+        size = values.numel()
+        if size > many.SMALL or self._numbers + size > HELD:
             return False
-        self._numbers += values.numel()
+        self._numbers += size
         return True
 
     # --- one by one --------------------------------------------------------------------------------------------------
@@ -111,7 +107,7 @@ class OutputRecorder:
         recorder, rectified = self.recorder, probe.name in _RECTIFIED
         recorder.put_in(probe.samples, float(values.numel() // max(1, values.shape[probe.unit_dim])))
         if sums is not None and rectified and probe.unit_dim % values.dim():
-            recorder.put_in(probe.active, statistics.sums_active(sums, probe.unit_dim))
+            recorder.put_in(probe.active, statistics.sums_active(sums[None], probe.unit_dim)[0])
         elif probe.name in _RELU_LIKE:
             recorder.put_in(probe.active, statistics.units_active(values, probe.unit_dim, rectified))
         bounded = statistics.saturated(values, probe.name, probe.unit_dim)
@@ -119,62 +115,79 @@ class OutputRecorder:
             recorder.put(probe.site, Stat.SATURATED_SHARE, bounded[0])
             recorder.put(probe.site, Stat.UNIT_SATURATED, bounded[1])
 
-    def _follow_gradient(self, rows: MomentRows, output: Tensor) -> None:
-        recorder, number = self.recorder, output.output_nr
+    def _follower(self, rows: MomentRows, number: int) -> Callable[[tuple[Tensor | None, ...]], None]:
+        """A hook before a node of the graph, which measures the gradient of its output of this number."""
 
         def hook(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[number]
+            if gradient is None:
+                return
             try:
-                gradient = gradients[number]
-                values = None if gradient is None else statistics.floats(gradient)
+                plain = not gradient.requires_grad and _is_plain(gradient)
+                values = gradient if plain else statistics.floats(gradient)
                 if values is None:
                     return
                 if self._may_hold(values):
-                    self._gradients.append(_Held(rows, values, values._version))
+                    self._gradients.append((rows, values, values._version))
                 else:
-                    recorder.put_moments_in(rows, values, mean=False)
+                    self.recorder.put_moments_in(rows, values, mean=False)
             except (
                 Exception
             ):  # a hook that raises would stop the user's backward; the missing track is seen by every reader
                 return
 
-        # On the node that made it: half the cost of a hook on the tensor, and it stays right when the tensor is changed in place.
-        node: Any = output.grad_fn
-        node.register_prehook(hook)
+        return hook
 
     # --- many at once ------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Measure the outputs that are held: a backward call is about to run, or the step is over."""
         asked, outputs, self._asked, self._outputs = self._asked, self._outputs, [], []
-        for held in asked:
-            held.to.stays = held.whole and held.to.stays is not False
-        groups: dict[torch.Size, list[_Held]] = {}
-        for held in outputs:
-            if held.whole:
-                groups.setdefault(held.values.shape, []).append(held)
+        for probe, values, version in asked:
+            probe.stays = values._version == version and probe.stays is not False
+        groups: dict[torch.Size, list[tuple[Probe, Tensor]]] = {}
+        for probe, values, version in outputs:
+            if values._version == version:
+                groups.setdefault(values.shape, []).append((probe, values))
             else:
-                held.to.stays = False
+                probe.stays = False
         for group in groups.values():
             self._measure_alike(group)
 
     def finish(self) -> None:
         """Measure the gradients that are held: the step is over."""
         self.settle()
-        whole = [held for held in self._gradients if held.whole]
+        whole = [(rows, values) for rows, values, version in self._gradients if values._version == version]
         if whole:
-            self.recorder.put_scales([(held.to, held.values) for held in whole])
+            self.recorder.put_scales(whole)
         self.forget()
 
-    def _measure_alike(self, group: list[_Held]) -> None:
+    def _measure_alike(self, group: list[tuple[Probe, Tensor]]) -> None:
         """Outputs of one shape, (samples, ...)."""
-        values = [held.values for held in group]
+        values = [held for _, held in group]
         if len(group) == 1 or values[0].dim() < 2 or values[0].shape[0] < 2:
-            for held in group:
-                self._measure(held.to, held.values)
+            for probe, held in group:
+                self._measure(probe, held)
             return
-        found = many.batches(values, extremes=self.recorder.step < FIRST_STEPS)
-        for held, moments, spread, sums in zip(group, *found, strict=True):
-            self.recorder.put_row(held.to.moments, moments)
-            self.recorder.put_in(held.to.spread, spread)
-            if held.to.kind in (Kind.ACTIVATION, Kind.SOFTMAX):
-                self._measure_units(held.to, held.values, sums)
+        recorder, probes = self.recorder, [probe for probe, _ in group]
+        moments, spreads, sums = many.batches(values, extremes=recorder.step < FIRST_STEPS)
+        recorder.put_each([probe.moments for probe in probes], moments)
+        recorder.put_each([probe.spread for probe in probes], spreads)
+        rectified: dict[int, list[int]] = {}
+        for at, probe in enumerate(probes):
+            if probe.kind is Kind.ACTIVATION and probe.name in _RECTIFIED and probe.unit_dim % values[0].dim():
+                rectified.setdefault(probe.unit_dim % values[0].dim(), []).append(at)
+            elif probe.kind in (Kind.ACTIVATION, Kind.SOFTMAX):
+                self._measure_units(probe, values[at], sums[at])
+        for unit_dim, members in rectified.items():
+            samples = float(values[0].numel() // max(1, values[0].shape[unit_dim]))
+            recorder.put_each([probes[at].samples for at in members], [samples] * len(members))
+            active = statistics.sums_active(sums[members], unit_dim)
+            recorder.put_each([probes[at].active for at in members], active)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether these are dense float32 numbers on the CPU, as most are: they are measured as they lie there."""
+    if type(tensor) is not Tensor or tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        return False
+    return tensor.layout is torch.strided and not tensor.is_nested and tensor.numel() > 0

@@ -61,13 +61,19 @@ def batches(values: list[Tensor], extremes: bool) -> tuple[list[Moments], list[f
         totals, off = whole.sum(1).tolist(), np.einsum("ij,ij->i", moved, moved)
         spreads = np.sqrt(np.maximum(squares - off / samples, 0.0) / apart[0].numel())
         both = np.einsum("ij,ij->i", base, whole + moved) + squares
-    moments, found = [], zip(values, both.tolist(), squares.tolist(), totals, strict=True)
-    for at, (each, square, differ, total) in enumerate(found):
-        low, high = (ends[0][at], ends[1][at]) if extremes else (0.0, 0.0)
-        moments.append(_moments(each, square, [total, low, high], extremes))
-        usual = NORMAL_SQUARES[0] < square < NORMAL_SQUARES[1]
-        if not NORMAL_SQUARES[0] < differ < NORMAL_SQUARES[1] and not (differ == 0 and usual):
-            spreads[at] = batch_spread(each.double())
+    size = values[0].numel()
+    usual = (NORMAL_SQUARES[0] < both) & (both < NORMAL_SQUARES[1])
+    if not extremes and usual.all():
+        moments = [
+            Moments(size, total, square, 0.0, 0.0, 1.0, 2) for total, square in zip(totals, both.tolist(), strict=True)
+        ]
+    else:
+        lows, highs = ends if extremes else ([0.0] * many, [0.0] * many)
+        told = zip(values, both.tolist(), totals, lows, highs, strict=True)
+        moments = [_moments(each, square, numbers, extremes) for each, square, *numbers in told]
+    apart_usual = (NORMAL_SQUARES[0] < squares) & (squares < NORMAL_SQUARES[1])
+    for at in np.flatnonzero(~apart_usual & ~((squares == 0) & usual)).tolist():
+        spreads[at] = batch_spread(values[at].double())
     return moments, spreads.tolist(), whole.reshape(many, *stacked.shape[2:])
 
 
@@ -79,13 +85,10 @@ def _moments(values: Tensor, square: float, numbers: list[float], extremes: bool
 
 def whole(tensors: list[Tensor]) -> list[Moments]:
     """All moments of any tensors, those of one shape by the same kernels."""
-    groups: dict[torch.Size, list[int]] = {}
-    for at, tensor in enumerate(tensors):
-        groups.setdefault(tensor.shape, []).append(at)
     found: dict[int, Moments] = {}
-    for members in groups.values():
-        if len(members) == 1 or tensors[members[0]].numel() > SMALL:
-            found |= {at: Moments(tensors[at].numel(), *quick_moments(tensors[at])) for at in members}
+    for members in _alike(tensors):
+        if len(members) == 1:
+            found[members[0]] = Moments(tensors[members[0]].numel(), *quick_moments(tensors[members[0]]))
             continue
         flat = torch.stack([tensors[at] for at in members]).reshape(len(members), -1)
         norms, ends = torch.linalg.vector_norm(flat, dim=1), [flat.amin(1), flat.amax(1)]
@@ -94,6 +97,55 @@ def whole(tensors: list[Tensor]) -> list[Moments]:
         for at, square, given in zip(members, squares, numbers, strict=True):
             found[at] = _moments(tensors[at], square, given, extremes=True)
     return [found[at] for at in range(len(tensors))]
+
+
+def scales(tensors: list[Tensor], vanished: list[bool]) -> list[Moments]:
+    """The moments of many float tensors on the CPU without sums and extremes, those of one shape by the same kernels. Of those
+    that `vanished` the squares most likely do so in single precision."""
+    squares = [0.0] * len(tensors)
+    odd = _squared(squares, tensors, [at for at, small in enumerate(vanished) if not small])
+    odd = _squared(squares, tensors, odd + [at for at, small in enumerate(vanished) if small], RAISED)
+    _squared(squares, tensors, odd, dtype=torch.float64)
+    return [
+        Moments(tensor.numel(), 0.0, square, 0.0, 0.0, 1.0, 1)
+        if math.isfinite(square)
+        else Moments(tensor.numel(), *quick_moments(tensor))
+        for tensor, square in zip(tensors, squares, strict=True)
+    ]
+
+
+def _squared(
+    squares: list[float], tensors: list[Tensor], asked: list[int], raised: float = 1.0, dtype: torch.dtype | None = None
+) -> list[int]:
+    """Fill in the sums of squares of those that are asked for; gives those whose squares vanish or overflow on the way."""
+    if not asked:
+        return []
+    given = [tensors[at] for at in asked]
+    norms = torch.stack(torch._foreach_norm(given, 2, dtype)).tolist() if raised == 1 else _raised(given, raised)
+    odd = []
+    for at, norm in zip(asked, norms, strict=True):
+        squares[at] = (norm / raised) ** 2
+        if not NORMAL_SQUARES[0] < norm * norm < NORMAL_SQUARES[1]:
+            odd.append(at)
+    return odd
+
+
+def _raised(tensors: list[Tensor], by: float) -> list[float]:
+    """The 2-norms of `by` times these tensors. One product for a copy of all of one shape costs a fifth of one for each."""
+    norms = [0.0] * len(tensors)
+    for members in _alike(tensors):
+        stacked = torch.stack([tensors[at] for at in members]).mul_(by).view(len(members), -1)
+        for at, norm in zip(members, torch.linalg.vector_norm(stacked, dim=1).tolist(), strict=True):
+            norms[at] = norm
+    return norms
+
+
+def _alike(tensors: list[Tensor]) -> list[list[int]]:
+    """Where those of one shape stand, each for itself that is too large to be copied."""
+    groups: dict[torch.Size | int, list[int]] = {}
+    for at, tensor in enumerate(tensors):
+        groups.setdefault(tensor.shape if tensor.numel() <= SMALL else at, []).append(at)
+    return list(groups.values())
 
 
 Past = tuple[
@@ -195,5 +247,5 @@ def _joined(tensors: list[Tensor]) -> tuple[FloatArray, NDArray[np.int64]]:
     values: FloatArray = (
         torch.cat(tensors).numpy().astype(np.float64)
     )  # a copy: a tensor that numpy saw cannot be resized
-    starts = np.cumsum([0, *(len(tensor) for tensor in tensors[:-1])]).astype(np.int64)
+    starts = np.cumsum([0, *[tensor.numel() for tensor in tensors[:-1]]]).astype(np.int64)
     return values, starts

@@ -37,7 +37,7 @@ class _Probe:
     def values(self, tensor: Tensor) -> Tensor | None:
         """The parameter or its gradient as `floats` gives it."""
         if self.plain and tensor.dtype is torch.float32 and tensor.layout is torch.strided:
-            return tensor.detach()
+            return tensor.detach() if tensor.requires_grad else tensor
         return statistics.floats(tensor)
 
 
@@ -98,18 +98,29 @@ class ParameterRecorder:
         squares = 0.0
         for probe, _ in found:
             at, last = probe.gradient[-1] if probe.gradient else (-1, None)
-            whole = whole and at == step and last is not None
-            squares += 0.0 if last is None else last.squares * last.scale**2
+            if last is None or at != step:
+                whole = False
+            else:
+                squares += last.squares * last.scale**2
         return math.sqrt(squares) if found and whole and squares >= 0 else None
 
     def _measure_gradients(self, found: list[tuple[_Probe, Tensor]]) -> None:
         recorder, first = self._recorder, self._recorder.step < FIRST_STEPS
-        vectors = [(probe, values) for probe, values in found if _is_vector(values)]
-        weights = [(probe, values) for probe, values in found if values.dim() >= 2]
-        same = [(probe, values) for probe, values in weights if values.dtype is torch.float32 and values.is_cpu]
+        vectors, weights, same, others = [], [], [], []
+        for each in found:
+            values = each[1]
+            dims, usual = values.dim(), values.dtype is torch.float32 and values.is_cpu
+            if dims >= 2:
+                weights.append(each)
+            if dims >= 2 and usual:
+                same.append(each)
+            elif dims == 1 and usual and values.numel() <= many.SMALL:
+                vectors.append(each)
+            else:
+                others.append(each)  # of another precision or device, or 0-dim
         if vectors:
-            for (probe, _), moments in zip(vectors, many.vectors([values for _, values in vectors]), strict=True):
-                recorder.put_row(probe.gradient, moments)
+            moments = many.vectors([values for _, values in vectors])
+            recorder.put_each([probe.gradient for probe, _ in vectors], moments)
         if first:
             recorder.put_scales([(probe.gradient, values) for probe, values in weights])
             for probe, values in weights:
@@ -118,13 +129,10 @@ class ParameterRecorder:
                     last = probe.gradient[-1][1] if probe.gradient else None
                     probe.told_apart = last is not None and last.squares > 0
         if same:
-            before = [_past(probe) for probe, _ in same]
-            for (probe, _), rows in zip(same, many.matrices([values for _, values in same], before), strict=True):
-                recorder.put_row(probe.gradient, rows.moments)
-                recorder.put_in(probe.idle_rows, rows.idle)
-        for probe, values in (
-            found if len(vectors) + len(same) < len(found) else ()
-        ):  # of another precision or device, or 0-dim
+            rows = many.matrices([values for _, values in same], [_past(probe) for probe, _ in same])
+            recorder.put_each([probe.gradient for probe, _ in same], [each.moments for each in rows])
+            recorder.put_each([probe.idle_rows for probe, _ in same], [each.idle for each in rows])
+        for probe, values in others:
             recorder.put_moments_in(probe.gradient, values, mean=False)
             if values.dim() >= 2:
                 recorder.put_in(probe.idle_rows, statistics.rows_without_gradient(values))
@@ -147,8 +155,8 @@ class ParameterRecorder:
             if parameter.grad is not None:
                 self._moving.append((probe, parameter))
         if small:
-            for (probe, _), moments in zip(small, many.vectors([values for _, values in small]), strict=True):
-                recorder.put_row(probe.weight, moments)
+            moments = many.vectors([values for _, values in small])
+            recorder.put_each([probe.weight for probe, _ in small], moments)
         recorder.put_scales(found)
         self._before = self._samples()
 
@@ -162,8 +170,7 @@ class ParameterRecorder:
             new = after[device][0]
             probes = [probe for probe, parameter in moving if parameter.device == device]
             if device.type == "cpu":
-                for probe, change in zip(probes, many.changes(old, new, sizes), strict=True):
-                    recorder.put_in(probe.update, change)
+                recorder.put_each([probe.update for probe in probes], many.changes(old, new, sizes))
                 continue
             norms = torch._foreach_norm(list((new - old).split(sizes.tolist())))
             for probe, norm, size in zip(probes, norms, sizes, strict=True):
@@ -177,7 +184,7 @@ class ParameterRecorder:
         made = {}
         for device, held in views.items():
             same = [view if view.dtype is torch.float32 else view.float() for view in held]
-            made[device] = torch.cat(same), np.array([len(view) for view in same])
+            made[device] = torch.cat(same), np.array([view.numel() for view in same])
         return made
 
     def release(self) -> None:

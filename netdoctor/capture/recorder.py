@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from netdoctor.capture.parts import Parts
 from netdoctor.capture.statistics import Moments
 from netdoctor.recording import Event, Recording, Series, Site, SourceLine, Stat, Track
 
+R = TypeVar("R")
 FIRST_STEPS = 8  # sampled one by one; what goes wrong at the start goes wrong here
 GROWTH = 1.25  # then each sampled step is 25 % later than the one before,
 LATER, LATER_GROWTH = 64, 1.35  # and after so many steps 35 %: 28 samples in 1,000 steps, 51 in a million
@@ -154,15 +156,21 @@ class Recorder:
         if not rows or rows[-1][0] != self.step:
             rows.append((self.step, moments))
 
+    def put_each(self, rows: Iterable[list[tuple[int, R]]], values: Iterable[R]) -> None:
+        """The same for many rows at once, of moments or of numbers that are no tensors."""
+        step = self.step
+        for kept, value in zip(rows, values, strict=True):
+            if not kept or kept[-1][0] != step:
+                kept.append((step, value))
+
     def put_scales(self, found: list[tuple[MomentRows, Tensor]]) -> None:
         """The same for many tensors of which only the root mean square matters after the first steps."""
         there = [(rows, t) for rows, t in found if t.dtype is torch.float32 and t.is_cpu]
         if there and self.step < FIRST_STEPS:
             found_there = many.whole([t for _, t in there])
         else:
-            found_there = statistics.scales([t for _, t in there], [vanished(rows) for rows, _ in there])
-        for (rows, _), moments in zip(there, found_there, strict=True):
-            self.put_row(rows, moments)
+            found_there = many.scales([t for _, t in there], [vanished(rows) for rows, _ in there])
+        self.put_each([rows for rows, _ in there], found_there)
         for rows, values in found if len(there) < len(found) else ():
             self.put_moments_in(rows, values)
 

@@ -165,37 +165,6 @@ def brief_batch(values: Tensor) -> Batch | None:
     return Batch(moments, sums, math.sqrt(apart / values.numel()))
 
 
-def scales(tensors: list[Tensor], vanished: list[bool]) -> list[Moments]:
-    """The moments of many float tensors on the CPU without sums and extremes, in a few fused passes. Of those that `vanished`
-    the squares most likely do so in single precision."""
-    squares = [0.0] * len(tensors)
-    odd = _squared(squares, tensors, [at for at, small in enumerate(vanished) if not small])
-    odd = _squared(squares, tensors, odd + [at for at, small in enumerate(vanished) if small], RAISED)
-    _squared(squares, tensors, odd, dtype=torch.float64)
-    return [
-        Moments(tensor.numel(), 0.0, square, 0.0, 0.0, 1.0, 1)
-        if math.isfinite(square)
-        else Moments(tensor.numel(), *quick_moments(tensor))
-        for tensor, square in zip(tensors, squares, strict=True)
-    ]
-
-
-def _squared(
-    squares: list[float], tensors: list[Tensor], asked: list[int], raised: float = 1.0, dtype: torch.dtype | None = None
-) -> list[int]:
-    """Fill in the sums of squares of those that are asked for; gives those whose squares vanish or overflow on the way."""
-    if not asked:
-        return []
-    given = [tensors[at] for at in asked]
-    norms = torch.stack(torch._foreach_norm(torch._foreach_mul(given, raised) if raised > 1 else given, 2, dtype))
-    odd = []
-    for at, norm in zip(asked, norms.tolist(), strict=True):
-        squares[at] = (norm / raised) ** 2
-        if not NORMAL_SQUARES[0] < norm * norm < NORMAL_SQUARES[1]:
-            odd.append(at)
-    return odd
-
-
 def raw_moments(values: Tensor) -> Tensor:
     """The same as a tensor of shape (5,) on the device of `values`, without waiting for it: it is always scaled."""
     flat = values.reshape(-1)
@@ -234,13 +203,14 @@ def per_unit(values: Tensor, unit_dim: int) -> Tensor:
 
 
 def sums_active(sums: NDArray[np.float32], unit_dim: int) -> NDArray[np.float64]:
-    """The same from the sums over the batch of values none of which is negative: they are zero where all of them are.
+    """The same of many outputs of one shape, from the sums over the batch of values none of which is negative: they are zero where
+    all of them are.
 
-    `unit_dim` is that of the values, which have one dimension more than their sums.
+    `sums` has shape (outputs, *one sample), so `unit_dim`, which is that of the values and not 0, is its own, too. Shape
+    (outputs, units).
     """
-    units = (unit_dim % (sums.ndim + 1)) - 1
-    others = tuple(dim for dim in range(sums.ndim) if dim != units)
-    active: NDArray[np.float64] = ((sums.max(axis=others) if others else sums)[:MAX_UNITS] != 0).astype(np.float64)
+    others = tuple(dim for dim in range(1, sums.ndim) if dim != unit_dim % sums.ndim)
+    active: NDArray[np.float64] = ((sums.max(axis=others) if others else sums)[:, :MAX_UNITS] != 0).astype(np.float64)
     return active
 
 

@@ -179,20 +179,31 @@ def test_the_sample_of_a_parameter_sees_every_column(shape):
         assert len(seen) >= min(columns, 500)
 
 
+SCALES = st.sampled_from([1e-20, 1e-10, 1.0, 1e10, 1e20])
+
+
 @pytest.mark.parametrize("mean", [True, False])
-@given(
-    st.lists(st.integers(1, 5), min_size=1, max_size=3),
-    st.integers(0, 99),
-    st.sampled_from([1e-20, 1e-10, 1.0, 1e10, 1e20]),
-)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(0, 99), SCALES)
 @settings(max_examples=60, deadline=None)
 def test_brief_moments_agree_with_the_whole_ones(mean, shape, seed, scale):
     values = made(shape, seed, scale)
-    whole, (fused,) = statistics.moments(values).stats(), statistics.scales([values], [False])
+    whole, (fused,) = statistics.moments(values).stats(), many.scales([values], [False])
     for found in (statistics.brief_moments(values, mean).stats(), fused.stats()):
         assert {Stat.RMS, Stat.NONFINITE} <= found.keys() <= whole.keys()
         for stat, value in found.items():
             assert value == pytest.approx(whole[stat], rel=1e-3, abs=1e-3 * whole[Stat.RMS])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([(3, 4), (12,), (2, 2, 3)]), SCALES, st.booleans()), min_size=1, max_size=8),
+    st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None)
+def test_scales_of_many_tensors_do_not_depend_on_the_others_nor_on_what_vanished_before(many_of, seed):
+    values = [made(list(shape), seed + at, scale) for at, (shape, scale, _) in enumerate(many_of)]
+    found = many.scales(values, [vanished for _, _, vanished in many_of])
+    for moments, tensor in zip(found, values, strict=True):
+        assert moments.stats()[Stat.RMS] == pytest.approx(tensor.double().square().mean().sqrt().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -200,7 +211,7 @@ def test_brief_moments_see_what_is_not_finite(bad):
     values = torch.ones(4, 5)
     values[2, 3] = bad
     assert statistics.brief_moments(values, False).stats()[Stat.NONFINITE] == 1
-    assert statistics.scales([torch.ones(3), values], [False, False])[1].stats()[Stat.NONFINITE] == 1
+    assert many.scales([torch.ones(3), values], [False, False])[1].stats()[Stat.NONFINITE] == 1
 
     assert statistics.brief_batch(values) is None
     assert many.matrices([torch.ones(2, 3), values], [(False, None)] * 2)[1].moments.stats()[Stat.NONFINITE] == 1
@@ -239,7 +250,7 @@ def test_sums_tell_which_units_are_active(shape, seed, shift):
     values = (made(shape, seed) - shift).relu()
     for dim in {1, len(shape) - 1, -1}:
         expected = statistics.units_active(values, dim, rectified=True).tolist()
-        assert statistics.sums_active(values.sum(0).numpy(), dim).tolist() == expected
+        assert statistics.sums_active(values.sum(0).numpy()[None], dim).tolist() == [expected]
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99), st.sampled_from([1.0, 1e-3, 1e-30]))
