@@ -155,22 +155,28 @@ def _on(copies: Copies, call: _Call) -> _Call:
 def _samples(recording: Recording, call: _Call, shift: _Shift | None) -> Facts:
     if recording.facts.get("several_optimizers"):
         raise CannotReplayError("models that play against each other may compare samples on purpose")
-    _refuse_relations(call)
-    dimensions = _batch_dimensions(call, shift)
-    found = [_leak_along(call, dimension) for dimension in dimensions]
+    _refuse_relations(call, shift)
+    found = [_leak_along(call, *way) for way in _ways(call, _batch_dimensions(call, shift))]
     facts = min(
         found, key=lambda facts: float(facts["share"])
-    )  # where several fit, any that keeps samples apart will do
+    )  # where several fit, any way that keeps samples apart will do
     says = (
         f"a sample's output changes by {100 * float(facts['share']):.2g} %" if facts["leaks"] else "samples stay apart"
     )
     return {**facts, "says": says}
 
 
-def _refuse_relations(call: _Call) -> None:
+def _refuse_relations(call: _Call, shift: _Shift | None) -> None:
     """Raise where samples are meant to know of each other (graphs), or normalise over the batch in evaluation as well."""
     sizes = {size for tensor in call.tensors() for size in tensor.shape[:2]}
-    held = [*call.tensors(), *call.model.buffers()]
+    given, buffers = call.tensors(), list(call.model.buffers())
+    if (
+        shift is not None
+    ):  # a sequence that predicts itself may be as long as the batch, as may its targets and causal mask
+        shape = call.inputs[shift.name].shape
+        given = [tensor for tensor in given if tensor.shape != shape and not _is_triangular(tensor)]
+        buffers = [tensor for tensor in buffers if not _is_triangular(tensor)]
+    held = [*given, *buffers]
     if any(t.layout is not torch.strided or (t.dim() >= 2 and t.shape[-1] == t.shape[-2] in sizes) for t in held):
         raise CannotReplayError("a square or sparse matrix may say how the samples are linked")
     if any(t.dim() == 2 and 2 in t.shape and not t.is_floating_point() and len(call.tensors()) > 1 for t in held):
@@ -197,6 +203,23 @@ def _batch_dimensions(call: _Call, shift: _Shift | None) -> list[int]:
     return found
 
 
+def _is_triangular(tensor: Tensor) -> bool:
+    """Whether the last two dimensions hold what tells before from after, as a causal mask does: 0 and 1, or 0 and -Inf."""
+    if tensor.layout is not torch.strided or tensor.dim() < 2 or tensor.shape[-1] != tensor.shape[-2]:
+        return False
+    before = torch.ones(tensor.shape[-2:], dtype=torch.bool, device=tensor.device).tril()
+    kinds = [tensor[..., side].unique() for side in (before, ~before)]
+    return all(len(kind) == 1 for kind in kinds) and not torch.equal(*kinds)
+
+
+def _ways(call: _Call, dimensions: list[int]) -> list[tuple[int, int]]:
+    """(dimension of the batch in the inputs, and in what has both dimensions of a sequence that is as long as the batch)."""
+    first = call.tensors()[0]
+    if first.dim() > 1 and first.shape[0] == first.shape[1]:
+        return [(dimension, axis) for dimension in dimensions for axis in (0, 1)]
+    return [(dimension, dimension) for dimension in dimensions]
+
+
 def _goes_on(given: Tensor, dim: int) -> bool:
     """Whether neighbours along a dimension are much more alike than those half of it apart, as in time, and as samples are not."""
     rows, half = given.detach().movedim(dim, 0).flatten(1), given.shape[dim] // 2
@@ -206,11 +229,11 @@ def _goes_on(given: Tensor, dim: int) -> bool:
     return bool(near < ALIKE * far)
 
 
-def _leak_along(call: _Call, dim: int) -> Facts:
+def _leak_along(call: _Call, dim: int, axis: int) -> Facts:
     size = int(call.tensors()[0].shape[dim])
     subject, worst, at = _subject(call), 0.0, Location()
     for kept in (0, size - 1):
-        watched = partial(_one, kept=kept, dim=dim, size=size)
+        watched = partial(_one, kept=kept, dim=dim, size=size, axis=axis)
         one, other = _passes(subject, call, partial(alone, kept=kept, dim=dim, size=size), watched)
         share = _largest(one, other, watched)
         if share > worst:
@@ -222,8 +245,11 @@ def _leak_along(call: _Call, dim: int) -> Facts:
     return facts
 
 
-def _one(tensor: Tensor, kept: int, dim: int, size: int) -> Tensor | None:
-    """The sample that is kept; None where the dimension cannot be told (similarities of all with all)."""
+def _one(tensor: Tensor, kept: int, dim: int, size: int, axis: int) -> Tensor | None:
+    """The sample that is kept, which lies along `axis` where two leading dimensions are of that size; None where the dimension
+    cannot be told (similarities of all with all)."""
+    if tensor.dim() > 2 and tuple(tensor.shape[:2]) == (size, size) and size not in tensor.shape[2:]:
+        return tensor.select(axis, kept)
     if tensor.dim() <= dim or tensor.shape[dim] != size or list(tensor.shape).count(size) > 1:
         return None
     return tensor.select(dim, kept)

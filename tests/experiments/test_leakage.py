@@ -192,6 +192,36 @@ def test_graphs_link_samples_on_purpose() -> None:
     assert "linked" in arms(trained(Graph(), batch, F.cross_entropy))[SAMPLES].failure
 
 
+@pytest.mark.parametrize(
+    ("mix", "leaks"),
+    [
+        (lambda h: h, False),
+        (lambda h: h.cumsum(1), False),
+        (lambda h: h.cumsum(0), True),
+        (lambda h: h.transpose(0, 1), False),  # time first in the output: which dimension is which cannot be told
+        (lambda h: h.transpose(0, 1).cumsum(1), True),
+    ],
+)
+def test_a_batch_that_is_as_large_as_its_sequences_are_long(mix: Callable[[Tensor], Tensor], leaks: bool) -> None:
+    def batch() -> tuple[Tensor, ...]:
+        text = torch.randint(0, 11, (8, 9))
+        return text[:, :-1], text[:, 1:]
+
+    model = Language(mix)
+    model.register_buffer("mask", torch.ones(1, 8, 8).tril())
+    found = arms(trained(model, batch, flat))[SAMPLES]
+    assert found.failure == ""
+    assert found.facts["leaks"] is leaks
+
+
+def test_a_matrix_beside_square_sequences_may_link_samples() -> None:
+    text = torch.randint(0, 11, (8, 9))
+    model = Language(lambda h: h)
+    model.register_buffer("links", torch.randint(0, 2, (8, 8)))
+    step = trained(model, lambda: (text[:, :-1], text[:, 1:]), flat)
+    assert "linked" in arms(step)[SAMPLES].failure
+
+
 def test_similarities_and_opponents_are_left_alone() -> None:
     similar = Wrapped(lambda h: h @ h.T)
     batch = lambda: (torch.randn(12, 5), torch.arange(12))  # noqa: E731
