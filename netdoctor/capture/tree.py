@@ -66,8 +66,8 @@ def substitute(thing: Any, replace: Callable[[torch.Tensor], Any], depth: int = 
 
 
 def _like_sequence(model: Any, items: list[Any]) -> Any:
-    if hasattr(model, "_fields"):  # a named tuple takes its fields one by one
-        return type(model)(*items)
+    if hasattr(model, "_make"):  # a named tuple, whose own constructor may look into its fields (PackedSequence)
+        return type(model)._make(items)
     return type(model)(items)
 
 
