@@ -41,7 +41,7 @@ def unfrozen(check: str, recording: Recording) -> Finding | None:
             ),
         ),
         Certainty.MEASURED,
-        first_step=step,
+        first_step=0,  # the optimizer lacks them from the beginning, and what was tried from there on shows it
         places=names,
         share=len(names) / count,
     )

@@ -27,6 +27,7 @@ from netdoctor.experiments.treatments import (
     scores,
     shifting,
     targets,
+    unfrozen,
     weights,
 )
 from netdoctor.experiments.treatments.treatment import Case, Maker, Treatment
@@ -57,6 +58,7 @@ TREATMENTS: dict[str, Maker] = {
     **logits.TREATMENTS,
     **scores.TREATMENTS,
     **targets.TREATMENTS,
+    **unfrozen.TREATMENTS,
 }
 
 

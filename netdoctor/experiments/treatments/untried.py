@@ -9,7 +9,7 @@ REASONS = {
     "look-at-rank-data": _ONE_PROCESS,
     "check-weights": "what writes to the weights runs outside of the captured steps",
     "find-operation": "the operation is not known yet",
-    "hold-unfrozen": "the copies are of a step in which they are frozen",
+    "hold-unfrozen": "the captured steps ran without them: what they make was computed before, or under torch.no_grad()",
     "pair-again": "the true pairs are not in the captured batches",
     "reload": "an earlier checkpoint is not at hand",
 }

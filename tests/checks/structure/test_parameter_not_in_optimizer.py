@@ -147,7 +147,8 @@ def test_what_was_unfrozen_later(text, of):
     object.__setattr__(build.recording.optimizers[0], "span", (0, 39))
     (found,) = judged(ParameterNotInOptimizer(), build)
     assert found.severity is Severity.ERROR
-    assert (found.first_step, found.places, found.location.line) == (20, ("body.weight",), 5)
+    assert (found.first_step, found.location.step) == (0, 20)
+    assert (found.places, found.location.line) == (("body.weight",), 5)
     assert f"p in {of}.parameters()" in found.fixes[0].code
     assert found.fixes[0].code.startswith("held = {id(p) for group in opt.param_groups")
 
