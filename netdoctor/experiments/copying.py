@@ -28,7 +28,7 @@ Facts = dict[str, float | str | bool]
 
 
 @dataclass(frozen=True, slots=True)
-class _Match:
+class Match:
     """Given tokens that are the targets. `lay` brings what has the targets' layout into that of the tokens."""
 
     given: Given
@@ -49,7 +49,7 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
     began = time.perf_counter()
     try:
         with quiet():
-            found = _matches(step)
+            found = matches(step)
             facts = [_asked(step, match) for match in found if budget.left > 0]
     except Exception as error:  # what fails on the copy is an answer, not a fault
         return {COPIES: Arm(COPIES, np.empty(0), failure=why_it_failed(error))}
@@ -60,7 +60,7 @@ def look(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, 
 # --- which input is the target ---------------------------------------------------------------------------------------
 
 
-def _matches(step: TrainingStep) -> list[_Match]:
+def matches(step: TrainingStep) -> list[Match]:
     """The given tokens of the first batch that are the targets, in all of the first batches."""
     iterations = step.iterations[:BATCHES]
     if not all(any(True for _ in tokens_of(iteration.backwards[0])) for iteration in iterations):
@@ -71,7 +71,7 @@ def _matches(step: TrainingStep) -> list[_Match]:
     return [match for match in per_batch[0] if match.given.key in common]
 
 
-def _matching(copies: Copies, iteration: Iteration) -> Iterator[_Match]:
+def _matching(copies: Copies, iteration: Iteration) -> Iterator[Match]:
     backward = iteration.backwards[0]
     refuse_overwritten(backward)
     target, counted = targets_of(class_terms(copies, backward))
@@ -81,7 +81,7 @@ def _matching(copies: Copies, iteration: Iteration) -> Iterator[_Match]:
         for lay in _layouts(given.value, target):
             there = lay(counted)
             if bool((given.value == lay(target))[there].all()):
-                yield _Match(given, lay)
+                yield Match(given, lay)
                 break
 
 
@@ -97,7 +97,7 @@ def _layouts(given: Tensor, target: Tensor) -> Iterator[Callable[[Tensor], Tenso
 # --- what the trained model makes of it ------------------------------------------------------------------------------
 
 
-def _asked(step: TrainingStep, match: _Match) -> Facts:
+def _asked(step: TrainingStep, match: Match) -> Facts:
     backward = step.iterations[0].backwards[0]
     copies, tokens = Copies(step.modules, step.leaves), match.given.value
     target, counts = targets_of(class_terms(copies, backward))
@@ -120,7 +120,7 @@ def _asked(step: TrainingStep, match: _Match) -> Facts:
     return {**facts, **_call(match.given), "says": says}
 
 
-def _scores(copies: Copies, backward: Backward, match: _Match) -> Tensor:
+def _scores(copies: Copies, backward: Backward, match: Match) -> Tensor:
     """What the model says of each class, laid out as the tokens are: (..., classes)."""
     terms = class_terms(copies, backward)
     parts = [term.prediction.detach().movedim(1, -1) for term in terms if term.prediction is not None]
@@ -145,7 +145,13 @@ def _others(tokens: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(changed, drawn, tokens), changed
 
 
-def _causal(copies: Copies, backward: Backward, match: _Match, before: Tensor, axis: int) -> bool:
+def time_axis(copies: Copies, backward: Backward, match: Match) -> int | None:
+    """The dimension of the tokens along which each prediction depends on earlier ones and on no later ones; None without."""
+    before = _scores(copies, backward, match)
+    return next((axis for axis in (1, 0) if _causal(copies, backward, match, before, axis)), None)
+
+
+def _causal(copies: Copies, backward: Backward, match: Match, before: Tensor, axis: int) -> bool:
     """Whether along this axis later tokens change no earlier prediction, and earlier tokens change later ones."""
     tokens = match.given.value
     length = tokens.shape[axis]

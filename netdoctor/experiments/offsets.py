@@ -273,12 +273,14 @@ def next_loss(copies: Copies, backwards: Sequence[Backward], one: Aligned, ahead
             wanted.append(tokens[:, begin + first : end + first][kept].long())
     if not parts or int(torch.cat(wanted).max()) >= parts[0].shape[-1]:
         return math.nan
-    target = torch.cat(wanted)
+    return of_constant(torch.cat(parts), torch.cat(wanted))
+
+
+def of_constant(scores: Tensor, target: Tensor) -> float:
+    """The cross-entropy of these scores, (predictions, classes), of that of the best constant prediction; NaN where that is 0."""
     shares = target.bincount().double() / len(target)
     constant = float(-(shares * shares.log()).nan_to_num().sum())
-    lost = (
-        -torch.cat(parts).double().log_softmax(-1).gather(-1, target[:, None]).mean()
-    )  # no loss of torch's: see Moved
+    lost = -scores.double().log_softmax(-1).gather(-1, target[:, None]).mean()  # no loss of torch's: see Moved
     return float(lost) / constant if constant > 0 else math.nan
 
 
