@@ -13,6 +13,7 @@ from netdoctor.capture import statistics
 from netdoctor.capture.changes import Changes
 from netdoctor.capture.fault import faulty_step
 from netdoctor.capture.naming import ModuleNames, Root
+from netdoctor.capture.planned import Planned
 from netdoctor.capture.step import Action, Iteration, TrainingStep
 from netdoctor.capture.tape import Backward
 from netdoctor.capture.window import Window
@@ -38,6 +39,7 @@ class Program:
         self.keep_start = True  # costs one copy of the model's weights
         self.lost = ""
         self.changes = Changes()
+        self.planned: list[Planned] = []  # the learning-rate schedules, as they were built
         self._first = Window(MAX_ITERATIONS, MAX_BYTES)
         self._late: list[Window] = []
         self._fault: TrainingStep | None = None
@@ -157,7 +159,7 @@ class Program:
             late = replace(window.training_step(lost), late=late) if window.iterations else late
         if self._fault is not None:
             late = replace(self._fault, late=late)
-        return replace(self._first.training_step(lost), late=late)
+        return replace(self._first.training_step(lost), late=late, planned=list(self.planned))
 
     def keep_fault(self, step: int, backwards: list[Backward]) -> None:
         """The running step made a NaN or Inf, and the weights are still untouched: keep it and them."""
@@ -170,7 +172,7 @@ class Program:
         self.keep_start = False
         self.current = Iteration()
         self._first.clear()
-        self._late, self._fault = [], None
+        self._late, self._fault, self.planned = [], None, []
 
     def changed(self) -> bool:
         """Whether any weight differs from what it was before the first step."""

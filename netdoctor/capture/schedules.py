@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from netdoctor.capture import planned
 from netdoctor.capture.pure import is_pure
-from netdoctor.capture.recorder import Recorder
 from netdoctor.recording import SourceLine
+
+if TYPE_CHECKING:
+    from netdoctor.capture.observer import Observer
 
 WARM_UP, INSIDE = "warm-up", "scheduler inside"  # kinds of events
 MOST = 10_000  # calls of a function of the user's: about 10 ms
@@ -21,8 +24,11 @@ _LENGTHS = {
 }
 
 
-def built(recorder: Recorder, step: int, scheduler: Any, source: SourceLine | None) -> None:
-    """Keep what a new scheduler is: its kind and length, its warm-up and the learning rate after it, those inside of it."""
+def built(observer: Observer, scheduler: Any, source: SourceLine | None) -> None:
+    """Keep what a new scheduler is: its kind and length, its warm-up and the learning rate after it, those inside of it, and
+    a copy that can be asked for its rates."""
+    recorder, step = observer.recorder, observer.step
+    planned.keep(observer.program.planned, scheduler, step)
     recorder.count("scheduler built", step, *length(scheduler), source)
     inside = getattr(scheduler, "_schedulers", ())
     for _ in inside if isinstance(inside, list | tuple) else ():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netdoctor.capture.frozen_norms import Frozen
+from netdoctor.capture.planned import Planned
 from netdoctor.capture.room import refuse_without_room
 from netdoctor.capture.tape import Backward, Constant, Context, Entry, Leaf, Slot, walk
 from netdoctor.capture.tree import PLAIN, tensors
@@ -296,6 +297,7 @@ class TrainingStep:
     )  # by (file, line): the script's own evaluations
     norms: list[tuple[nn.Module, Frozen]] = field(default_factory=list)  # frozen on the way, whose statistics moved on
     late: TrainingStep | None = None  # the same of a later part, where the loop became another
+    planned: list[Planned] = field(default_factory=list)  # the learning-rate schedules, as they were built
 
     def parts(self) -> Iterator[TrainingStep]:
         """This one and the later ones, in no order."""

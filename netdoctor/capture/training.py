@@ -233,7 +233,7 @@ class TrainingTaps:
     def scheduler_made(self, scheduler: Any) -> None:
         """A learning-rate scheduler was built; its event's value is its length in calls, where its kind has one."""
         self.schedulers += 1
-        schedules.built(self._observer.recorder, self._observer.step, scheduler, user_line())
+        schedules.built(self._observer, scheduler, user_line())
 
     def scheduler_stepped(self) -> None:
         """The user's loop stepped a scheduler."""
