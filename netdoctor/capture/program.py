@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netdoctor.capture import statistics
+from netdoctor.capture import carried, statistics
 from netdoctor.capture.changes import Changes
 from netdoctor.capture.fault import faulty_step
 from netdoctor.capture.naming import ModuleNames, Root
@@ -159,7 +159,8 @@ class Program:
             late = replace(window.training_step(lost), late=late) if window.iterations else late
         if self._fault is not None:
             late = replace(self._fault, late=late)
-        return replace(self._first.training_step(lost), late=late, planned=list(self.planned))
+        running = carried.unfinished(self.current) if self._first.open and self._first.iterations else None
+        return replace(self._first.training_step(lost), late=late, planned=list(self.planned), unfinished=running)
 
     def keep_fault(self, step: int, backwards: list[Backward]) -> None:
         """The running step made a NaN or Inf, and the weights are still untouched: keep it and them."""

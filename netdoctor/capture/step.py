@@ -297,6 +297,7 @@ class TrainingStep:
     )  # by (file, line): the script's own evaluations
     norms: list[tuple[nn.Module, Frozen]] = field(default_factory=list)  # frozen on the way, whose statistics moved on
     late: TrainingStep | None = None  # the same of a later part, where the loop became another
+    unfinished: Iteration | None = None  # the one after the last, which is given what that made, with its graph
     planned: list[Planned] = field(default_factory=list)  # the learning-rate schedules, as they were built
 
     def parts(self) -> Iterator[TrainingStep]:

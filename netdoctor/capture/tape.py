@@ -35,6 +35,13 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Carried(Slot):
+    """A tensor with a graph that none of this step's entries made: one of the step before, where it was slot `before`, or -1."""
+
+    before: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """A leaf tensor that requires grad: a parameter, or an input that a gradient is wanted of."""
 
@@ -101,7 +108,7 @@ class Entry:
         return sum(item.nbytes() for item in self.meanings() if isinstance(item, Constant))
 
 
-_MEANINGS = (Slot, Leaf, Constant)
+_MEANINGS = (Slot, Carried, Leaf, Constant)
 
 
 def version(tensor: Tensor) -> int:
@@ -198,6 +205,7 @@ class Tape:
 
     def __init__(self) -> None:
         self._slots: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._before = self._slots  # those of the step before
         self._sharing: dict[
             int, dict[int, None]
         ] = {}  # keys of slots in order, by the tensor that they may be views of
@@ -212,7 +220,7 @@ class Tape:
 
     def clear(self) -> None:
         """Forget the step."""
-        self._slots.clear()
+        self._before, self._slots = self._slots, {}
         self._sharing.clear()
         self.entries.clear()
         self.births.clear()
@@ -247,7 +255,8 @@ class Tape:
         if tensor.requires_grad and tensor.is_leaf:
             return Leaf(tensor)
         if tensor.requires_grad:  # made out of sight, or in an earlier step: its graph leads to the user's own weights
-            return Slot(-1)
+            ref, number = self._before.get(id(tensor), (_gone, -1))
+            return Carried(-1, number if ref() is tensor else -1)
         self._bytes += tensor.numel() * tensor.element_size()
         return Constant(tensor, version(tensor))
 

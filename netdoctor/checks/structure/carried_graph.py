@@ -11,7 +11,9 @@ from netdoctor.checks.loss.symptoms import EVERYTHING
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Recording
 
-_MESSAGE = "backward through the graph a second time"
+MESSAGE = "backward through the graph a second time"
+_SAYS = "Detach it before the next step, and keep its values."
+_ELSEWHERE = " What is made once, before the loop, and is to be trained, has to be made anew in every step instead."
 _NAME = r"[A-Za-z_][\w.]*"
 
 
@@ -35,7 +37,7 @@ class CarriedGraph(Check):
 
     def judge(self, recording: Recording) -> Iterator[Finding]:
         found = next((event for event in recording.events if event.kind == "carried graph"), None)
-        if _MESSAGE not in recording.header.ended or found is None:
+        if MESSAGE not in recording.header.ended or found is None:
             return
         text = "" if found.source is None else found.source.text
         name = carried(text)
@@ -48,7 +50,7 @@ class CarriedGraph(Check):
             "graph that it hangs on, and cannot go through it again.",
             Location.at(found.source, operation=found.detail or None, step=found.step),
             (Evidence("step in which it is used again", float(found.step), ">", 0.0),),
-            (Fix("detach-carried", "Detach it before the next step, and keep its values.", _code(name), Reach.RUN),),
+            (Fix("detach-carried", _SAYS if name else _SAYS + _ELSEWHERE, _code(name), Reach.RUN),),
             first_step=found.step,
             share=1.0,
         )

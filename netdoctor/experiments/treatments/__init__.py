@@ -5,6 +5,7 @@ from __future__ import annotations
 from netdoctor.experiments.treatments import (
     axes,
     batches,
+    carried,
     composition,
     connections,
     curvature,
@@ -43,6 +44,7 @@ TREATMENTS: dict[str, Maker] = {
     **dependences.TREATMENTS,
     **derivatives.TREATMENTS,
     **evaluation.TREATMENTS,
+    **carried.TREATMENTS,
     **composition.TREATMENTS,
     **loop.TREATMENTS,
     **masking.TREATMENTS,
