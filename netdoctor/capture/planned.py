@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class Planned:
 
     def course(self, calls: int) -> list[Rates]:
         """What the groups' options are after 0, 1, ... `calls` calls of the schedule's `step`."""
-        schedule = copy.deepcopy(self.schedule)
+        schedule = _copied(self.schedule)
         found = [_now(schedule)]
         for _ in range(min(calls, MOST)):
             schedule.step()
@@ -60,10 +61,20 @@ def keep(planned: list[Planned], scheduler: Any, step: int) -> None:
     """Keep a copy of a schedule of torch's that was just built; one by the user's function where that only computes."""
     try:
         if len(planned) < _KEPT and _may_be_asked(scheduler):
-            stand_in = _StandIn(scheduler.optimizer)
-            planned.append(Planned(copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in}), step))
+            planned.append(Planned(_copied(scheduler, {id(scheduler.optimizer): _StandIn(scheduler.optimizer)}), step))
     except Exception:  # what it holds cannot be copied
         return
+
+
+def _copied(schedule: Any, known: dict[int, Any] | None = None) -> Any:
+    """A copy that shares the functions: one may be a method of an object that holds the model and the data."""
+    return copy.deepcopy(schedule, {**{id(one): one for one in _functions(schedule)}, **(known or {})})
+
+
+def _functions(schedule: Any) -> Iterator[Any]:
+    yield from getattr(schedule, "lr_lambdas", ())
+    for part in getattr(schedule, "_schedulers", ()):
+        yield from _functions(part)
 
 
 def whole(planned: list[Planned]) -> Planned | None:

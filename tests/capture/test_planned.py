@@ -91,6 +91,26 @@ def test_what_is_not_asked(make: Make) -> None:
     assert (planned, len(ASKED)) == ([], asked)
 
 
+class Trainer:
+    """Holds more than a schedule may copy."""
+
+    warm = 5
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise AssertionError("copied")
+
+    def factor(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warm)
+
+
+def test_the_object_of_a_method_is_not_copied() -> None:
+    own, planned, trainer = optimizer(), list[Planned](), Trainer()
+    parts = [lr_scheduler.LambdaLR(own, trainer.factor), lr_scheduler.ConstantLR(own, 0.5)]
+    keep(planned, lr_scheduler.SequentialLR(own, parts, milestones=[8]), 0)
+    course = [groups[0]["lr"] for groups in planned[0].course(6)]
+    assert course == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1])
+
+
 def test_which_is_the_schedule_of_a_training() -> None:
     one, many = (list[Planned]() for _ in range(2))
     keep(one, SCHEDULES["linear"](optimizer()), 7)
