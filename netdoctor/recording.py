@@ -252,6 +252,7 @@ class Optimizer:
     source: SourceLine | None = None
     steps: int = 0
     span: tuple[int, ...] = ()  # the training steps of its first and its last step; () when it never stepped
+    rates: tuple[float, ...] = ()  # learning rates of its groups as it was built; () where that was not seen
 
     @property
     def lr(self) -> float:

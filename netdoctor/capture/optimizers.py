@@ -30,6 +30,7 @@ class Optimizers:
         self._names = names
         self._sources: weakref.WeakKeyDictionary[Optimizer, SourceLine] = weakref.WeakKeyDictionary()
         self._indices: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._rates: weakref.WeakKeyDictionary[Optimizer, tuple[float, ...]] = weakref.WeakKeyDictionary()
 
     def numbers(self) -> set[int]:
         """The numbers of those that are alive; -1 for one that has none yet."""
@@ -45,6 +46,8 @@ class Optimizers:
         line = line_outside_of(optimizer)
         if line is not None:
             self._sources[optimizer] = line
+        rates = [group.get("lr") for group in optimizer.param_groups]
+        self._rates[optimizer] = tuple(float(rate) for rate in rates if isinstance(rate, int | float))
         for number, group in enumerate(optimizer.param_groups):
             for position, parameter in enumerate(group["params"]):
                 if not isinstance(parameter, nn.Parameter) and not self._names.parameter_name(parameter):
@@ -67,9 +70,8 @@ class Optimizers:
                 )
                 for group in optimizer.param_groups
             )
-            self.facts.append(
-                OptimizerFacts(index, type(optimizer).__name__, groups, names, self._sources.get(optimizer))
-            )
+            kind, source, rates = type(optimizer).__name__, self._sources.get(optimizer), self._rates.get(optimizer, ())
+            self.facts.append(OptimizerFacts(index, kind, groups, names, source, rates=rates))
         return index
 
     def count(self, index: int, step: int) -> None:

@@ -106,3 +106,41 @@ def test_a_rate_that_is_too_high_at_its_top() -> None:
 )
 def test_what_is_not_tried(make: Make, every: int, set_rate: float | None) -> None:
     assert tried(*trained(make, every, set_rate=set_rate)) is None
+
+
+# --- a rate for each group -------------------------------------------------------------------------------------------
+
+
+def grouped(rates: tuple[float, float], peak: float) -> tuple[TrainingStep, Recording]:
+    """A net whose first layer reads large numbers, and is to move slowly; one cycle with the same peak for both."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 6) * 30
+    y, model = (x[:, :3].sum(1) > 0).long(), nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+    with observing() as seen:
+        groups = [{"params": model[0].parameters(), "lr": rates[0]}, {"params": model[2].parameters(), "lr": rates[1]}]
+        optimizer = torch.optim.SGD(groups, momentum=0.9)
+        schedule = lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=STEPS)
+        for _ in range(STEPS):
+            rows = torch.randint(0, len(x), (32,))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return seen.step, seen.recording
+
+
+def test_the_groups_get_their_own_rates_back() -> None:
+    trial = tried(*grouped((1e-4, 0.02), 2.0), "keep-group-rates")
+    assert trial is not None
+    assert trial.verdict is Verdict.CURED
+    assert trial.says == "the rates of 160 steps run through in 100"
+
+
+def test_rates_of_groups_that_make_no_difference() -> None:
+    trial = tried(*grouped((1e-4, 1e-3), 1e-4), "keep-group-rates")
+    assert trial is not None
+    assert trial.verdict is not Verdict.CURED
+
+
+def test_groups_that_kept_their_rates_are_not_tried() -> None:
+    assert tried(*trained(warm, 1), "keep-group-rates") is None

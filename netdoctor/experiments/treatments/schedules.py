@@ -1,11 +1,15 @@
-"""Treatment of schedules that are not stepped with the optimizer: the rates that they would give if they were."""
+"""Treatments of schedules: stepped with the optimizer, and with a rate for each group."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
+from netdoctor.capture.ledger import named
 from netdoctor.capture.planned import MOST, Rates, whole
 from netdoctor.capture.step import Action, Iteration
+from netdoctor.checks.training.group_rates_overwritten import overwritten
 from netdoctor.experiments.treatments.treatment import Bench, Case, Maker, Treatment
 
 STEPS = 100  # of a trial: the whole run of the schedule goes into them
@@ -68,4 +72,36 @@ def _at(iteration: Iteration, rates: Rates) -> Iteration:
     return Iteration([changed(action) for action in iteration.actions], iteration.bytes)
 
 
-TREATMENTS: dict[str, Maker] = {"schedule-per-step": per_step, "scheduler-after-step": per_step}
+def group_rates(case: Case) -> Treatment | None:
+    """Each group at the rate that it was built with, times what the run made of its highest rate; beside one rate for all, as the
+    run had it. Both in fast motion: the rates of the whole run go into a trial."""
+    found = next((o for o in case.recording.optimizers if overwritten(o)), None)
+    series = None if found is None else case.recording.scalars.get(named("lr", found.index))
+    if found is None or series is None or not float(np.nanmax(series.values, initial=0.0)) > 0:
+        return None
+    length, top, built = min(STEPS, len(series.values)), float(np.nanmax(series.values)), found.rates
+    course = [float(series.values[number * len(series.values) // length]) for number in range(length)]
+
+    def run(bench: Bench, rates: tuple[float, ...]) -> None:
+        turn = [bench.iterations[number % len(bench.iterations)] for number in range(length)]
+        bench.iterations = [_rated(it, rates, lr / top) for it, lr in zip(turn, course, strict=True)]
+
+    says = f"the rates of {len(series.values)} steps run through in {length}"
+    return Treatment(lambda bench: run(bench, built), both=lambda bench: run(bench, (top,) * len(built)), says=says)
+
+
+def _rated(iteration: Iteration, rates: tuple[float, ...], factor: float) -> Iteration:
+    """The iteration with these rates, times a factor, for the optimizer that has as many groups."""
+
+    def changed(action: Action) -> Action:
+        fits = action.kind == "step" and len(action.lrs) == len(rates)
+        return replace(action, lrs=tuple(factor * rate for rate in rates)) if fits else action
+
+    return Iteration([*map(changed, iteration.actions)], iteration.bytes)
+
+
+TREATMENTS: dict[str, Maker] = {
+    "schedule-per-step": per_step,
+    "scheduler-after-step": per_step,
+    "keep-group-rates": group_rates,
+}
