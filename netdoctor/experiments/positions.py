@@ -22,18 +22,20 @@ from netdoctor.experiments.tiny_batch import rewrite
 from netdoctor.recording import Arm, Recording
 
 ORDER, WITHOUT, WITH = "positions/order", "positions/without", "positions/with"
+SHUFFLED = "positions/shuffled"
 SAME = 1e-4  # of the output's magnitude: sums over permuted positions are rounded in another order
 FEWEST = 4  # positions
 _POSITIONAL = re.compile(r"(^|[._])(pos|position|positions|positional|pe|wpe)([._]|$|\w*emb|\w*enc)", re.IGNORECASE)
 
 
 def order(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str, Arm]:
-    """The arm "positions/order", and where the model is blind to the order, "positions/without" and "positions/with".
+    """The arm "positions/order", and where the model is blind to the order, "positions/without", "/shuffled" and "/with".
 
     In evaluation mode all sequences (images as patches too) of the first model call are permuted alike. Facts: "blind" (the output
     stays the same, or is permuted in the same way), "length", "unused" (a module or parameter whose name says that it is
-    positional). The other two arms learn from captured batches without and with sinusoidal positions (Vaswani et al.,
-    2017) added to the first embedding; their losses are those of held-out batches.
+    positional). The other arms learn from captured batches without and with sinusoidal positions (Vaswani et al.,
+    2017) added to the first embedding, and with the same ones in a random order, another one for each sample: what these
+    give as well is no knowledge of the order. Their losses are those of held-out batches.
     """
     try:
         with quiet():
@@ -45,7 +47,10 @@ def order(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str,
     arms = {ORDER: Arm(ORDER, np.empty(0), 0.0, facts)}
     if facts["blind"]:
         length = int(float(facts["length"]))
-        arms[WITHOUT] = learn(WITHOUT, step, lambda sandbox: None, budget.share(budget.left / 2))
+        arms[WITHOUT] = learn(WITHOUT, step, lambda sandbox: None, budget.share(budget.left / 3))
+        drawn = torch.Generator().manual_seed(5)
+        shuffled = lambda sandbox: _add_positions(sandbox, length, drawn)  # noqa: E731
+        arms[SHUFFLED] = learn(SHUFFLED, step, shuffled, budget.share(budget.left / 2))
         arms[WITH] = learn(WITH, step, lambda sandbox: _add_positions(sandbox, length), budget.share(budget.left))
     return arms
 
@@ -119,17 +124,18 @@ def _follows(before: Tensor, after: Tensor, permutation: Tensor) -> bool:
     return any(float((after - candidate).abs().mean()) <= limit for candidate in candidates)
 
 
-def _add_positions(sandbox: Sandbox, length: int) -> None:
-    """Add sinusoidal positions to what the first embedding (or dense layer, or convolution) gives for whole sequences."""
+def _add_positions(sandbox: Sandbox, length: int, drawn: torch.Generator | None = None) -> None:
+    """Add sinusoidal positions to what the first embedding (or dense layer, or convolution) gives for whole sequences; with
+    `drawn` to each sample in an order of its own."""
     done: list[nn.Module] = []
     for module in sandbox.modules():
         kinds = nn.Embedding if any(isinstance(c, nn.Embedding) for c in module.modules()) else nn.Linear
         for child in module.modules():
             if isinstance(child, (kinds, nn.Conv1d, nn.Conv2d)):
-                child.register_forward_hook(_adding(done, length))
+                child.register_forward_hook(_adding(done, length, drawn))
 
 
-def _adding(done: list[nn.Module], length: int) -> Callable[..., Any]:
+def _adding(done: list[nn.Module], length: int, drawn: torch.Generator | None) -> Callable[..., Any]:
     def hook(module: nn.Module, _: Any, output: Tensor) -> Tensor:
         convolved = isinstance(module, nn.Conv1d | nn.Conv2d)
         rows = output.flatten(2).transpose(1, 2) if convolved and output.dim() > 2 else output
@@ -137,8 +143,11 @@ def _adding(done: list[nn.Module], length: int) -> Callable[..., Any]:
             return output
         if not done:
             done.append(module)
-        added = _sinusoids(length, rows.shape[2]).to(output) * output.detach().square().mean().sqrt()
-        return output + (added.t().reshape(output.shape[1:]) if convolved else added)
+        places = torch.arange(length).expand(len(rows), -1)
+        if drawn is not None:
+            places = torch.rand(len(rows), length, generator=drawn).argsort(1)
+        added = _sinusoids(length, rows.shape[2])[places].to(output) * output.detach().square().mean().sqrt()
+        return output + (added.transpose(1, 2).reshape(output.shape) if convolved else added)
 
     return hook
 

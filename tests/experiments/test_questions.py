@@ -347,10 +347,22 @@ def test_who_is_blind_to_the_order(kind, blind, monkeypatch):
     step = fit(Pooled(kind), F.cross_entropy, tokens, (tokens[:, 0] > 2).long(), steps=12)
     arms = asked(positions.order, step)
     assert arms["positions/order"].facts["blind"] is blind
-    assert list(arms)[1:] == (["positions/without", "positions/with"] if blind else [])
+    assert list(arms)[1:] == (["positions/without", "positions/shuffled", "positions/with"] if blind else [])
     if blind:
-        assert arms["positions/with"].facts["best"] < 0.85 * float(arms["positions/without"].facts["best"])
+        best = {name: float(arms[f"positions/{name}"].facts["best"]) for name in ("without", "shuffled", "with")}
+        assert best["with"] < 0.85 * min(best["without"], best["shuffled"])
         assert arms["positions/order"].facts["unused"] == "position"
+
+
+def test_shuffled_positions_are_the_same_numbers_in_an_order_of_their_own_for_each_sample():
+    output = torch.ones(8, 6, 16)
+    hook = lambda drawn: positions._adding([], 6, drawn)(nn.Embedding(5, 16), None, output) - output  # noqa: E731
+    ordered, shuffled = hook(None), hook(torch.Generator().manual_seed(0))
+    assert (ordered == ordered[:1]).all()
+    assert torch.allclose(ordered.sum(1), shuffled.sum(1), atol=1e-5)
+    orders = {tuple((row[:, None] == ordered[0]).all(-1).int().argmax(1).tolist()) for row in shuffled}
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert len(orders) > 4
 
 
 def test_a_wider_copy_learns_what_a_bottleneck_cannot():

@@ -20,10 +20,11 @@ class MissingPositionalEncoding(Check):
     What it is: attention without positions: no positional encoding, or one that is built and never added.
     Why it hurts: to attention a sequence is a bag: "dog bites man" and "man bites dog" are one and the same.
     How it is decided: on a copy in evaluation mode all sequences of a captured batch are permuted alike; the output
-    stays the same, or is permuted in the same way. Then two copies learn from two thirds of the captured batches, one
-    of them with sinusoidal positions added to its first embedding: a warning when that one's loss on the other third is
-    lower by 15 % or more, learned and not there from the start, and the other one's is still a quarter of where it
-    began; an error when in addition the script's training does not work.
+    stays the same, or is permuted in the same way. Then copies learn from two thirds of the captured batches: as they
+    are, with sinusoidal positions added to the first embedding, and with these in a random order for each sample. A
+    warning when the loss on the other third is lower by 15 % or more with positions than with either of the others,
+    learned and not there from the start, and without them is still a quarter of where it began; an error when in
+    addition the script's training does not work.
     When it stays silent: recurrences, convolutions, causal masks and all else that tells positions apart; sets, graphs
     and bags of words, which are predicted no better with positions; fewer than 4 positions.
     Fix: add a positional encoding to the embedding.
@@ -31,7 +32,7 @@ class MissingPositionalEncoding(Check):
     """
 
     name = "missing-positional-encoding"
-    arms = frozenset({"positions/order", "positions/without", "positions/with"})
+    arms = frozenset({"positions/order", "positions/without", "positions/shuffled", "positions/with"})
     explains = frozenset({"loss-not-decreasing", "label-input-mismatch", "underfitting", "no-gradient", "overfitting"})
 
     lower: float = 0.15  # of the held-out loss: twins of one model differ by a few percent
@@ -41,14 +42,16 @@ class MissingPositionalEncoding(Check):
         order = recording.arms.get("positions/order")
         if order is None or order.failure or not order.facts.get("blind"):
             return
-        without, given = (recording.arms.get(f"positions/{name}") for name in ("without", "with"))
-        if without is None or given is None or without.failure or given.failure:
-            failed = [arm.failure for arm in (without, given) if arm is not None and arm.failure]
+        arms = [recording.arms.get(f"positions/{name}") for name in ("without", "shuffled", "with")]
+        without, shuffled, given = arms
+        if without is None or shuffled is None or given is None or any(arm.failure for arm in arms if arm is not None):
+            failed = [arm.failure for arm in arms if arm is not None and arm.failure]
             why = failed[0] if failed else "the trial with positions was not run"
             yield Abstention(self.name, f"the model is blind to the order of its sequences, but {why}")
             return
         before, after = float(without.facts["best"]), float(given.facts["best"])
-        saved = (before - after) / before if before > 0 else 0.0
+        other = min(before, float(shuffled.facts["best"]))  # more numbers help, too; the order is what only these tell
+        saved = (other - after) / other if other > 0 else 0.0
         learned = after <= (1 - self.lower) * float(given.losses[0])  # added positions change the first loss as well
         if saved >= self.lower and learned and before >= self.left * float(without.losses[0]):
             yield self._finding(recording, order, (without, given), saved)

@@ -16,11 +16,20 @@ STUCK = 2.3
 
 
 def blind(
-    without: float, given: float, *, start: float = 1.0, loss: Any = None, unused: str = "", **order: Any
+    without: float,
+    given: float,
+    *,
+    start: float = 1.0,
+    shuffled: float | None = None,
+    loss: Any = None,
+    unused: str = "",
+    **order: Any,
 ) -> Builder:
     build = Builder(steps=60).loss(loss or (lambda step: 2.3 * 0.9**step)).facts(loss_lower_bound=0.0)
     build.arm("positions/order", **{"blind": True, "length": 12.0, "unused": unused, **order})
     build.arm("positions/without", [start, without], best=without)
+    other = without if shuffled is None else shuffled
+    build.arm("positions/shuffled", [start, other], best=other)
     return build.arm("positions/with", [start, given], best=given)
 
 
@@ -34,6 +43,9 @@ def blind(
         (blind(0.6, 0.1, loss=STUCK), [Severity.ERROR]),
         (blind(0.6, 0.1, blind=False), []),
         (blind(0.6, 0.7), []),
+        (blind(0.6, 0.5, shuffled=0.58), []),  # so do they in any order
+        (blind(0.6, 0.5, shuffled=0.59), [Severity.WARNING]),
+        (blind(0.6, 0.52, shuffled=0.9), []),  # numbers that only disturb are no measure
     ],
 )
 def test_positions_that_would_help(build, expected):
@@ -55,7 +67,7 @@ def test_the_unused_positions_are_named():
     assert "position is there, and has no effect" in found.explanation
 
 
-@pytest.mark.parametrize("arms", [(), ("positions/without",)])
+@pytest.mark.parametrize("arms", [(), ("positions/without",), ("positions/shuffled",)])
 def test_blindness_without_a_trial_is_an_abstention(arms):
     build = Builder().arm("positions/order", blind=True, length=8.0)
     for name in arms:
