@@ -278,10 +278,10 @@ class TrainingTaps:
         observer.recorder.scalar("clip limit", observer.step, limit)
         if math.isfinite(norm):
             observer.recorder.scalar("norm at clipping", observer.step, norm)
-        kept = tuple(parameters)
-        observer.program.current.actions.append(
-            Action("clip", parameters=kept, limit=limit, by_value=by_value, norm_type=norm_type)
-        )
+        action = Action("clip", parameters=tuple(parameters), limit=limit, by_value=by_value, norm_type=norm_type)
+        observer.program.current.actions.append(action)
+        if all(parameter.grad is None for parameter in parameters):
+            observer.recorder.count("clip of nothing", observer.step)
 
     # --- optimizers --------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -251,6 +252,23 @@ def test_the_gradient_norm_is_from_before_clipping():
     scalars = observation.recording.scalars
     unclipped = scalars.get("norm at clipping", scalars["gradient norm"]).values
     assert min(unclipped) > 1
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_clipping_that_is_given_nothing_is_counted(listed):
+    seed()
+    model = Net()
+    with observing() as observation, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of an empty generator
+        weights = list(model.parameters()) if listed else model.parameters()
+        optimizer = torch.optim.SGD(weights, lr=0.1)
+        for x, y in batches(40, 4):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+    assert observation.recording.counts["clip"] == 40
+    assert observation.recording.counts.get("clip of nothing", 0) == (0 if listed else 40)
 
 
 def test_a_long_accumulation_is_one_step():

@@ -38,7 +38,7 @@ recurrent-dropout ignored-input nondeterministic-eval wrong-custom-backward over
 padding-share unaligned-width overfitting underfitting train-eval-shift cannot-overfit-tiny-batch rank-desync
 rank-imbalance schedule-too-long sampler-weights stale-statistics misaligned-targets shifted-target
 zero-second-derivative carried-graph term-without-gradient logit-scale-too-large
-resampled-action group-rates-overwritten
+resampled-action group-rates-overwritten clipping-without-effect
 """
 
 pytestmark = pytest.mark.parametrize("check", CATALOGUE, ids=lambda check: check.name)
