@@ -40,6 +40,10 @@ class Optimizers:
         """Whether a parameter of any of them has a gradient."""
         return any(p.grad is not None for optimizer in self.alive for p in parameters_of(optimizer))
 
+    def any_fused(self) -> bool:
+        """Whether any of them steps by a fused kernel, which does not count what it writes to."""
+        return any(group.get("fused") for optimizer in self.alive for group in optimizer.param_groups)
+
     def made(self, optimizer: Optimizer) -> None:
         """An optimizer was constructed."""
         self.alive.add(optimizer)

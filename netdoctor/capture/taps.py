@@ -21,6 +21,7 @@ from netdoctor.capture import clipping, unseen
 from netdoctor.capture.checkpoints import Checkpoints
 from netdoctor.capture.customs import watched_apply
 from netdoctor.capture.gradients import by_hand
+from netdoctor.capture.kept_states import KeptStates
 from netdoctor.capture.module_calls import module_call
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.patching import FUNCTIONS, Patches, announced
@@ -53,7 +54,8 @@ class Taps:
         wrap(nn.Module, "__init__", self._module_init)
         wrap(nn.Module, "load_state_dict", self._noting("load_state"))
         wrap(nn.Module, "train", self._mode_change)
-        for part in (self.training.flags, self.training.frozen_norms, self._observer.evaluation.stuck):
+        kept = KeptStates(self._observer.recorder, self.training.optimizers.any_fused)
+        for part in (self.training.flags, self.training.frozen_norms, self._observer.evaluation.stuck, kept):
             self._observer.containment.run("parts in a state", part.install, self._patches, self._safely)
         wrap(Tensor, "backward", self._tensor_backward)
         wrap(torch.autograd, "backward", self._autograd_backward)
