@@ -28,7 +28,8 @@ class Overfitting(Check):
     (Mann-Kendall, one-sided 1 %), the last of them lie at least 20 % and a tenth of what had been gained above the
     best, and the training loss is at least 5 % lower than it was at the best.
     When it stays silent: fewer evaluations; noise around a plateau; training losses that rise as well (divergence);
-    evaluation of the training set; GAN, RL, moving targets.
+    evaluation of the training set; GAN, RL, moving targets. Advice where the script loads other weights after its last
+    step, as early stopping does.
     Fix: keep the weights of the best step; then weight decay, dropout, augmentation, more data, a smaller model.
     Sources: Prechelt, Early Stopping - But When?, 1998; Mann 1945, Kendall 1975; advice A1, A17, A40, C5.
     """
@@ -54,17 +55,17 @@ class Overfitting(Check):
             enough = over >= self.rise and turn.end - turn.level >= self.gained * (turn.start - turn.level)
             fallen = _fallen(training, int(curve.steps[turn.best]))
             if enough and fallen >= self.fall:
-                yield self._finding(curve, turn.best, turn.level, turn.end, over)
+                yield self._finding(recording, curve, turn.best, turn.level, turn.end, over)
                 return
 
-    def _finding(self, curve: Curve, best: int, level: float, end: float, over: float) -> Finding:
-        step = int(curve.steps[best])
+    def _finding(self, recording: Recording, curve: Curve, best: int, level: float, end: float, over: float) -> Finding:
+        step, back = int(curve.steps[best]), _put_back(recording)
         return Finding(
             self.name,
             f"overfitting: the held-out loss was best at step {step} and is {100 * over:.0f} % above that at the end",
-            Severity.WARNING,
+            Severity.ADVICE if back else Severity.WARNING,
             f"It rises from {level:.4g} to {end:.4g} over {len(curve.losses) - best - 1} evaluations, while the training "
-            "loss goes on falling.",
+            f"loss goes on falling.{' After the last step other weights were loaded.' if back else ''}",
             Location.at(curve.source, step=step),
             (Evidence("held-out loss above its best", 100 * over, "≥", 100 * self.rise, "%"),),
             (
@@ -74,6 +75,12 @@ class Overfitting(Check):
             first_step=step,
             share=1.0,
         )
+
+
+def _put_back(recording: Recording) -> bool:
+    """Whether the script loaded a state that the model did not hold after its last step. Of averaged weights that are swapped in
+    and out for an evaluation there are two such loads, and the model ends as it was."""
+    return sum(event.kind == "state put back" and event.step >= recording.steps for event in recording.events) == 1
 
 
 def _fallen(training: Series, step: int) -> float:

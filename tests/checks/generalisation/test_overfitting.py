@@ -11,6 +11,7 @@ from netdoctor.checks.generalisation.curves import rising
 from netdoctor.checks.generalisation.overfitting import Overfitting
 from netdoctor.data import Evaluation
 from netdoctor.finding import Severity
+from netdoctor.recording import Event
 from tests.checks.builders import Builder
 
 
@@ -81,3 +82,13 @@ def test_one_lucky_evaluation_is_no_best():
     losses = np.full(20, 1.0) + 0.001 * np.arange(20) % 0.003
     losses[6] = 0.2
     assert rising(losses) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "severity"),
+    [([200], Severity.ADVICE), ([150], Severity.WARNING), ([200, 200], Severity.WARNING), ([], Severity.WARNING)],
+)
+def test_best_weights_that_are_put_back_at_the_end_leave_advice(steps, severity):
+    build = evaluated(turning(2.0))
+    build.recording.events += [Event(step, "state put back") for step in steps]
+    assert [f.severity for f in judged(build)] == [severity]
