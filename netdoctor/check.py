@@ -23,6 +23,9 @@ class Check:
     explains: ClassVar[frozenset[str]] = frozenset()  # checks whose findings are symptoms of this one
     arms: ClassVar[frozenset[str]] = frozenset()  # experiments that it reads
     suspects: ClassVar[bool] = False  # what it finds may be idle: where its fixes were tried in vain it is advice
+    of_harm: ClassVar[bool] = (
+        False  # speaks only as training is hurt: not where the fix of another finding alone cures that
+    )
     breaks: ClassVar[bool] = False  # names the birth of a NaN or Inf: from there on nothing that is measured counts
 
     @property

@@ -27,7 +27,7 @@ from netdoctor.experiments.side_effects import Units, side_effects, units
 from netdoctor.experiments.treatments import treatment_of
 from netdoctor.experiments.treatments.optimization import rate_alone
 from netdoctor.experiments.treatments.treatment import Bench, Case, Places, Treatment
-from netdoctor.experiments.tried import cures, improves, rank, told, weighed, without_trial
+from netdoctor.experiments.tried import cures, improves, rank, told, weighed, without_cured, without_trial
 from netdoctor.experiments.verdict import by_itself, decide, goes_on, scale_of
 from netdoctor.finding import Certainty, Finding, Fix, Severity, Trial, Verdict
 from netdoctor.recording import Fault, Recording
@@ -76,7 +76,10 @@ def try_fixes(
         interrupted = True
     checks = list(checks)
     suspicions = {check.name for check in checks if check.suspects}
-    attached = (found for finding in report.findings for found in trials.attach(finding))
+    attached = without_cured(
+        [found for finding in report.findings for found in trials.attach(finding)],
+        {check.name for check in checks if check.of_harm},
+    )
     findings = tuple(found for finding in attached for found in weighed(finding, suspicions, step))
     notes = ("the trials of the fixes were interrupted",) if interrupted else ()
     return replace(

@@ -68,6 +68,20 @@ def weighed(finding: Finding, suspicions: Collection[str], step: TrainingStep) -
     return [replace(finding, severity=Severity.ADVICE, symptoms=()), *finding.symptoms]
 
 
+def without_cured(findings: Collection[Finding], of_harm: Collection[str]) -> list[Finding]:
+    """The findings, with the symptoms of those by themselves that another one's cure makes idle.
+
+    A check in `of_harm` speaks only as training is hurt. Where the fix of another root alone cures that on a copy, all
+    that was left as it was there is no cause; what its own fix cures may be a second one.
+    """
+    cured = {f.check for f in findings if any(map(cures, f.fixes))}
+    kept: list[Finding] = []
+    for finding in findings:
+        idle = cured and finding.check in of_harm and finding.check not in cured and not finding.apart
+        kept += finding.symptoms if idle else [finding]
+    return kept
+
+
 def _may_help(trial: Trial) -> bool:
     """Whether a trial leaves open that the fix helps, or shows that it does."""
     if trial.verdict in _IN_VAIN or trial.verdict is Verdict.COULD_NOT_RUN:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from netdoctor.experiments.tried import weighed
+from netdoctor.experiments.tried import weighed, without_cured
 from netdoctor.finding import Finding, Fix, Location, Reach, Severity, Trial, Verdict
 
 FALLS, STILL = tuple(2.0 - 0.01 * n for n in range(100)), (2.0,) * 100
@@ -79,3 +79,20 @@ def test_its_symptoms_stand_by_themselves():
         ("loss-not-decreasing", Severity.ERROR, ()),
     ]
     assert weighed(above, {"another"}, Step()) == [above]
+
+
+@pytest.mark.parametrize(("verdict", "idle"), [(Verdict.CURED, True), (Verdict.EASED, False), (None, False)])
+def test_what_speaks_only_of_harm_is_idle_where_another_fix_cures(verdict, idle):
+    """Its symptom is left, to find its place under the one that cures."""
+    other, symptom = finding(fix(verdict), check="missing-zero-grad"), finding(check="exploding-gradients")
+    found = finding(fix(Verdict.NO_EFFECT), check="recurrent-gradients", symptoms=(symptom,))
+    assert without_cured([other, found], {"recurrent-gradients"}) == [other, symptom if idle else found]
+    assert without_cured([other, found], {"dead-relu"}) == [other, found]
+
+
+def test_what_its_own_fix_cures_or_a_combination_needs_is_a_cause():
+    other, cured = finding(fix(Verdict.CURED), check="a"), finding(fix(Verdict.CURED))
+    assert without_cured([other, cured], {"dead-relu"}) == [other, cured]
+    needed = replace(finding(fix(Verdict.NO_EFFECT)), apart=True)
+    assert without_cured([other, needed], {"dead-relu"}) == [other, needed]
+    assert without_cured([cured], {"dead-relu"}) == [cured]

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
 from netdoctor.checks.signal.profile import REPEATS, profile, scale
+from netdoctor.checks.training.decay import decay
+from netdoctor.checks.training.lr_decays_too_fast import LrDecaysTooFast
+from netdoctor.checks.training.lr_trials import rescue
+from netdoctor.checks.training.revived import revival
 from netdoctor.recording import Kind, Layer, Recording, Role, Stat
 
 TIME = "time/"  # arms of experiments, and the path of the module
+BROKEN = 10.0  # times the first loss: from there on the weights are out of scale, whatever threw them there
 
 
 def ratios(recording: Recording, most: float) -> Iterator[tuple[Layer, float]]:
-    """Decades of the gradient at the first position over that at the last one, at the quantile `most` of the sampled steps."""
+    """Decades of the gradient at the first position over that at the last one, at the quantile `most` of the sampled steps.
+
+    Of those before the loss broke: what breaks it may drive the weights anywhere, and this is not about those.
+    """
+    whole = _broke(recording)
     for layer in recording.of_kind(Kind.RECURRENT):
         track = recording.of_layer(layer, Stat.TIME_RATIO, Role.OUTPUT_GRADIENT)
         arm = recording.arms.get(f"{TIME}{layer.path}")
         if arm is not None and not arm.failure and layer.call == 0:
             yield layer, float(arm.facts["decades"])
-        elif track is not None and np.isfinite(track.values).any():
-            yield layer, float(np.quantile(track.values[np.isfinite(track.values)], most))
+        elif track is not None:
+            kept = track.values[np.isfinite(track.values) & (track.steps < whole)]
+            if kept.size:
+                yield layer, float(np.quantile(kept, most))
     layers = recording.of_kind(Kind.LINEAR, Kind.RECURRENT)
     # A recurrence has the same weights at every position; a loop over weights of their own is depth.
     for path, weight in dict.fromkeys((layer.path, layer.weight) for layer in layers if layer.call >= REPEATS - 1):
@@ -33,6 +45,26 @@ def ratios(recording: Recording, most: float) -> Iterator[tuple[Layer, float]]:
     for path, kind in dict.fromkeys((layer.path, layer.type) for layer in cells if layer.call >= REPEATS - 1):
         if _again(recording, path):
             yield from _drawn_on(recording, [layer for layer in cells if (layer.path, layer.type) == (path, kind)])
+
+
+def excused(recording: Recording, gained: float) -> bool:
+    """Whether the same recurrence trains on a copy: at another learning rate it takes `gained` of the loss off, and the script's
+    own half as much at most, or it goes on so with a living one. Or whether the training may stand still because its
+    rate came to nothing, and no copy tells."""
+    again, end = revival(recording), decay(recording, LrDecaysTooFast.low)
+    if again is not None:
+        return again.gain >= gained
+    early = end is not None and end.left >= LrDecaysTooFast.left
+    return early or rescue(recording, ("100", "10", "0.1", "0.01"), gained, gained / 2) is not None
+
+
+def _broke(recording: Recording) -> float:
+    """The step from which on the loss was `BROKEN` times its first value, or not finite; infinity where it never was."""
+    series = recording.loss
+    if series is None or not series.values.size or not series.values[0] > 0:
+        return math.inf
+    broken = np.flatnonzero(~(series.values < BROKEN * series.values[0]))
+    return float(series.steps[broken[0]]) if broken.size else math.inf
 
 
 def _drawn_on(recording: Recording, calls: list[Layer]) -> Iterator[tuple[Layer, float]]:

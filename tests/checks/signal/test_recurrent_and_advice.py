@@ -40,6 +40,55 @@ def test_what_a_copy_showed_counts_before_what_was_recorded(decades: float, seve
     assert [f.severity for f in findings(TIME, build.done())] == ([] if severity is None else [severity])
 
 
+RISING = [2.3 * 1.05**step for step in range(60)]
+BROKEN = [2.3 if step < 10 else 2.3 * (9.0 if step < 20 else 30.0) for step in range(60)]
+
+
+@pytest.mark.parametrize("loss", [RISING, [*RISING[:40], *[math.nan] * 20]])
+def test_a_gradient_that_dies_breaks_no_loss(loss: Curve) -> None:
+    assert not findings(TIME, rnn(-9.0, loss).done())
+    assert findings(TIME, rnn(4.0, loss).done())
+
+
+@pytest.mark.parametrize(("before", "fires"), [(3.1, True), (2.9, False)])
+def test_what_is_measured_after_the_loss_broke_does_not_count(before: float, fires: bool) -> None:
+    """It breaks at step 20, where it is thirty times its start; the ratio of most steps is that of thrown weights."""
+    recording = rnn(0.0, BROKEN).of_layer(
+        "rnn", Stat.TIME_RATIO, lambda n: before if n < 20 else 8.0, Role.OUTPUT_GRADIENT
+    )
+    assert bool(findings(TIME, recording.done())) is fires
+
+
+@pytest.mark.parametrize(("end", "fires"), [(2.25, True), (1.9, True), (1.7, False)])
+@pytest.mark.parametrize("ratio", [-9.0, 4.0])
+def test_a_recurrence_that_trains_at_another_rate(end: float, fires: bool, ratio: float) -> None:
+    """Less than a fifth of 2.3 is no cure. What explodes may well be held by a low rate, and stays a cause."""
+    build = rnn(ratio).arm("trial/control", [2.3] * 60, lr=0.1)
+    build.arm("trial/lr x0.1", [2.3 - (2.3 - end) * n / 50 for n in range(50)] + [end] * 10, lr=0.01)
+    assert bool(findings(TIME, build.facts(loss_lower_bound=0.0).done())) is (fires or ratio > 0)
+
+
+@pytest.mark.parametrize(("died", "fires"), [(20, False), (50, True), (None, True)])
+def test_a_rate_that_came_to_nothing_may_be_the_reason(died: int | None, fires: bool) -> None:
+    """A third of the run or more without a rate, and no trial that tells."""
+    lr = 0.1 if died is None else [0.1 if n < died else 1e-5 for n in range(60)]
+    assert bool(findings(TIME, rnn(-9.0).scalar("lr", lr).done())) is fires
+
+
+@pytest.mark.parametrize(("end", "fires"), [(2.0, True), (1.7, False)])
+def test_a_living_rate_tells_whether_it_was_the_reason(end: float, fires: bool) -> None:
+    build = rnn(-9.0).scalar("lr", [0.1 if n < 20 else 1e-5 for n in range(60)])
+    build.arm("revival/as it ended", [2.3] * 9, steps=80).arm("revival/a third of the highest rate", [2.3] + [end] * 8)
+    assert bool(findings(TIME, build.done())) is fires
+
+
+@pytest.mark.parametrize(("type_", "offered"), [("RNN", True), ("GRU", False), ("LSTM", False)])
+def test_what_is_gated_is_not_told_to_become_so(type_: str, offered: bool) -> None:
+    build = Builder(60).layer("rnn", type_, rms=1.0).loss(FLAT).facts(loss_family="cross_entropy", classes=10)
+    (found,) = findings(TIME, build.of_layer("rnn", Stat.TIME_RATIO, -9.0, Role.OUTPUT_GRADIENT).done())
+    assert ("gated-recurrence" in [fix.treatment for fix in found.fixes]) is offered
+
+
 @pytest.mark.parametrize(("calls", "fires"), [(8, False), (14, False), (16, True)])
 def test_the_line_of_the_first_calls_is_drawn_on_to_the_last(calls: int, fires: bool) -> None:
     """Eight calls are measured, each with 0.4 decades less than the next."""
