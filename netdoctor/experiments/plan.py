@@ -27,6 +27,7 @@ from netdoctor.experiments import (
     questions,
     range_test,
     revival,
+    rounding,
     scaling,
     sharpness,
     side_terms,
@@ -116,6 +117,8 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
         say,
         "going on with a living learning rate",
     )
+    whole_steps = budget.share(seconds * 0.3)
+    _add(recording, lambda: rounding.look(recording, step, whole_steps), say, "keeping weights in float32")
     _add(recording, lambda: side_terms.look(recording, step, fifth()), say, "training with little of a side term")
     most = budget.share(seconds * 0.4)
     _add(recording, lambda: sharpness.look(recording, step, most), say, "training with smaller scores of a softmax")

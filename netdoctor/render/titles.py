@@ -25,6 +25,7 @@ _GROUPS = {
     "masks": "masks of attention turned round",
     "scores": "smaller scores of a softmax",
     "rates": "a tenth of the learning rate",
+    "rounding": "half-precision weights kept in float32",
     "underflow": "gradients of a scaled loss",
     "usage": "what of the input is read",
     "labels": "equal inputs with other targets",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from netdoctor.checks.numerics.lost_updates import LostUpdates
@@ -69,3 +70,53 @@ def test_what_is_lost_late_counts_unless_the_rate_has_gone_down() -> None:
     assert [f.severity for f in judged(recording(late, falls=True))] == [Severity.WARNING]
     decayed = recording(late, falls=True, lr=lambda step: 1e-4 if step < 40 else 1e-6)
     assert judged(decayed) == []
+
+
+def copied(build: Builder, own: float, float32: float) -> Builder:
+    """Both copies start at 2 and lose so much of it; "as it is" moves half as far."""
+    build.arm(
+        "rounding/as it is",
+        2 - own * np.minimum(1, np.arange(40) / 30),
+        moved=0.01,
+        file="train.py",
+        line=7.0,
+        text="m.half()",
+    )
+    return build.arm("rounding/float32 between the steps", 2 - float32 * np.minimum(1, np.arange(40) / 30), moved=0.02)
+
+
+@pytest.mark.parametrize(
+    ("own", "float32", "fires"), [(0.4, 0.59, False), (0.4, 0.61, True), (0.1, 0.19, False), (0.0, 0.11, True)]
+)
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_a_copy_tells_whatever_the_share(own: float, float32: float, fires: bool, share: float) -> None:
+    """Half as far again, and a twentieth of the start at least. What is lost all the time was lost on the copy, too."""
+    found = judged(copied(recording(share).loss(lambda step: 2.0 * 0.98**step), own, float32))
+    assert [finding.severity for finding in found] == [Severity.ERROR] * fires
+    for finding in found:
+        assert (finding.location.file, finding.location.line) == ("train.py", 7)
+        assert "50 % as far" in finding.explanation
+
+
+@pytest.mark.parametrize(("end", "severity"), [(0.3, Severity.ERROR), (0.1, Severity.WARNING)])
+def test_where_the_loss_got_there_all_the_same_it_is_a_warning(end: float, severity: Severity) -> None:
+    build = recording(0.7).loss(lambda step: max(end, 2.0 - 0.05 * step))
+    assert [finding.severity for finding in judged(copied(build, 0.4, 0.8))] == [severity]
+
+
+def test_what_is_lost_after_the_steps_of_the_copy_is_not_answered_by_it() -> None:
+    def late(step: int) -> float:
+        return 0.3 if step < 40 else 0.95
+
+    assert [f.severity for f in judged(copied(recording(late), 0.4, 0.4))] == [Severity.WARNING]
+    assert judged(copied(recording(lambda step: 0.95), 0.4, 0.4)) == []
+
+
+def test_copies_that_broke_or_were_too_short_say_nothing() -> None:
+    build = recording(0.95).arm("rounding/as it is", [2.0] * 7, moved=0.01)
+    assert (
+        judged(build.arm("rounding/float32 between the steps", [2.0] * 6 + [1.0], moved=0.01))[0].severity
+        is Severity.ERROR
+    )
+    build = recording(0.3).arm("rounding/as it is", [2.0] * 40, moved=0.01)
+    assert judged(build.arm("rounding/float32 between the steps", [1.0] * 39 + [float("nan")], moved=0.01)) == []
