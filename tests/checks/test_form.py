@@ -39,7 +39,7 @@ padding-share unaligned-width overfitting underfitting train-eval-shift cannot-o
 rank-imbalance schedule-too-long sampler-weights stale-statistics misaligned-targets shifted-target
 zero-second-derivative carried-graph term-without-gradient logit-scale-too-large
 resampled-action group-rates-overwritten clipping-without-effect
-state-kept-by-reference
+state-kept-by-reference kl-div-averaged
 """
 
 pytestmark = pytest.mark.parametrize("check", CATALOGUE, ids=lambda check: check.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from netdoctor.capture.functions import function_name, plain
 from netdoctor.capture.tape import Entry
+from netdoctor.checks.loss.comparisons import comparisons
 from netdoctor.checks.loss.output_ranges import RANGES
 from netdoctor.checks.loss.renormalised import renormalised
 from netdoctor.checks.structure.axes import moved as axes_moved
@@ -48,6 +50,13 @@ def mean_reduction(case: Case) -> Treatment | None:
     shapes = [] if graph is None else [graph.values[i].shape for o in graph.loss_operations() for i in o.inputs]
     size = max((shape[0] for shape in shapes[:8] if shape), default=1)
     return Treatment(partial(scale_losses, 1 / size), unit=float(size)) if size > 1 else None
+
+
+def batch_mean(case: Case) -> Treatment | None:
+    """A divergence as many times as large as it has classes."""
+    found = next((c for c in comparisons(case.recording) if c.operation.name == "kl_div"), None)
+    classes = 1 if found is None else prod(found.prediction.shape[1:])
+    return Treatment(partial(scale_losses, float(classes)), unit=1 / classes) if classes > 1 else None
 
 
 def drop_output_activation(case: Case) -> Treatment | None:
@@ -175,6 +184,7 @@ def same_shape(case: Case) -> Treatment:
 TREATMENTS: dict[str, Maker] = {
     "drop-minus-sign": drop_minus_sign,
     "mean-reduction": mean_reduction,
+    "batchmean": batch_mean,
     "remove-activation": drop_output_activation,
     "remove-softmax": drop_output_activation,
     "remove-sigmoid": drop_output_activation,
