@@ -149,12 +149,14 @@ class Session:
         contained.run("release of the tape", self._observer.tape.clear)
         contained.run("release of the captured step", self._observer.program.release)
         contained.run("release of the norms", self._taps.training.frozen_norms.release)
+        contained.run("release of the datasets", self._clock.stored.release)
         contained.run("release of the evaluations", self._observer.evaluation.release)
         self.recording.faults = contained.faults
 
     def _captured(self) -> TrainingStep:
         norms = self._taps.training.frozen_norms.kept()
-        return replace(self._observer.program.training_step(), held=self._observer.evaluation.held(), norms=norms)
+        held, changed = self._observer.evaluation.held(), self._clock.stored.changed
+        return replace(self._observer.program.training_step(), held=held, norms=norms, changed=changed)
 
     def _observe(self) -> None:
         """Make the recording of what was seen so far; what fails in that is a row of the report."""

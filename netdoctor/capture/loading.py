@@ -18,6 +18,7 @@ from torch.utils.data.dataloader import _DatasetKind
 from netdoctor.capture.observer import Observer
 from netdoctor.capture.patching import Patches
 from netdoctor.capture.source import user_line
+from netdoctor.capture.stored import StoredData
 from netdoctor.recording import SourceLine
 
 _MOST_KINDS = 16  # of steps, by the number of batches that they take
@@ -32,6 +33,7 @@ class LoaderClock:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
+        self.stored = StoredData()
         self._patches = Patches()
         self._step = -1
         self._began = self._waited = 0.0
@@ -54,6 +56,7 @@ class LoaderClock:
 
     def close(self) -> None:
         """Take the clock away."""
+        self._observer.containment.run("stored data", self.stored.close)
         self._patches.remove()
 
     def _building(self, original: Any) -> Any:
@@ -72,6 +75,8 @@ class LoaderClock:
                 "data loading", lambda: self._lines.update({iterator: self._lines.get(loader)})
             )
             self._observer.containment.run("data loading", self._see_sampler, loader)
+            if threading.get_ident() == self._observer.thread and not self._observer.suspended:
+                self._observer.containment.run("stored data", self.stored.begins, loader.dataset)
 
         return __init__
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from netdoctor.capture.frozen_norms import Frozen
 from netdoctor.capture.planned import Planned
 from netdoctor.capture.room import refuse_without_room
+from netdoctor.capture.stored import Changed
 from netdoctor.capture.tape import Backward, Constant, Context, Entry, Leaf, Slot, walk
 from netdoctor.capture.tree import PLAIN, tensors
 from netdoctor.errors import CannotReplayError
@@ -296,6 +297,7 @@ class TrainingStep:
         default_factory=dict
     )  # by (file, line): the script's own evaluations
     norms: list[tuple[nn.Module, Frozen]] = field(default_factory=list)  # frozen on the way, whose statistics moved on
+    changed: list[Changed] = field(default_factory=list)  # datasets whose stored arrays were written to
     late: TrainingStep | None = None  # the same of a later part, where the loop became another
     unfinished: Iteration | None = None  # the one after the last, which is given what that made, with its graph
     planned: list[Planned] = field(default_factory=list)  # the learning-rate schedules, as they were built

@@ -26,6 +26,7 @@ from netdoctor.experiments import (
     positions,
     questions,
     range_test,
+    rereading,
     revival,
     rounding,
     scaling,
@@ -76,6 +77,9 @@ def conduct(recording: Recording, step: TrainingStep, seconds: float, say: Say) 
     budget, pace = Budget(seconds), seconds_per_step(step)
     learning = judge(recording).learning
     slow = is_slow(pace, seconds, _ARMS)
+    if step.changed:
+        most = budget.share(seconds * 0.1)
+        _add(recording, lambda: rereading.look(step, most), say, "reading the same item of the dataset again")
     if slow and not learning:
         few, limit = lighter(step, pace, budget.left, _ARMS), budget.share(0.9 * budget.left)
         _add(

@@ -12,6 +12,7 @@ _GROUPS = {
     "batchnorm-bypass": "BatchNorm bypassed",
     "final": "the trained model on the captured batches",
     "determinism": "the same batch twice in evaluation mode",
+    "data": "an item of the dataset read again",
     "leakage": "samples and positions exchanged",
     "targets": "which token each position learns",
     "derivatives": "derivatives with a graph",

@@ -18,28 +18,26 @@ CATALOGUE = catalogue.all_checks()
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # The whole catalogue; checks that are promised there but not written yet may already be explained.
 PROMISED = """
-nan-input non-finite-activation non-finite-gradient non-finite-parameter non-finite-evaluation
-half-precision-overflow
+nan-input non-finite-activation non-finite-gradient non-finite-parameter non-finite-evaluation half-precision-overflow
 half-precision-underflow lost-updates exploding-activations vanishing-activations exploding-gradients
-vanishing-gradients recurrent-gradients poor-initialization symmetric-initialization lstm-forget-bias
-batchnorm-masking depth-without-shortcuts dead-relu saturated-activation constant-layer input-independent-output
-redundant-units detached-graph no-gradient parameter-not-in-optimizer unregistered-parameters broken-weight-tying
-teacher-in-optimizer missing-stop-gradient frozen-by-mistake missing-zero-grad grads-zeroed-before-step
-missing-optimizer-step learning-rate-too-high learning-rate-too-low lr-decays-too-fast frozen-parameter-moves
-accumulation-scaling scheduler-order clip-too-small unstable-loss noisy-gradients loss-not-decreasing
-loss-diverging memory-growth adam-l2-weight-decay sgd-without-momentum over-regularised
-resumed-without-optimizer-state output-activation double-softmax probabilities-into-logit-loss
-logits-into-probability-loss wrong-loss loss-shape-broadcast loss-sum-reduction initial-loss softmax-then-log
-sensitive-loss wrong-dim-softmax wrong-dim-similarity unnormalised-input feature-scales unnormalised-target constant-feature
-sentinel-values input-outliers unshuffled-data class-imbalance conflicting-labels label-input-mismatch label-range
-cross-sample-leakage wrong-reshape causal-leak inverted-mask missing-positional-encoding missing-nonlinearity missing-bias
-bias-before-norm eval-mode-in-training train-mode-in-eval batchnorm-tiny-batch batchnorm-drift dropout-too-high
-recurrent-dropout ignored-input nondeterministic-eval wrong-custom-backward oversized-model slow-data-loading
-padding-share unaligned-width overfitting underfitting train-eval-shift cannot-overfit-tiny-batch rank-desync
-rank-imbalance schedule-too-long sampler-weights stale-statistics misaligned-targets shifted-target
-zero-second-derivative carried-graph term-without-gradient logit-scale-too-large
-resampled-action group-rates-overwritten clipping-without-effect
-state-kept-by-reference kl-div-averaged
+vanishing-gradients recurrent-gradients poor-initialization symmetric-initialization lstm-forget-bias batchnorm-masking
+depth-without-shortcuts dead-relu saturated-activation constant-layer input-independent-output redundant-units
+detached-graph no-gradient parameter-not-in-optimizer unregistered-parameters broken-weight-tying teacher-in-optimizer
+missing-stop-gradient frozen-by-mistake missing-zero-grad grads-zeroed-before-step missing-optimizer-step
+learning-rate-too-high learning-rate-too-low lr-decays-too-fast frozen-parameter-moves accumulation-scaling
+scheduler-order clip-too-small unstable-loss noisy-gradients loss-not-decreasing loss-diverging memory-growth
+adam-l2-weight-decay sgd-without-momentum over-regularised resumed-without-optimizer-state output-activation
+double-softmax probabilities-into-logit-loss logits-into-probability-loss wrong-loss loss-shape-broadcast
+loss-sum-reduction initial-loss softmax-then-log sensitive-loss wrong-dim-softmax wrong-dim-similarity
+unnormalised-input feature-scales unnormalised-target constant-feature sentinel-values input-outliers unshuffled-data
+class-imbalance conflicting-labels label-input-mismatch label-range cross-sample-leakage wrong-reshape causal-leak
+inverted-mask missing-positional-encoding missing-nonlinearity missing-bias bias-before-norm eval-mode-in-training
+train-mode-in-eval batchnorm-tiny-batch batchnorm-drift dropout-too-high recurrent-dropout ignored-input
+nondeterministic-eval wrong-custom-backward oversized-model slow-data-loading padding-share unaligned-width overfitting
+underfitting train-eval-shift cannot-overfit-tiny-batch rank-desync rank-imbalance schedule-too-long sampler-weights
+stale-statistics misaligned-targets shifted-target zero-second-derivative carried-graph term-without-gradient
+logit-scale-too-large resampled-action group-rates-overwritten clipping-without-effect state-kept-by-reference
+kl-div-averaged data-changed-by-access
 """
 
 pytestmark = pytest.mark.parametrize("check", CATALOGUE, ids=lambda check: check.name)

@@ -8,6 +8,7 @@ REASONS = {
     "call-wrapped-model": _ONE_PROCESS,
     "look-at-rank-data": _ONE_PROCESS,
     "check-weights": "what writes to the weights runs outside of the captured steps",
+    "copy-item": "the captured batches were read before",
     "copy-state": "what was kept is not in the captured steps",
     "find-operation": "the operation is not known yet",
     "hold-unfrozen": "the captured steps ran without them: what they make was computed before, or under torch.no_grad()",
