@@ -46,7 +46,7 @@ def told(source: SourceLine | None, name: str, value: str) -> str:
     given = re.sub(rf"\b{name}\s*=\s*[^,()]+", f"{name}={value}", text)
     if given != text:
         return given
-    call = re.search(r"\w*(?:Loss|_loss)\((.*)\)$", text)
+    call = re.search(r"\w*(?:Loss|_loss|kl_div)\((.*)\)$", text)
     if call is None or call[1].count("(") != call[1].count(")"):
         return ""
     return f"{text[: call.end(1)]}{', ' if call[1].strip() else ''}{name}={value})"
