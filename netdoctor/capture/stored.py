@@ -73,18 +73,16 @@ class StoredData:
             ref = weakref.ref(dataset)
         except TypeError:  # of a class that allows none
             return
-        arrays = stored(dataset)
-        size = sum(array.nbytes for array in arrays.values())
-        if not 0 < size <= self._left:
-            return
-        self._left -= size
-        self._watched.append(_Watched(ref, {path: array.copy() for path, array in arrays.items()}))
+        arrays = copied(dataset, self._left)
+        if arrays:
+            self._left -= sum(array.nbytes for array in arrays.values())
+            self._watched.append(_Watched(ref, arrays))
 
     def _compare(self, watched: _Watched) -> None:
         dataset, before = watched.dataset(), watched.before
         if dataset is None or before is None:
             return
-        now = stored(dataset)
+        now = copied(dataset, MOST_BYTES)
         if now.keys() == before.keys() and any(not same(now[path], was) for path, was in before.items()):
             self.changed.append(Changed(dataset, before))
             watched.before = None
@@ -104,8 +102,21 @@ def same(one: Numbers, other: Numbers) -> bool:
 
 def stored(dataset: Any) -> dict[str, Numbers]:
     """The arrays and CPU tensors that a dataset holds in its attributes, also within lists, dictionaries, other datasets and
-    objects of the user's, by their paths ("series", "parts[0].images"). The arrays share the memory of what is held."""
-    found: dict[str, Numbers] = {}
+    objects of the user's, by their paths ("series", "parts[0].images"). They share the memory of what is held: for a copy of
+    a dataset, since numpy keeps a tensor that it saw from being resized ever after."""
+    return {path: array if isinstance(array, np.ndarray) else array.numpy() for path, array in _held(dataset)}
+
+
+def copied(dataset: Any, most: int) -> dict[str, Numbers]:
+    """Copies of the same; none where they are larger than `most` bytes."""
+    held = list(_held(dataset))
+    if sum(array.nbytes for _, array in held) > most:
+        return {}
+    with torch._C.DisableTorchFunction():  # a look of ours is no operation of the user's
+        return {path: a.copy() if isinstance(a, np.ndarray) else a.clone().numpy() for path, a in held}
+
+
+def _held(dataset: Any) -> Iterator[tuple[str, Numbers | Tensor]]:
     seen: set[int] = set()
     level: list[tuple[str, Any]] = [("", dataset)]
     for _ in range(_DEEP):
@@ -114,24 +125,21 @@ def stored(dataset: Any) -> dict[str, Numbers]:
             if type(thing) in _PLAIN or id(thing) in seen or len(seen) > _MANY:
                 continue
             seen.add(id(thing))
-            array = _numbers(thing)
-            if array is not None:
-                found[path.lstrip(".")] = array
+            if _is_written_to(thing):
+                yield path.lstrip("."), thing
             else:
                 below += [(path + step, part) for step, part in _parts(thing)]
         level = below
-    return found
 
 
-def _numbers(thing: Any) -> Numbers | None:
-    """An array over the memory of an array or tensor that can be written to in place."""
+def _is_written_to(thing: Any) -> bool:
+    """Whether it is an array or a tensor of numbers that can be changed in place."""
     if type(thing) is np.ndarray:
-        return thing if thing.dtype.kind in "biufc" and thing.size and thing.flags.writeable else None
-    if type(thing) is Tensor and thing.layout is torch.strided and thing.device.type == "cpu" and thing.numel():
-        plain = not (thing.requires_grad or thing.is_quantized or thing.dtype is torch.bfloat16 or thing.is_conj())
-        with torch._C.DisableTorchFunction():  # a look of ours is no operation of the user's
-            return thing.numpy() if plain else None
-    return None
+        return thing.dtype.kind in "biufc" and thing.size > 0 and thing.flags.writeable
+    if type(thing) is not Tensor or thing.layout is not torch.strided or thing.device.type != "cpu":
+        return False
+    odd = thing.requires_grad or thing.is_quantized or thing.dtype is torch.bfloat16 or thing.is_conj()
+    return not odd and thing.numel() > 0
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
