@@ -35,6 +35,7 @@ class Program:
     def __init__(self, names: ModuleNames) -> None:
         self._names = names
         self.current = Iteration()
+        self._next: list[Action] = []  # what belongs to the iteration after the running one
         self.functional = False  # parameters are used outside of modules before any module runs
         self.keep_start = True  # costs one copy of the model's weights
         self.lost = ""
@@ -99,9 +100,15 @@ class Program:
         if self._open is not None:
             self._open.see_leaves(backward)
 
+    def hold_back(self) -> None:
+        """The running iteration is over, but for what came after its last step: that is of the step which is about to be taken."""
+        actions = self.current.actions
+        end = max((n + 1 for n, action in enumerate(actions) if action.kind == "step"), default=len(actions))
+        self._next, self.current.actions = actions[end:], actions[:end]
+
     def end_iteration(self, step: int) -> None:
         """The running iteration is over: keep it if more are wanted."""
-        done, self.current = self.current, Iteration()
+        done, self.current, self._next = self.current, Iteration(self._next), []
         window = self._open
         if window is not None and done.backwards:
             window.add(done)

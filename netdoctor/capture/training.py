@@ -307,6 +307,7 @@ class TrainingTaps:
         index = self.optimizers.index_of(optimizer)
         observer.mode.leave()
         if index in self._stepped:
+            observer.program.hold_back()
             self._close()
         light = observer.light
         if light is None or not light.expects("step", id(optimizer)):

@@ -178,3 +178,28 @@ def test_a_rule_that_is_not_known_is_no_experiment(options: dict[str, float]) ->
     step, _ = moved_by_hand(**options)
     with quiet(), pytest.raises(CannotReplayError, match="a rule of its own"):
         Sandbox(step)
+
+
+def test_a_model_that_steps_more_often_than_the_other_keeps_all_its_steps() -> None:
+    """A critic that steps three times for each step of its generator: every loss comes back, in order."""
+    losses: list[float] = []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        critic, generator = nn.Linear(2, 1), nn.Linear(3, 2)
+        optimizers = [torch.optim.Adam(model.parameters(), lr=0.05) for model in (critic, generator)]
+        for number in range(13):  # the last one ends what came before
+            turn = optimizers[number % 4 == 3]
+            fake = critic(generator(torch.randn(8, 3)))
+            loss = -fake.mean() if turn is optimizers[1] else fake.mean() - critic(torch.randn(8, 2)).mean()
+            turn.zero_grad()
+            loss.backward()
+            turn.step()
+            losses.append(float(loss.detach()))
+
+    step = captured(train)
+    steps = [action for iteration in step.iterations for action in iteration.actions if action.kind == "step"]
+    assert [action.optimizer for action in steps] == [0, 0, 0, 1] * 3 + [0]
+    sandbox = Sandbox(step)
+    again = [sandbox.iterate(iteration) for iteration in step.iterations]
+    assert sum(again) == pytest.approx(sum(losses), abs=1e-6)
