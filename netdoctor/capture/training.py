@@ -362,7 +362,7 @@ class TrainingTaps:
         expected = self._expected if self._expected is not None else self.optimizers.numbers()
         if expected <= self._stepped:
             self._close()
-        elif observer.program.functional:
+        elif observer.program.functional or observer.program.capturing:  # what follows may come before the next module
             observer.mode.enter()
 
     def _close(self) -> None:
