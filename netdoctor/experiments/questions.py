@@ -17,6 +17,7 @@ from netdoctor.experiments import (
     last_batch,
     leakage,
     offsets,
+    opposition,
     redundancy,
     regularisation,
     single_sample,
@@ -31,6 +32,7 @@ from netdoctor.recording import Arm, Fault, Recording
 Look = Callable[[Recording, TrainingStep, Budget], dict[str, Arm]]
 QUESTIONS: dict[str, Look] = {
     "the model as trained, on the captured batches": final.outcome,
+    "who pushes scores which way": opposition.look,
     "running statistics of single batches": last_batch.look,
     "the same batch twice in evaluation mode": determinism.repeat,
     "the same sample in other company": leakage.leakage,

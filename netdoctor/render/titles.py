@@ -17,6 +17,7 @@ _GROUPS = {
     "targets": "which token each position learns",
     "derivatives": "derivatives with a graph",
     "curvature": "second derivatives of a smooth model",
+    "game": "two players that push scores",
     "stability": "each step on its own batch",
     "single-sample": "a step on each sample",
     "batchnorm-put-back": "BatchNorm put back over mended weights",
