@@ -33,7 +33,7 @@ def only_attracts(graph: StepGraph, pairs: Iterable[Pair]) -> bool:
         if made is None:
             return False  # a leaf beside the comparisons: a penalty, say
         if made.index in wanted:
-            if sign != (-1 if made.name in _SIMILAR else 1):
+            if sign != (-1 if made.name in _SIMILAR else 1) or _pushes_apart(graph, made):
                 return False
             continue
         signs = _signs(graph, made, sign)
@@ -41,6 +41,12 @@ def only_attracts(graph: StepGraph, pairs: Iterable[Pair]) -> bool:
             return False
         queue.extend(signs)
     return bool(seen)
+
+
+def _pushes_apart(graph: StepGraph, made: Operation) -> bool:
+    """Whether torch's loss is told by its labels that some of the pairs are different."""
+    labels = [graph.values[i] for i in made.inputs[2:3]] if made.name == "cosine_embedding_loss" else []
+    return any(label.low < 0 for label in labels)
 
 
 def _signs(graph: StepGraph, made: Operation, sign: int) -> list[tuple[int, int]] | None:

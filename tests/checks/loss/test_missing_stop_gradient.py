@@ -107,3 +107,11 @@ def test_a_difference_by_hand_bootstraps_on_either_side() -> None:
     build.backward(build.operation("mean", build.operation("pow", difference, **{"1": 2}), shape=()))
     (finding,) = judged(build)
     assert finding.fixes[0].code == "target = target.detach()"
+
+
+@pytest.mark.parametrize(("low", "fires"), [(1.0, True), (-1.0, False)])
+def test_a_cosine_embedding_loss_with_different_pairs_keeps_them_apart(low: float, fires: bool) -> None:
+    build = Builder()
+    labels = build.value((32,), low=low, high=1.0)
+    build.backward(build.operation("cosine_embedding_loss", *views(build), labels, shape=()))
+    assert bool(judged(build)) is fires
