@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netdoctor.capture.step import Copies, Iteration, TrainingStep, refuse_overwritten
-from netdoctor.capture.tape import Constant, walk
+from netdoctor.capture.tape import Constant, Entry, walk
 from netdoctor.errors import why_it_failed
 from netdoctor.experiments.loss_terms import CLASSES, REGRESSION, watched_terms
 from netdoctor.experiments.sandbox import Budget, quiet
@@ -84,14 +84,21 @@ def _pairs(iteration: Iteration, copies: Copies, seen: _Seen) -> tuple[Tensor, T
     entry = backward.entries[0]
     walk((entry.args, entry.kwargs), lambda item: found.append(item) if isinstance(item, Constant) else None)
     alone = all(c.tensor.numel() == 1 or (c.tensor.dim() > 0 and c.tensor.shape[0] == size) for c in found)
-    rows = input_rows(iteration, size) if size > 1 and alone and entry.module is not None else None
+    whole = alone and entry.module is not None and not any(map(_given_more, backward.entries[1:]))
+    rows = input_rows(iteration, size) if size > 1 and whole else None
     if rows is None:
         return None
     target = known[0].target.reshape(size, -1).double()
-    if target.shape[1] == 1 and target[:, 0].tolist() == list(range(size)):
+    if target.shape[1] == 1 and sorted(target[:, 0].tolist()) == list(range(size)):
         return None  # places in the batch, as contrastive losses have them
     seen.kind, seen.columns = known[0].kind, int(rows.shape[1])
     return rows, target
+
+
+def _given_more(entry: Entry) -> bool:
+    """Whether a later call of a model has inputs of its own, as that for the second one of a pair."""
+    given = entry.meanings() if entry.module is not None else []
+    return any(isinstance(item, Constant) and item.tensor.dim() > 1 for item in given)
 
 
 def _note(seen: _Seen, rows: Tensor, targets: Tensor, first: bool) -> None:

@@ -237,6 +237,22 @@ def test_places_in_the_batch_are_no_labels():
     """As contrastive losses have them: the same inputs come at other places in the next epoch."""
     x = X[:32].repeat(3, 1)[torch.arange(96) // 32 * 32 + torch.arange(96).roll(5) % 32]
     assert asked(conflicts.conflicts, fit(mlp(outputs=32), F.cross_entropy, x, torch.arange(32).repeat(3))) == {}
+    views = torch.cat([torch.arange(16) + 16, torch.arange(16)]).repeat(3)  # each names the other view of its input
+    assert asked(conflicts.conflicts, fit(mlp(outputs=32), F.cross_entropy, x, views)) == {}
+
+
+def test_one_of_two_inputs_does_not_tell_the_target_of_the_pair():
+    torch.manual_seed(0)
+    x, model = torch.randn(16, 6), mlp(outputs=2)
+
+    def train():
+        optimizer = torch.optim.Adam(model.parameters())
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy((model(x) - model(torch.randn(16, 6))).abs(), torch.randint(0, 2, (16,))).backward()
+            optimizer.step()
+
+    assert asked(conflicts.conflicts, captured(train)) == {}
 
 
 class Cube(torch.autograd.Function):
