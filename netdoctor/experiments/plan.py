@@ -22,6 +22,7 @@ from netdoctor.experiments import (
     masks,
     noise,
     overfit,
+    pair_labels,
     pairing,
     positions,
     questions,
@@ -106,6 +107,8 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     learning = judge(recording).learning
     most = budget.share(seconds * 0.3)  # first: what a wrong mask hides is the cause of much that the others would find
     _add(recording, lambda: masks.look(recording, step, most), say, "turning the masks of attention round")
+    most = budget.share(seconds * 0.25)  # as turned labels do: a copy is asked where pairs are told alike or different
+    _add(recording, lambda: pair_labels.look(recording, step, most), say, "turning the labels of pairs round")
     tenth, fifth = partial(budget.share, seconds * 0.1), partial(budget.share, seconds * 0.2)
     if not learning:
         _turn(recording, step, budget.share(seconds * 0.25), say)

@@ -41,6 +41,7 @@ _GROUPS = {
     "inputs": "inputs blanked",
     "noise": "gradients of several batches",
     "pairing": "targets shuffled",
+    "pair labels": "labels of pairs turned round",
     "alignment": "dense targets turned",
     "combination": "all fixes together",
 }
