@@ -16,7 +16,7 @@ from netdoctor.capture.step import Copies, Iteration, TrainingStep
 from netdoctor.capture.tape import Backward
 from netdoctor.checks.loss.game import AS_IT_IS, TURNED
 from netdoctor.errors import why_it_failed
-from netdoctor.experiments.games import Game, Ids, Levels, Turn, changed, nudge, scores_of, turned, uses
+from netdoctor.experiments.games import Game, Ids, Levels, Turn, changed, nudge, turned, uses
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm
 
@@ -74,8 +74,8 @@ def _opposed(iteration: Iteration, game: Game) -> Iteration:
         if action.kind == "step":
             mine = action.optimizer == game.player
         if action.backward is not None and mine:
-            slots = [n for n, key in scores_of(action.backward, game.judging).items() if key == game.key]
-            backward = replace(action.backward, entries=turned(action.backward, slots, _turned))
+            entries = turned(action.backward, game.slots(action.backward), _turned)
+            backward = replace(action.backward, entries=entries)
             actions[number] = replace(action, backward=backward)
     return Iteration(actions, iteration.bytes)
 

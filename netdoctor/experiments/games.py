@@ -17,14 +17,17 @@ from torch import Tensor
 from netdoctor.capture.step import Action, Copies, Iteration, Replay, TrainingStep, refuse_overwritten
 from netdoctor.capture.tape import Backward, Entry, Leaf, Slot
 from netdoctor.capture.tree import tensors
-from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
+from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASS_LOSSES, DIFFERENCES
 
 Ids = frozenset[int]
 Edit = Callable[[Entry, Any, Any], tuple[Any, Any]]
-Key = tuple[int, ...]  # of a score: which module or weights made it, and which of their outputs it is
+Key = tuple[
+    int, ...
+]  # of a score: which module or weights made it, which of their outputs it is and, at last, which column
 # Common levels that scores are set to: between and beyond the usual targets (0 and 1, -1 and 1, smoothed ones) and margins,
 # and never right on one, where a push may be 0.
 LEVELS = (-2.05, -1.05, -0.85, -0.55, -0.25, -0.05, 0.03, 0.17, 0.33, 0.48, 0.62, 0.83, 0.97, 1.05, 2.05)
+WHOLE, CLASSES = -1, 16
 _NUDGE = 0.1  # of a weight, and as much again of the mean weight: what depends on it changes in some digit
 
 
@@ -53,6 +56,14 @@ class Game:
     key: Key
     way: int  # that the judge pushes the scores of generated samples: 1 down, -1 up
     levels: int  # at which it tells generated samples from others
+
+    def slots(self, backward: Backward) -> list[int]:
+        """The slots of the score in a backward call."""
+        return [n for n, key in scores_of(backward, self.judging).items() if key == self.key[:-1]]
+
+    def of(self, score: Tensor) -> Tensor:
+        """The part of a score that both push."""
+        return dict(columns(score))[self.key[-1]].flatten()
 
 
 def turns(iterations: Iterable[Iteration]) -> list[Turn]:
@@ -161,8 +172,8 @@ class Levels(Replay):
 class Pushes:
     """Which way the loss of a turn pushes scores, by key and level: 1 down, -1 up, 0 not at all or both ways.
 
-    `generated` and `real` are the rows that change with the player's weights, and those that do not. `trained` are the keys whose
-    generated rows lead back to these weights. `rows` are slot → mask of generated rows.
+    `generated` and `real` are the rows that change with the player's weights, and those that do not. `trained` are the keys (without a
+    column) whose generated rows lead back to these weights. `rows` are slot → mask of generated rows.
     """
 
     generated: dict[tuple[Key, float], int] = field(default_factory=dict)
@@ -190,14 +201,23 @@ def pushes(step: TrainingStep, turn: Turn, player: Ids, judge: Ids) -> Pushes:
         found.trained |= {key for n, key in keys.items() if bool(rows[n].any()) and _leads(nudged.scores[n], weights)}
         for level in LEVELS:
             for number, gradient in replay.at(level).items():
-                pair = grads.setdefault((keys[number], level), ([], []))
                 mask = rows[number]
-                flat = gradient.reshape(len(mask), -1)
-                pair[0].append(flat[mask].flatten())
-                pair[1].append(flat[~mask].flatten())
+                for column, part in columns(gradient.reshape(len(mask), -1)):
+                    pair = grads.setdefault(((*keys[number], column), level), ([], []))
+                    pair[0].append(part[mask].flatten())
+                    pair[1].append(part[~mask].flatten())
     for place, (generated, real) in grads.items():
         found.generated[place], found.real[place] = one_way(generated), one_way(real)
     return found
+
+
+def columns(scores: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Number → column of scores (rows, ...), where they are few, as classes are; WHOLE → all of them, as of patches."""
+    flat = scores.reshape(len(scores), -1) if scores.dim() else scores.reshape(1, 1)
+    if 1 < flat.shape[1] <= CLASSES:
+        yield from enumerate(flat.unbind(1))
+    else:
+        yield WHOLE, flat
 
 
 def held_by(step: TrainingStep, owned: Ids) -> list[Tensor]:
@@ -246,7 +266,7 @@ def _leads(score: Tensor, weights: list[Tensor]) -> bool:
 def compared(backward: Backward, slots: Iterable[int]) -> Entry | None:
     """The call that makes a loss of these scores: a known loss function, else the first call that reads them."""
     tail = after(backward, slots)
-    known = BINARY_LOSSES | DIFFERENCES
+    known = BINARY_LOSSES | CLASS_LOSSES | DIFFERENCES
     return next((entry for entry in tail if entry.name in known), tail[0] if tail else None)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from netdoctor.capture.source import source_line
 from netdoctor.capture.step import Action, Iteration, TrainingStep
 from netdoctor.capture.tape import Backward, Entry
-from netdoctor.checks.loss.game import LABELS, PUSHES, SIGN
+from netdoctor.checks.loss.game import CLASSES, LABELS, PUSHES, SIGN
 from netdoctor.errors import CannotReplayError, why_it_failed
 from netdoctor.experiments.duel import trial
 from netdoctor.experiments.games import (
@@ -34,7 +34,7 @@ from netdoctor.experiments.games import (
     scores_of,
     turns,
 )
-from netdoctor.experiments.loss_terms import BINARY_LOSSES, DIFFERENCES
+from netdoctor.experiments.loss_terms import BINARY_LOSSES, CLASS_LOSSES, DIFFERENCES
 from netdoctor.experiments.sandbox import Budget, Sandbox, quiet
 from netdoctor.recording import Arm, Recording
 
@@ -104,7 +104,9 @@ def _same_way(asked: Pushes, key: Key, ways: dict[float, int]) -> bool:
     the whole of the judge's loss does so on purpose."""
     ours = all(asked.generated.get((key, level)) == way for level, way in ways.items())
     return (
-        ours and key in asked.trained and not any(asked.real.get((key, level)) == -way for level, way in ways.items())
+        ours
+        and key[:-1] in asked.trained
+        and not any(asked.real.get((key, level)) == -way for level, way in ways.items())
     )
 
 
@@ -127,7 +129,7 @@ def _facts(step: TrainingStep, known: list[Turn], game: Game) -> dict[str, float
         "helps": float(helps),
         "turns": float(TURNS),
         "levels": float(game.levels),
-        "form": LABELS if labels else SIGN,
+        "form": LABELS if labels else CLASSES if entry is not None and entry.name in CLASS_LOSSES else SIGN,
         "up": game.way > 0,
         "shared": shared,
         "player": float(game.player),
@@ -158,7 +160,7 @@ def _relabelled(step: TrainingStep, backward: Backward, slots: list[int], entry:
 def _scored(turn: Turn, game: Game) -> tuple[Backward, list[int]]:
     """The first backward call of a turn that the score takes part in, and its slots."""
     for backward in turn.backwards:
-        slots = [n for n, key in scores_of(backward, game.judging).items() if key == game.key]
+        slots = game.slots(backward)
         if slots:
             return backward, slots
     raise CannotReplayError("the score is not part of this turn")
@@ -184,7 +186,7 @@ def _moved(step: TrainingStep, turn: Turn, game: Game) -> float:
     one.once()
     pairs = [(one.copies.of(p), copies.of(p)) for p in held(step, game.player)]
     pairs = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor) and a.requires_grad]
-    goal = game.way * _mean(one, slots)
+    goal = game.way * _mean(one, game)
     gradients = torch.autograd.grad(goal, [a for a, _ in pairs], allow_unused=True)
     norm = torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt()
     size = torch.stack([a.detach().square().sum() for a, _ in pairs]).sum().sqrt()
@@ -193,11 +195,11 @@ def _moved(step: TrainingStep, turn: Turn, game: Game) -> float:
             if gradient is not None:
                 weight.sub_(gradient, alpha=float(SMALL * size / norm.clamp_min(1e-30)))
     other.once()
-    return float((_mean(other, slots) - goal.detach() * game.way).detach())
+    return float((_mean(other, game) - goal.detach() * game.way).detach())
 
 
-def _mean(replay: Levels, slots: list[int]) -> Tensor:
-    return torch.cat([replay.scores[number].flatten().double() for number in slots]).mean()
+def _mean(replay: Levels, game: Game) -> Tensor:
+    return torch.cat([game.of(score).double() for score in replay.scores.values()]).mean()
 
 
 def _refuse_another_way(step: TrainingStep, known: list[Turn], player: int) -> None:

@@ -346,12 +346,27 @@ def domains(label: float, steps: Iterable[int] = range(8)) -> None:
         one.step()
 
 
+def two_classes(label: float) -> None:
+    """A judge with a score for each of two classes, real and generated, in one pass."""
+    maker, judge = net(NOISE, 2), net(2, 2)
+    one, other = Adam(maker.parameters(), lr=2e-3), Adam(judge.parameters(), lr=2e-3)
+    kinds = torch.arange(2).repeat_interleave(SIZE)
+    for _ in range(8):
+        fake = maker(torch.randn(SIZE, NOISE))
+        other.zero_grad()
+        F.cross_entropy(judge(torch.cat([fake.detach(), torch.randn(SIZE, 2) + 2])), kinds).backward()
+        other.step()
+        one.zero_grad()
+        F.cross_entropy(judge(fake), torch.full((SIZE,), int(label))).backward()
+        one.step()
+
+
 @pytest.mark.parametrize("run", [encoder_and_head, actor_and_critic, feature_matching])
 def test_what_is_no_game(run: Callable[[], None]) -> None:
     assert found_in(recorded(run)) == []
 
 
-@pytest.mark.parametrize("run", [auxiliary_classes, functional, domains])
+@pytest.mark.parametrize("run", [auxiliary_classes, functional, domains, two_classes])
 def test_other_games(run: Callable[[float], None]) -> None:
     assert found_in(recorded(lambda: run(1.0))) == []
     assert len(found_in(recorded(lambda: run(0.0)))) == 1

@@ -12,12 +12,13 @@ from netdoctor.finding import Measured, Trial, Verdict
 from netdoctor.recording import Recording, SourceLine
 
 PUSHES, AS_IT_IS, TURNED = "game/pushes", "game/as it is", "game/turned"
-LABELS, SIGN = "labels", "sign"
+LABELS, CLASSES, SIGN = "labels", "classes", "sign"
 TREATMENT = "oppose-adversary"
 _GENERAL = {
     LABELS: "loss_g = loss_fn(scores, torch.{real}_like(scores))  # the label of real samples",
     SIGN: "loss_g = -scores.mean()  # up where the discriminator's loss pushes them down",
 }
+_CLASS = "loss_g = F.cross_entropy(scores, real_class)  # the class that the discriminator's loss gives real samples"
 _DOWN = "loss_g = scores.mean()  # down where the discriminator's loss pushes them up"
 _KINKED = frozenset({"relu", "clamp", "clip", "clamp_min", "hardtanh"})
 _FIRST = frozenset({"softplus", "logsigmoid"})
@@ -54,6 +55,8 @@ def turned_line(facts: Mapping[str, float | str | bool]) -> str:
     if facts["form"] == LABELS:
         how = _flagged if facts.get("shared") else partial(_relabelled, real=real)
         return rewrite_where(text, how) or _GENERAL[LABELS].format(real=real)
+    if facts["form"] == CLASSES:
+        return _CLASS
     made = None if facts.get("shared") else _negated(text)
     return made or (_GENERAL[SIGN] if up else _DOWN)
 

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netdoctor.check import Check
-from netdoctor.checks.loss.game import AS_IT_IS, LABELS, PUSHES, TREATMENT, TURNED, line_of, trial_of, turned_line
+from netdoctor.checks.loss.game import (
+    AS_IT_IS,
+    CLASSES,
+    LABELS,
+    PUSHES,
+    TREATMENT,
+    TURNED,
+    line_of,
+    trial_of,
+    turned_line,
+)
 from netdoctor.checks.loss.symptoms import NO_LEARNING, NO_SIGNAL
 from netdoctor.finding import (
     Abstention,
@@ -58,7 +68,7 @@ class GeneratorHelpsDiscriminator(Check):
             yield self._finding(recording, arm)
 
     def _finding(self, recording: Recording, arm: Arm) -> Finding:
-        labels, trial = arm.facts["form"] == LABELS, trial_of(recording, self.halved, self.eased)
+        labels, trial = arm.facts["form"] in (LABELS, CLASSES), trial_of(recording, self.halved, self.eased)
         ways = ("down", "up") if arm.facts["up"] else ("up", "down")
         says = f"Both losses push the scores of generated samples {ways[0]}, and the discriminator's pushes those of real ones "
         says += f"{ways[1]}: nobody deceives it, and the generator moves away from the data. That its loss falls is no success."

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from netdoctor.checks.loss.game import AS_IT_IS, LABELS, PUSHES, SIGN, TURNED, turned_line
+from netdoctor.checks.loss.game import AS_IT_IS, CLASSES, LABELS, PUSHES, SIGN, TURNED, turned_line
 from netdoctor.checks.loss.generator_helps_discriminator import GeneratorHelpsDiscriminator
 from netdoctor.finding import Abstention, Certainty, Severity, Verdict
 from netdoctor.recording import Arm
@@ -105,6 +105,12 @@ GENERAL_SIGN = "loss_g = -scores.mean()  # up where the discriminator's loss pus
 )
 def test_the_line_with_the_other_label(text, code):
     assert turned_line(FACTS | {"text": text}) == code
+
+
+def test_classes_have_no_ones():
+    (found,) = judged(form=CLASSES, text="g = F.cross_entropy(D(fake), zeros)")
+    assert "label" in found.title
+    assert found.fixes[0].code.startswith("loss_g = F.cross_entropy(scores, real_class)")
 
 
 def test_real_samples_that_are_zeros():
