@@ -172,8 +172,8 @@ class Levels(Replay):
 class Pushes:
     """Which way the loss of a turn pushes scores, by key and level: 1 down, -1 up, 0 not at all or both ways.
 
-    `generated` and `real` are the rows that change with the player's weights, and those that do not. `trained` are the keys (without a
-    column) whose generated rows lead back to these weights. `rows` are slot → mask of generated rows.
+    `generated` and `real` are the rows that change with the player's weights, and those that do not. `trained` are the keys
+    (without a column) whose generated rows lead back to these weights. `rows` are slot → mask of generated rows.
     """
 
     generated: dict[tuple[Key, float], int] = field(default_factory=dict)

@@ -47,7 +47,8 @@ class GeneratorHelpsDiscriminator(Check):
     train, in one of them with that push turned.
     When it stays silent: games, whatever the loss; gradients that are turned on their way, maximize=True; labels that
     differ within a kind; models that minimise one loss together; judges of generated samples alone; samples from
-    a pool of earlier steps alone; both steps after both backward calls; runs without experiments.
+    a pool of earlier steps alone; both steps after both backward calls; steps that cannot be run again (labels that are
+    overwritten in place later); runs without experiments.
     Fix: the label of real samples, or the other sign.
     Sources: Goodfellow et al. 2014 (the generator maximises log D(G(z))); Arjovsky et al. 2017 (algorithm 1: the critic
     ascends and the generator descends); Heusel et al. 2017 (Fréchet distance).
