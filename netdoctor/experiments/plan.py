@@ -9,8 +9,11 @@ import numpy as np
 
 from netdoctor.capture.step import TrainingStep
 from netdoctor.checks.data.harm import State, harm
+from netdoctor.checks.training.decayed import decay_of
+from netdoctor.checks.training.decayed import trial as decayed_trial
 from netdoctor.checks.training.learning_rate_too_high import LearningRateTooHigh
 from netdoctor.checks.training.lr_trials import rescue_on_few, works
+from netdoctor.checks.training.over_regularised import OverRegularised
 from netdoctor.checks.training.slow_rate import OWN
 from netdoctor.errors import CannotReplayError
 from netdoctor.experiments import (
@@ -18,6 +21,7 @@ from netdoctor.experiments import (
     batchnorm,
     blanking,
     classes,
+    decaying,
     learning_rate,
     masks,
     noise,
@@ -110,9 +114,12 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
     most = budget.share(seconds * 0.25)  # as turned labels do: a copy is asked where pairs are told alike or different
     _add(recording, lambda: pair_labels.look(recording, step, most), say, "turning the labels of pairs round")
     tenth, fifth = partial(budget.share, seconds * 0.1), partial(budget.share, seconds * 0.2)
+    third = budget.share(seconds * 0.3)
+    _add(recording, lambda: decaying.look(recording, step, third), say, "training with a weak weight decay")
     if not learning:
         _turn(recording, step, budget.share(seconds * 0.25), say)
-        _rates(recording, step, budget, seconds, say)
+        if not _by_decay(recording):
+            _rates(recording, step, budget, seconds, say)
     elif learning_rate.hasty(recording) and rescue_on_few(recording, up=False) is not None:
         _lower(recording, step, budget.share(seconds * 0.4), say)
     _add(recording, lambda: questions.ask(recording, step, fifth(), say), say, "asking the model")
@@ -146,6 +153,14 @@ def _ask(recording: Recording, step: TrainingStep, budget: Budget, seconds: floa
         _add(recording, lambda: noise.measure(recording, step, tenth()), say, "comparing gradients")
         most = budget.share(seconds * 0.4)  # the last: three arms that learn by heart
         _add(recording, lambda: pairing.trials(recording, step, most, say), say, "shuffling the targets")
+
+
+def _by_decay(recording: Recording) -> bool:
+    """Whether a weak decay alone trains at the script's own rate, which is then not at fault. A usual decay may be held too
+    strong by that."""
+    most = max(map(decay_of, recording.optimizers), default=0.0)
+    check = OverRegularised()
+    return most > check.usual and decayed_trial(recording, check.gained, check.times) is not None
 
 
 def _turn(recording: Recording, step: TrainingStep, budget: Budget, say: Say) -> None:

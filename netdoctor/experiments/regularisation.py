@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from netdoctor.capture.step import Replay, TrainingStep, refuse_overwritten
+from netdoctor.capture.step import Iteration, Replay, TrainingStep, refuse_overwritten
 from netdoctor.checks.training.pull import loss_left, pulls
 from netdoctor.errors import why_it_failed
 from netdoctor.experiments.sandbox import Budget, Edit, Sandbox, quiet
@@ -101,13 +101,16 @@ def _penalised(step: TrainingStep, late: TrainingStep, edit: Edit) -> bool:
     return math.isfinite(total) and data >= LEFT * start
 
 
-@torch.no_grad()
 def _level(sandbox: Sandbox, edit: Edit | None) -> float:
+    return mean_loss(sandbox, sandbox.step.iterations[:BATCHES], edit)
+
+
+@torch.no_grad()
+def mean_loss(sandbox: Sandbox, iterations: list[Iteration], edit: Edit | None = None) -> float:
     """The mean loss of some captured batches, dropout off."""
     losses = []
-    for iteration in sandbox.step.iterations[:BATCHES]:
-        for backward in iteration.backwards:
-            refuse_overwritten(backward)
-            with NoDropout():
-                losses.append(float(Replay(sandbox.copies).loss(backward, edit).detach()))
+    for backward in (backward for iteration in iterations for backward in iteration.backwards):
+        refuse_overwritten(backward)
+        with NoDropout():
+            losses.append(float(Replay(sandbox.copies).loss(backward, edit).detach()))
     return float(np.mean(losses)) if losses else math.nan

@@ -59,7 +59,7 @@ def _arm(name: str, recording: Recording, step: TrainingStep, budget: Budget, st
             while len(losses) < steps and budget.left > 0 and math.isfinite(sum(losses[-1:])):
                 count = len(losses)
                 if count == len(step.iterations):
-                    _raise_rates(sandbox, recording)
+                    at_the_highest_rate(sandbox, recording)
                 first_pass = count < len(step.iterations)
                 losses.append(sandbox.iterate(step.iterations[count % len(step.iterations)], first_pass))
             moved = _moved(held, before)
@@ -100,7 +100,7 @@ def _float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
-def _raise_rates(sandbox: Sandbox, recording: Recording) -> None:
+def at_the_highest_rate(sandbox: Sandbox, recording: Recording) -> None:
     """From the rates of the last captured step to the highest of the run: a warm-up may be longer than what was captured."""
     rates = recording.scalars.get("lr")
     now = float(sandbox.optimizers[0].param_groups[0].get("lr", math.nan))

@@ -22,6 +22,7 @@ _GROUPS = {
     "single-sample": "a step on each sample",
     "batchnorm-put-back": "BatchNorm put back over mended weights",
     "regularisation": "going on without regularisation",
+    "decay": "training with a weak weight decay",
     "time": "gradients on their way back through time",
     "side-terms": "a side term of the loss made small",
     "masks": "masks of attention turned round",

@@ -11,8 +11,9 @@ from netdoctor.trend import judge
 DECOUPLED = frozenset({"AdamW", "NAdamW", "Lion"})
 
 
-def pulls(recording: Recording) -> dict[str, float]:
-    """Weight matrix → pull of its weight decay over that of the gradient, median over the last third of the observed steps.
+def pulls(recording: Recording, early: bool = False) -> dict[str, float]:
+    """Weight matrix → pull of its weight decay over that of the gradient, median over the last (or `early`: first) third of the
+    observed steps.
 
     Coupled decay (SGD, Adam) adds decay x weight to the gradient: their scales are compared. Decoupled decay (AdamW) takes
     lr x decay x weight from the weight itself: that is compared with the whole update.
@@ -23,7 +24,7 @@ def pulls(recording: Recording) -> dict[str, float]:
             parameter = recording.parameters.get(name)
             group = _group(optimizer)
             if parameter is not None and len(parameter.shape) > 1 and float(group.get("weight_decay", 0.0)) > 0:
-                pull = _pull(recording, parameter, optimizer, group)
+                pull = _pull(recording, parameter, optimizer, group, early)
                 if pull is not None:
                     found[name] = pull
     return found
@@ -35,7 +36,11 @@ def _group(optimizer: Optimizer) -> Mapping[str, float | str | bool]:
 
 
 def _pull(
-    recording: Recording, parameter: Parameter, optimizer: Optimizer, group: Mapping[str, float | str | bool]
+    recording: Recording,
+    parameter: Parameter,
+    optimizer: Optimizer,
+    group: Mapping[str, float | str | bool],
+    early: bool,
 ) -> float | None:
     decoupled = optimizer.type in DECOUPLED or bool(group.get("decoupled_weight_decay"))
     factor = float(group["weight_decay"]) * (float(group.get("lr", 0.0)) if decoupled else 1.0)
@@ -43,11 +48,12 @@ def _pull(
     weight = recording.of_parameter(parameter.name, Stat.RMS)
     if other is None or weight is None:
         return None
-    return factor * median(_late(weight)) / max(median(_late(other)), 1e-30)
+    return factor * median(_third(weight, early)) / max(median(_third(other, early)), 1e-30)
 
 
-def _late(track: Track) -> Array:
-    return track.values[-max(1, len(track.values) // 3) :]
+def _third(track: Track, early: bool) -> Array:
+    count = max(1, len(track.values) // 3)
+    return track.values[:count] if early else track.values[-count:]
 
 
 def loss_left(recording: Recording) -> float:

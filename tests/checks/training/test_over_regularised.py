@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
+from netdoctor.checks.training.decayed import strong
 from netdoctor.checks.training.over_regularised import OverRegularised
 from netdoctor.finding import Abstention, Certainty, Finding, Severity
-from tests.checks.builders import Builder
+from tests.checks.builders import Builder, Curve
 
 
 def recording(pull: float = 0.5, type_: str = "SGD", decay: float = 0.1, update: float = 0.0) -> Builder:
@@ -33,6 +36,70 @@ def test_decay_is_named_with_its_optimizer() -> None:
 @pytest.mark.parametrize(("pull", "fires"), [(0.19, False), (0.21, True)])
 def test_the_pull(pull: float, fires: bool) -> None:
     assert bool(judged(arms(recording(pull)))) is fires
+
+
+@pytest.mark.parametrize(
+    ("loss", "severity"), [(1.0, Severity.ERROR), (lambda step: 1.0 * 0.98**step, Severity.WARNING)]
+)
+def test_what_learns_nothing_is_an_error(loss: Curve, severity: Severity) -> None:
+    assert [finding.severity for finding in judged(arms(recording()).loss(loss))] == [severity]
+
+
+def beginning(kept: float = 0.9, after: float = 0.5, decay: float = 0.5) -> Builder:
+    """A copy that goes from the start: its loss on other batches, with all of the decay and with little."""
+    build = recording(decay=decay).arm("decay/as it is", [1.0] * 60, before=1.0, data=kept)
+    return build.arm("decay/a hundredth of it", [1.0] * 60, before=1.0, data=after)
+
+
+@pytest.mark.parametrize(
+    ("kept", "after", "fires"),
+    [
+        (1.0, 0.69, True),
+        (1.0, 0.71, False),
+        (0.84, 0.5, True),
+        (0.82, 0.5, False),
+        (math.nan, 0.5, True),
+        (1.0, math.nan, False),
+    ],
+)
+def test_from_the_start_a_weak_decay_trains(kept: float, after: float, fires: bool) -> None:
+    """30 % of the loss, and three times as much as with all of the decay."""
+    found = judged(beginning(kept, after))
+    assert [(f.severity, f.certainty, f.location.line) for f in found] == [
+        (Severity.ERROR, Certainty.PROVEN, 9)
+    ] * fires
+    for finding in found:
+        assert finding.fixes[0].code == "weight_decay=0.001"
+        assert finding.fixes[0].trial is not None
+
+
+def test_a_training_that_learns_is_not_judged_by_its_start() -> None:
+    assert judged(beginning().loss(lambda step: 1.0 * 0.95**step)) == []
+
+
+@pytest.mark.parametrize(("decay", "fires"), [(0.1, False), (0.11, True)])
+def test_from_the_start_a_usual_decay_is_excused_by_the_rate(decay: float, fires: bool) -> None:
+    build = beginning(decay=decay).arm("trial/control", [1.0] * 60)
+    assert bool(judged(build.arm("trial/lr x0.1", np.linspace(1.0, 0.3, 60)))) is fires
+
+
+def test_the_optimizer_with_the_decay_is_named() -> None:
+    build = Builder(steps=60).linear("0", weight_rms=1.0, weight_gradient=0.1).optimizer("SGD", lr=0.1, line=8)
+    build.optimizer("SGD", lr=0.1, weight_decay=0.5, line=9).loss(1.0).arm(
+        "decay/as it is", [1.0], before=1.0, data=1.0
+    )
+    (finding,) = judged(build.arm("decay/a hundredth of it", [1.0], before=1.0, data=0.3))
+    assert finding.location.line == 9
+
+
+@pytest.mark.parametrize(("pull", "level", "asked"), [(0.09, 1.0, False), (0.11, 1.0, True), (0.11, 0.05, False)])
+@pytest.mark.parametrize("early", [True, False])
+def test_who_is_asked(pull: float, level: float, asked: bool, early: bool) -> None:
+    """A pull that shows in one third of the run will do: early, or when the weights are gone."""
+    gradient = [0.1 / (pull if (n < 20) is early else 0.01) for n in range(60)]
+    build = Builder(steps=60).linear("0", weight_rms=1.0, weight_gradient=gradient)
+    build.optimizer("SGD", lr=0.1, weight_decay=0.1).loss([1.0] * 10 + [level] * 50)
+    assert strong(build.done()) is asked
 
 
 @pytest.mark.parametrize(("update", "fires"), [(0.06, False), (0.04, True)])
