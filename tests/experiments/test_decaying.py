@@ -29,11 +29,11 @@ def _hurt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decaying, "harm", lambda _: type("Hurt", (), {"state": decaying.State.HURT}))
 
 
-def trained(make: Make, noise: bool = False) -> TrainingStep:
+def trained(make: Make, noise: bool = False, rows: int = 32) -> TrainingStep:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
-    x = torch.randn(24, 32, 8)
-    y = torch.randint(0, 3, (24, 32)) if noise else (x @ torch.randn(8, 3)).argmax(-1)
+    x = torch.randn(24, rows, 8)
+    y = torch.randint(0, 3, (24, rows)) if noise else (x @ torch.randn(8, 3)).argmax(-1)
 
     def train() -> None:
         optimizer = make(model.parameters())
@@ -73,9 +73,9 @@ def test_a_decay_that_outweighs_the_gradient(name: str) -> None:
 def test_what_cannot_be_learned_is_not_learned_with_a_weak_one() -> None:
     """By heart it may be: that is why other batches are asked than those that were trained on."""
     recording = Recording()
-    step = trained(lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=1.0), noise=True)
+    step = trained(lambda p: torch.optim.Adam(p, lr=5e-2, weight_decay=1.0), noise=True, rows=3)
     recording.arms.update(look(recording, step, Budget(60)))
-    assert recording.arms[WEAK].losses[-1] < recording.arms[AS_IT_IS].losses[-1]
+    assert recording.arms[WEAK].losses[-16:].mean() < 0.7 * recording.arms[AS_IT_IS].losses[-16:].mean()
     assert trial(recording, 0.3, 3.0) is None
 
 
