@@ -14,6 +14,7 @@ from netdoctor.capture.changes import Changes
 from netdoctor.capture.fault import faulty_step
 from netdoctor.capture.naming import ModuleNames, Root
 from netdoctor.capture.planned import Planned
+from netdoctor.capture.spares import Spares
 from netdoctor.capture.step import Action, Iteration, TrainingStep
 from netdoctor.capture.tape import Backward
 from netdoctor.capture.window import Window
@@ -36,6 +37,7 @@ class Program:
         self._names = names
         self.current = Iteration()
         self._next: list[Action] = []  # what belongs to the iteration after the running one
+        self._spares = Spares()
         self.functional = False  # parameters are used outside of modules before any module runs
         self.keep_start = True  # costs one copy of the model's weights
         self.lost = ""
@@ -99,6 +101,7 @@ class Program:
         self.current.actions.append(Action("backward", backward))
         if self._open is not None:
             self._open.see_leaves(backward)
+            self._spares.take(backward)
 
     def hold_back(self) -> None:
         """The running iteration is over, but for what came after its last step: that is of the step which is about to be taken."""
@@ -109,6 +112,7 @@ class Program:
     def end_iteration(self, step: int) -> None:
         """The running iteration is over: keep it if more are wanted."""
         done, self.current, self._next = self.current, Iteration(self._next), []
+        self._spares.end_iteration()
         window = self._open
         if window is not None and done.backwards:
             window.add(done)
@@ -159,6 +163,7 @@ class Program:
     def training_step(self) -> TrainingStep:
         """Everything that experiments need; its `late` is that of the last late window, whose `late` is the first one's."""
         lost = self.lost
+        self._spares.settle()
         if not self._first.iterations and not lost:
             lost = "no complete training step was captured"
         late: TrainingStep | None = None
@@ -179,6 +184,7 @@ class Program:
         """Let go of models, weights and batches; what `training_step` gave out keeps its own."""
         self.keep_start = False
         self.current = Iteration()
+        self._spares.release()
         self._first.clear()
         self._late, self._fault, self.planned = [], None, []
 

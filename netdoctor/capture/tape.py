@@ -64,6 +64,11 @@ class Constant:
         """Whether the tensor was changed in place since the tape saw it."""
         return version(self.tensor) != self.version
 
+    def stand_in(self, tensor: Tensor) -> None:
+        """From now on it means `tensor`, a copy that was taken before the tensor was overwritten."""
+        object.__setattr__(self, "tensor", tensor)
+        object.__setattr__(self, "version", version(tensor))
+
 
 @dataclass(slots=True)
 class Context:
