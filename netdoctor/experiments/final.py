@@ -183,7 +183,9 @@ def _frozen_drift(step: TrainingStep) -> dict[str, float | str | bool]:
 
 
 def frozen_norms(step: TrainingStep) -> Iterator[tuple[str, _BatchNorm, Tensor, Tensor]]:
-    """(path, BatchNorm, mean, variance) of the frozen ones in training mode that began with statistics of their own."""
+    """(path, BatchNorm, mean, variance) of the frozen ones in training mode that began with statistics of their own.
+
+    Those whose weights the script moves itself, as averages of another model's, are not frozen."""
     for top in step.modules:
         for path, norm in top.named_modules():
             if not (trains(norm) and isinstance(norm, _BatchNorm) and norm.weight is not None and norm.training):
@@ -194,6 +196,8 @@ def frozen_norms(step: TrainingStep) -> Iterator[tuple[str, _BatchNorm, Tensor, 
             begun = step.starts.get(id(norm.weight))
             if begun is not None and begun[1].requires_grad:
                 continue  # frozen on the way: the check frozen-parameter-moves knows its statistics of that moment
+            if begun is not None and not torch.equal(begun[1].detach(), norm.weight.detach()):
+                continue  # the script moves its weights itself: an average of another model's
             mean, variance = starts[0][1], starts[1][1]
             if not (bool((mean == DEFAULT[0]).all()) and bool((variance == DEFAULT[1]).all())):
                 yield path, norm, mean, variance

@@ -118,14 +118,18 @@ def test_of_several_terms_the_worst_tells_what_is_left_and_of_none_nothing():
     assert "left" not in asked(final.outcome, neither)["final/evaluation"].facts
 
 
-def test_a_frozen_norm_with_loaded_statistics_is_seen_to_move():
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_frozen_norm_with_loaded_statistics_is_seen_to_move(averaged):
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     net[1].running_mean.fill_(4.0)
     for parameter in net[1].parameters():
         parameter.requires_grad_(False)
-    arm = asked(final.outcome, fit(net, F.cross_entropy, X, Y))["final/batch statistics"]
-    assert float(arm.facts["frozen_drift"]) > 0.5
-    assert arm.facts["frozen_module"] == "1"
+    step = fit(net, F.cross_entropy, X, Y)
+    if averaged:  # a teacher, whose weights the loop moves
+        net[1].weight.mul_(0.99)
+    arm = asked(final.outcome, step)["final/batch statistics"]
+    assert (float(arm.facts["frozen_drift"]) > 0.5) is not averaged
+    assert arm.facts["frozen_module"] == ("" if averaged else "1")
 
 
 def test_norms_that_were_frozen_on_the_way_with_their_statistics_of_then():
