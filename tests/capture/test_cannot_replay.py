@@ -48,9 +48,9 @@ def test_numpy_between_model_and_loss():
     assert all(gradient is None for gradient in copy.gradients[0])
 
 
-def test_a_batch_that_was_overwritten():
+def test_a_large_batch_that_was_overwritten():
     def train(log):
-        model, buffer = mlp(), torch.empty(4, 5)
+        model, buffer = mlp(), torch.empty(60_000, 5)
         optimizer = sgd(log, model.parameters())
         for _ in range(3):
             buffer.normal_()

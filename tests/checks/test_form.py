@@ -37,7 +37,7 @@ nondeterministic-eval wrong-custom-backward oversized-model slow-data-loading pa
 underfitting train-eval-shift cannot-overfit-tiny-batch rank-desync rank-imbalance schedule-too-long sampler-weights
 stale-statistics misaligned-targets shifted-target zero-second-derivative carried-graph term-without-gradient
 logit-scale-too-large resampled-action group-rates-overwritten clipping-without-effect state-kept-by-reference
-kl-div-averaged data-changed-by-access pair-labels-inverted
+generator-helps-discriminator kl-div-averaged data-changed-by-access pair-labels-inverted
 """
 
 pytestmark = pytest.mark.parametrize("check", CATALOGUE, ids=lambda check: check.name)
