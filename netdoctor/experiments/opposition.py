@@ -7,6 +7,8 @@ samples against the judge.
 
 from __future__ import annotations
 
+import linecache
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +44,7 @@ TURNS = 3  # of each player, in all of which it must be so
 FOLLOWED = 24  # turns of both, over which the player's own steps show in its losses
 BETWEEN = 0.48  # the labels 0 and 1
 LABELLED = BINARY_LOSSES | DIFFERENCES
+_TOUCHED = re.compile(r"\.grad\b(?!\s*\()|register_\w*hook")  # a gradient, but not by torch.autograd.grad
 SMALL = 1e-3  # of the norm of the weights: a step in which a gradient tells what happens
 
 
@@ -203,10 +206,13 @@ def _mean(replay: Levels, game: Game) -> Tensor:
 
 
 def _refuse_another_way(step: TrainingStep, known: list[Turn], player: int) -> None:
-    """Raise CannotReplayError where the player's losses are nearer to those of a copy that steps the other way than to those of
-    one that steps along its gradients: then these were turned by hand, which no capture sees."""
+    """Raise CannotReplayError where gradients may have been turned by hand, which no capture sees: the player's losses are nearer
+    to those of a copy that steps the other way than to those of one that steps along its gradients, and where its losses are
+    made a gradient is touched. (A loop that does more to the weights than its optimizers do, such as clipping them, is
+    not followed by either copy.)"""
     along, against = (_apart(step, known, player, sign) for sign in (1.0, -1.0))
-    if not along < against:
+    files = {backward.position[0] for turn in known if turn.optimizer == player for backward in turn.backwards}
+    if not along < against and any(_TOUCHED.search(text) for file in files for text in linecache.getlines(file)):
         raise CannotReplayError("which way the player steps cannot be told on a copy")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from netdoctor.checks.loss.game import AS_IT_IS, PUSHES, TURNED
 from netdoctor.checks.loss.generator_helps_discriminator import GeneratorHelpsDiscriminator
+from netdoctor.experiments import opposition
 from netdoctor.experiments.opposition import look
 from netdoctor.experiments.sandbox import Budget
 from netdoctor.finding import Abstention, Finding, Verdict
@@ -412,6 +414,50 @@ def clipped_critic() -> None:
 def test_a_critic_with_clipped_weights() -> None:
     (found,) = found_in(recorded(clipped_critic))
     assert found.fixes[0].trial is not None
+
+
+def hard_clipped(sign: float = 1.0) -> None:
+    """Weights that are clipped to next to nothing: no copy's losses are like those of the training."""
+    maker, judge = net(NOISE, 2), net(2, 1)
+    one, other = torch.optim.RMSprop(maker.parameters(), lr=5e-3), torch.optim.RMSprop(judge.parameters(), lr=5e-3)
+    for number in range(24):
+        fake = maker(torch.randn(SIZE, NOISE))
+        other.zero_grad()
+        critic(judge(torch.randn(SIZE, 2) + 2), judge(fake.detach())).backward()
+        other.step()
+        for parameter in judge.parameters():
+            parameter.data.clamp_(-0.001, 0.001)
+        if number % 3 == 2:
+            one.zero_grad()
+            (sign * judge(maker(torch.randn(SIZE, NOISE))).mean()).backward()
+            one.step()
+
+
+def test_where_no_copy_follows_only_a_touched_gradient_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opposition, "_apart", lambda step, known, player, sign: sign)  # nearer to the other way
+    doubted = GeneratorHelpsDiscriminator().judge(recorded(hard_clipped))  # this file touches a gradient, further up
+    assert [type(said) for said in doubted] == [Abstention]
+    monkeypatch.setattr(opposition, "_TOUCHED", re.compile("no such text in th[i]s file"))
+    assert len(found_in(recorded(hard_clipped))) == 1
+    assert found_in(recorded(lambda: hard_clipped(-1.0))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "touched"),
+    [
+        ("p.grad.neg_()", True),
+        ("p.grad *= -1", True),
+        ("param.grad = -param.grad", True),
+        ("x.register_hook(lambda g: -g)", True),
+        ("self.net.register_full_backward_hook(turn)", True),
+        ("torch.autograd.grad(scores.sum(), x, create_graph=True)", False),
+        ("optimizer.zero_grad()", False),
+        ("with torch.no_grad():", False),
+        ("p.requires_grad_(False)", False),
+    ],
+)
+def test_what_touches_a_gradient(text: str, touched: bool) -> None:
+    assert bool(opposition._TOUCHED.search(text)) is touched
 
 
 def test_one_optimizer_is_not_asked() -> None:
