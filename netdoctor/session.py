@@ -59,7 +59,7 @@ class Session:
         self._observer.find_origin = find_origin
         self._taps = Taps(self._observer)
         self._ranks = Ranks(self._observer)
-        self._clock = LoaderClock(self._observer)
+        self._clock = LoaderClock(self._observer, compares=self.options.experiments)
         self._step: TrainingStep | None = None
         self._report: Report | None = None
         self._ended = "finished"

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from netdoctor.capture import stored
 from netdoctor.capture.stored import StoredData
+from netdoctor.judging import Options
+from netdoctor.session import Session
 
 
 class Rows(Dataset):
@@ -53,6 +55,19 @@ def test_a_tensor_can_still_be_resized() -> None:
     watch.begins(Rows(rows))
     rows.resize_(24)
     assert rows.numel() == 24
+
+
+@pytest.mark.parametrize("experiments", [True, False])
+def test_nothing_is_copied_where_no_experiment_will_ask(experiments: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(StoredData, "begins", lambda self, dataset: seen.append(dataset))
+    session = Session(Options(experiments=experiments))
+    session.start()
+    try:
+        next(iter(DataLoader(Rows(torch.ones(4, 3)), sampler=range(4))))
+    finally:
+        session.stop()
+    assert len(seen) == experiments
 
 
 def test_large_data_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
