@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from netdoctor.check import Check
 from netdoctor.checks.loss.beginnings import expected_loss, smaller_embeddings, smaller_start, steps_until
-from netdoctor.checks.loss.comparisons import Comparison, comparisons, line
+from netdoctor.checks.loss.comparisons import RESHAPES, Comparison, comparisons, line
 from netdoctor.finding import Evidence, Finding, Location, Severity
 from netdoctor.recording import Recording, Stat
+
+_SCALED = RESHAPES | {"clamp", "clip", "add", "sub", "rsub", "mul", "div", "truediv", "neg"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class InitialLoss(Check):
     How it is decided: the very first loss is at least 2.5 times that of a constant prediction, and it takes 8 steps and
     a tenth of the run, or more, to get below it.
     When it stays silent: loaded weights; losses of several terms, weighted or summed ones, whose start is not known; a
-    start that is left behind in a few steps.
+    start that is left behind in a few steps; a cosine, whose size no layer sets: untrained outputs are nearly parallel.
     Fix: a smaller last layer; its bias at the mean of the targets, or at the log of the class frequencies.
     Sources: Karpathy's recipe for training neural networks ("verify loss @ init"), CS231n ("look for correct loss").
     """
@@ -41,6 +43,8 @@ class InitialLoss(Check):
     def judge(self, recording: Recording) -> Iterator[Finding]:
         series, pair = recording.loss, next(comparisons(recording), None)
         if series is None or pair is None or recording.facts.get("pretrained") or recording.steps < self.least:
+            return
+        if _is_cosine(pair):
             return
         expected = expected_loss(recording, pair)
         first = float(series.values[0]) if series.values.size and series.steps[0] == 0 else math.nan
@@ -69,3 +73,11 @@ class InitialLoss(Check):
             first_step=0,
             share=min(1.0, share),
         )
+
+
+def _is_cosine(pair: Comparison) -> bool:
+    """Whether the prediction is a cosine of two outputs, shifted and scaled at most."""
+    made = pair.graph.producer(pair.prediction.index)
+    while made is not None and made.inputs and made.name in _SCALED:
+        made = pair.graph.producer(made.inputs[0])
+    return made is not None and made.name == "cosine_similarity"

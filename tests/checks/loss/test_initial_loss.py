@@ -139,3 +139,15 @@ def test_large_embeddings_are_named_where_they_are_multiplied(embedding: float, 
     (finding,) = judged(products(embedding=embedding))
     lines = [f"torch.nn.init.normal_(model.{name}.weight, std=0.05)" for name in ("user", "item")]
     assert [fix.code for fix in finding.fixes] == (["\n".join(lines)] if told else [])
+
+
+@pytest.mark.parametrize(("made", "fires"), [("cosine_similarity", False), ("linear", True)])
+@pytest.mark.parametrize("scaled", [(), ("clamp",), ("mul", "add")])
+def test_a_cosine_has_no_size_that_a_layer_could_start_with(made: str, fires: bool, scaled: tuple[str, ...]) -> None:
+    build = Builder(steps=100).loss(lambda step: 0.5 if step >= 40 else 2.1)
+    build.facts(loss_family="bce", loss_lower_bound=0.0)
+    value = build.operation(made, build.weight("a", (32, 8)), build.value((32, 8)), shape=(32,))
+    for name in scaled:
+        value = build.operation(name, value, shape=(32,))
+    build.backward(build.operation("binary_cross_entropy", value, build.value((32,)), shape=(), reduction="mean"))
+    assert bool(judged(build)) is fires
