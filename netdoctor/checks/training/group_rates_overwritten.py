@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from netdoctor.checks.training.optimizer_line import assigned, variable
 from netdoctor.finding import Evidence, Finding, Fix, Location, Reach, Severity
 from netdoctor.recording import Event, Optimizer, Recording
 
-APART = 2.0  # times: rates of groups that differ by less are hardly meant to
+APART = 2.0  # times: rates of groups that differ by less are hardly meant to differ
 _CYCLES = frozenset({"OneCycleLR", "CyclicLR"})  # they take one rate for all, or a list
 _MAX_LR = re.compile(r"\bmax_lr\s*=\s*[^,()\[\]]+")
 
@@ -37,9 +38,11 @@ class GroupRatesOverwritten(Check):
         | {"dead-relu", "underfitting"}
     )
 
+    apart: float = APART  # times, between the largest and the smallest rate
+
     def judge(self, recording: Recording) -> Iterator[Finding]:
         for optimizer in recording.optimizers:
-            if overwritten(optimizer):
+            if overwritten(optimizer, self.apart):
                 yield self._finding(optimizer, recording)
 
     def _finding(self, optimizer: Optimizer, recording: Recording) -> Finding:
@@ -58,19 +61,28 @@ class GroupRatesOverwritten(Check):
             Severity.ERROR if state.state in {State.HURT, State.SLOW} else Severity.WARNING,
             f"{says} {state.words}".strip(),
             Location.at(cycle.source if cycle is not None else optimizer.source),
-            (Evidence("largest over smallest rate of the groups", 1.0, "<", APART),),
+            (
+                Evidence(
+                    "largest over smallest rate that the groups were built with", _apart(optimizer), "≥", self.apart
+                ),
+            ),
             (_fix(optimizer, cycle, recording),),
             first_step=0,
             share=1.0,
         )
 
 
-def overwritten(optimizer: Optimizer) -> bool:
+def overwritten(optimizer: Optimizer, apart: float = APART) -> bool:
     """Whether the groups were built with rates of their own, and had one for all at the first step."""
     used = [group.get("lr") for group in optimizer.groups]
-    if len(used) != len(optimizer.rates) or len(used) < 2 or max(optimizer.rates) < APART * min(optimizer.rates):
+    if len(used) != len(optimizer.rates) or len(used) < 2 or _apart(optimizer) < apart:
         return False
     return len(set(used)) == 1 and isinstance(used[0], int | float) and used[0] > 0
+
+
+def _apart(optimizer: Optimizer) -> float:
+    least, most = min(optimizer.rates), max(optimizer.rates)
+    return most / least if least > 0 else math.inf if most > 0 else 1.0
 
 
 def _fix(optimizer: Optimizer, cycle: Event | None, recording: Recording) -> Fix:

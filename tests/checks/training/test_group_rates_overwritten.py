@@ -50,6 +50,7 @@ def test_an_error_where_training_is_hurt(end: float, severity: Severity) -> None
     (found,) = judged(run((0.001, 0.5), (0.02, 0.02), end))
     assert found.severity is severity
     assert found.location.line == BUILT.line
+    assert (found.evidence[0].measured, found.evidence[0].limit) == (500.0, 2.0)
     assert found.fixes[0].code.startswith("for group, rate in zip(opt.param_groups, [0.001, 0.5]):")
 
 
