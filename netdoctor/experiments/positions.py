@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,9 @@ def order(recording: Recording, step: TrainingStep, budget: Budget) -> dict[str,
     if facts["blind"]:
         length = int(float(facts["length"]))
         arms[WITHOUT] = learn(WITHOUT, step, lambda sandbox: None, budget.share(budget.left / 3))
-        drawn = torch.Generator().manual_seed(5)
-        shuffled = lambda sandbox: _add_positions(sandbox, length, drawn)  # noqa: E731
+        shuffled = partial(_add_positions, length=length, drawn=torch.Generator().manual_seed(5))
         arms[SHUFFLED] = learn(SHUFFLED, step, shuffled, budget.share(budget.left / 2))
-        arms[WITH] = learn(WITH, step, lambda sandbox: _add_positions(sandbox, length), budget.share(budget.left))
+        arms[WITH] = learn(WITH, step, partial(_add_positions, length=length), budget.share(budget.left))
     return arms
 
 

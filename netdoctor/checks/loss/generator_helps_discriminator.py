@@ -73,6 +73,7 @@ class GeneratorHelpsDiscriminator(Check):
         ways = ("down", "up") if arm.facts["up"] else ("up", "down")
         says = f"Both losses push the scores of generated samples {ways[0]}, and the discriminator's pushes those of real ones "
         says += f"{ways[1]}: nobody deceives it, and the generator moves away from the data. That its loss falls is no success."
+        helps, turns = float(arm.facts["helps"]), float(arm.facts["turns"])
         fix = "Compare with the label of real samples." if labels else "Turn the sign of the scores."
         return Finding(
             self.name,
@@ -82,13 +83,8 @@ class GeneratorHelpsDiscriminator(Check):
             says,
             Location.at(line_of(arm.facts), step=0),
             (
-                Evidence("turns in which both push the scores the same way", float(arm.facts["helps"]), "≥", 3.0),
-                Evidence(
-                    "levels of the score at which they do",
-                    float(arm.facts["levels"]),
-                    "≥",
-                    1.0,
-                ),
+                Evidence("turns in which both push the scores the same way", helps, "≥", turns),
+                Evidence("common levels of the scores at which they do", float(arm.facts["levels"]), "≥", 1.0),
             ),
             (Fix(TREATMENT, fix, turned_line(arm.facts), Reach.RUN, trial),),
             Certainty.PROVEN if trial is not None and trial.verdict is Verdict.CURED else Certainty.MEASURED,
