@@ -68,7 +68,16 @@ def keep(planned: list[Planned], scheduler: Any, step: int) -> None:
 
 def _copied(schedule: Any, known: dict[int, Any] | None = None) -> Any:
     """A copy that shares the functions: one may be a method of an object that holds the model and the data."""
-    return copy.deepcopy(schedule, {**{id(one): one for one in _functions(schedule)}, **(known or {})})
+    return _made_anew(schedule, {**{id(one): one for one in _functions(schedule)}, **(known or {})})
+
+
+def _made_anew(schedule: Any, known: dict[int, Any]) -> Any:
+    """By its attributes: `deepcopy` of the object itself would leave a mark on torch's class (`__slotnames__`)."""
+    for part in getattr(schedule, "_schedulers", ()):
+        known[id(part)] = _made_anew(part, known)
+    made = known[id(schedule)] = object.__new__(type(schedule))
+    vars(made).update(copy.deepcopy(vars(schedule), known))
+    return made
 
 
 def _functions(schedule: Any) -> Iterator[Any]:
